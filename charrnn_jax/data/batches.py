@@ -1,0 +1,137 @@
+"""Token array -> `Batch(inputs, targets)`, as a pure function of the step.
+
+Because step k always gives the same batch, the step IS the position: there is nothing else to save
+or to restore. Targets are the inputs shifted by one ("Hell" -> "ello").
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import NamedTuple, Protocol, TypeVar
+
+import jax
+import numpy as np
+
+from charrnn_jax.errors import UserError
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+class Batch(NamedTuple):
+    """Token ids.
+
+    Attributes:
+      inputs: [B, T] int32.
+      targets: [B, T] int32; targets[b, t] is the character behind inputs[b, t].
+    """
+
+    inputs: np.ndarray | jax.Array
+    targets: np.ndarray | jax.Array
+
+
+class Batches(Protocol):
+    """What the training loop needs of a kind of batching.
+
+    Attributes:
+      steps_per_epoch: batches in one pass over the text.
+      reset_every_steps: the recurrent carry is set to zero before every so many batches.
+    """
+
+    steps_per_epoch: int
+    reset_every_steps: int
+
+    def __getitem__(self, step: int) -> Batch: ...
+
+
+class Chunks:
+    """Chunks of sequence_length + 1 characters, shuffled anew each epoch: the tutorial's batches.
+
+    What is left over at the end of the text, and then at the end of an epoch, is dropped. Every
+    chunk starts from a zero carry.
+    """
+
+    reset_every_steps = 1
+
+    def __init__(self, tokens: np.ndarray, *, batch_size: int, sequence_length: int, seed: int):
+        """Args: tokens: [num_chars]; batch_size: B; sequence_length: T; seed: of the shuffles."""
+        self.num_chunks = len(tokens) // (sequence_length + 1)
+        self.steps_per_epoch = self.num_chunks // batch_size
+        if not self.steps_per_epoch:
+            raise _too_short(len(tokens), batch_size, sequence_length, sequence_length + 1)
+        self.chunks = tokens[: self.num_chunks * (sequence_length + 1)].reshape(self.num_chunks, -1)
+        self.batch_size = batch_size
+        self.seed = seed
+        self._order = lru_cache(maxsize=1)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        chunks = np.arange(self.num_chunks, dtype=np.uint32)  # half the memory of int64
+        return np.random.default_rng([self.seed, epoch]).permutation(chunks)
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, index = divmod(step, self.steps_per_epoch)
+        rows = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        chunks = self.chunks[rows].astype(np.int32)  # [B, T + 1]
+        return Batch(inputs=chunks[:, :-1], targets=chunks[:, 1:])
+
+
+class Lanes:
+    """B contiguous lanes read in parallel, T characters a step; the carry is kept across steps.
+
+    Lane b is the b-th of B equal parts of the text. At the end of an epoch every lane jumps back to
+    its start, so there the carry is zero again.
+    """
+
+    def __init__(self, tokens: np.ndarray, *, batch_size: int, sequence_length: int):
+        """Args: tokens: [num_chars]; batch_size: B; sequence_length: T."""
+        lane_length = (len(tokens) - 1) // batch_size  # the last target needs one more character
+        self.steps_per_epoch = max(lane_length, 0) // sequence_length
+        if not self.steps_per_epoch:
+            raise _too_short(len(tokens), batch_size, sequence_length, sequence_length)
+        self.reset_every_steps = self.steps_per_epoch
+        self.tokens = tokens
+        self.starts = np.arange(batch_size)[:, None] * lane_length  # [B, 1]
+        self.offsets = np.arange(sequence_length + 1)[None]  # [1, T + 1]
+
+    def __getitem__(self, step: int) -> Batch:
+        position = step % self.steps_per_epoch * (self.offsets.size - 1)
+        window = self.tokens[self.starts + position + self.offsets].astype(np.int32)  # [B, T + 1]
+        return Batch(inputs=window[:, :-1], targets=window[:, 1:])
+
+
+def make_batches(
+    tokens: np.ndarray, *, batching: str, batch_size: int, sequence_length: int, seed: int
+) -> Batches:
+    """Chooses a kind of batching by name: "chunks" or "lanes".
+
+    Raises:
+      UserError: the text is too short for one batch; says what would fit.
+    """
+    if batching == "chunks":
+        return Chunks(tokens, batch_size=batch_size, sequence_length=sequence_length, seed=seed)
+    return Lanes(tokens, batch_size=batch_size, sequence_length=sequence_length)
+
+
+def _too_short(num_chars: int, batch_size: int, sequence_length: int, chunk: int) -> UserError:
+    fits = f"--config.data.batch_size={max(num_chars - 1, 0) // chunk}"
+    if num_chars - 1 < chunk:
+        fits = f"--config.data.batch_size=1 --config.data.sequence_length={max(num_chars // 4, 1)}"
+    return UserError(
+        f"the training split has {num_chars} characters, too few for one batch of "
+        f"{batch_size} x {sequence_length}: use more text, or {fits}"
+    )
+
+
+def iterate(batches: Batches, *, start: int, stop: int) -> Iterator[Batch]:
+    """Yields the batches of the steps start, start + 1, ..., stop - 1."""
+    return (batches[step] for step in range(start, stop))
+
+
+def prefetch(items: Iterable[S], put: Callable[[S], T], *, size: int = 2) -> Iterator[T]:
+    """Applies `put` (a copy to the device, which returns at once) to `size` items ahead of use."""
+    items = iter(items)
+    queue = deque(map(put, itertools.islice(items, size)))
+    while queue:
+        yield queue.popleft()
+        queue.extend(map(put, itertools.islice(items, 1)))

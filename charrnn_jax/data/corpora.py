@@ -1,0 +1,319 @@
+"""Name or path -> `Corpus`: known corpora, own text, and the one that is always there.
+
+How text is read: UTF-8, no Unicode normalisation. A byte order mark at the start of a file is
+dropped, and CRLF and lone CR become LF. Read as bytes instead, a file is taken untouched. Text is
+read in blocks and never held whole. Knows nothing of vocabularies or models.
+"""
+
+import atexit
+import glob
+import hashlib
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import platformdirs
+
+from charrnn_jax.errors import UserError
+from charrnn_jax.files import replacing
+
+BLOCK_SIZE = 1 << 22  # characters or bytes that are read at once
+STDLIB_CHARS = 1_000_000  # length of the built-in corpus
+
+
+@dataclass(frozen=True)
+class KnownCorpus:
+    """Where a corpus comes from and how it is recognised.
+
+    Attributes:
+      url: of the text, or of a zip archive that holds it.
+      sha256: of the text itself, in hex.
+      size: of the text itself, in bytes.
+      licence: what is known of it.
+      zip_member: name of the text inside the archive; "" where `url` is the text.
+      zip_sha256: of the archive.
+    """
+
+    url: str
+    sha256: str
+    size: int
+    licence: str
+    zip_member: str = ""
+    zip_sha256: str = ""
+
+
+KNOWN_CORPORA = {
+    "shakespeare": KnownCorpus(
+        url="https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt",
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        size=1_115_394,
+        licence="public domain; Tiny Shakespeare, collected by A. Karpathy",
+    ),
+    "text8": KnownCorpus(
+        url="http://mattmahoney.net/dc/text8.zip",
+        sha256="6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
+        size=100_000_000,
+        licence="CC BY-SA; cleaned English Wikipedia of 2006, M. Mahoney",
+        zip_member="text8",
+        zip_sha256="a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
+    ),
+    "enwik8": KnownCorpus(
+        url="http://mattmahoney.net/dc/enwik8.zip",
+        sha256="2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+        size=100_000_000,
+        licence="CC BY-SA; English Wikipedia of 2006, the Hutter Prize file",
+        zip_member="enwik8",
+        zip_sha256="547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+    ),
+}
+BUILT_IN = "python-stdlib"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text that is there, as files in a fixed order.
+
+    Attributes:
+      name: a known corpus's name, or the path that was asked for.
+      paths: the files, joined in this order with nothing between them.
+      sha256: of their bytes so joined, in hex.
+      max_chars: only so many characters (bytes, read as bytes) count; 0: all.
+      instead_of: the corpus that was wanted and could not be had; "": this is the one.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    sha256: str
+    max_chars: int = 0
+    instead_of: str = ""
+
+    def blocks(self, kind: str = "characters") -> Iterator[str | bytes]:
+        """Yields the text in blocks of at most `BLOCK_SIZE`: str, or bytes for kind "bytes".
+
+        Raises:
+          UserError: a file cannot be read, or is not UTF-8 (names the file and the byte).
+        """
+        left = self.max_chars or sys.maxsize
+        for path in self.paths:
+            try:
+                with _open(path, kind) as file:
+                    while left and (block := file.read(min(BLOCK_SIZE, left))):
+                        left -= len(block)
+                        yield block
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path} is not UTF-8 at byte {_first_invalid_byte(path)}: convert it, or "
+                    "train on its bytes with --config.data.vocabulary=bytes"
+                ) from error
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+    def head(self, num_chars: int, *, kind: str = "characters") -> str:
+        """Returns the first `num_chars` characters."""
+        blocks = replace(self, max_chars=num_chars).blocks(kind)
+        return "".join(b if isinstance(b, str) else b.decode("utf-8", "replace") for b in blocks)
+
+
+def _open(path: Path, kind: str):
+    if kind == "bytes":
+        return open(path, "rb")
+    return open(path, encoding="utf-8-sig")  # drops a BOM; universal newlines turn CRLF into LF
+
+
+def _first_invalid_byte(path: Path) -> int:
+    offset = 0
+    with open(path, "rb") as file:
+        for line in file:  # a line break byte is never part of another UTF-8 character
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return offset + error.start
+            offset += len(line)
+    return offset
+
+
+def load_corpus(
+    name: str = "", *, path: str = "", offline_corpus: str = "", max_chars: int = 0
+) -> Corpus:
+    """Finds a text: `path` if given, else the corpus `name` in the cache, else its download.
+
+    Args:
+      name: of a known corpus.
+      path: own text: a file, a folder (its *.txt files, or all if there are none), a glob, or "-"
+        for standard input. Several files are joined in sorted order.
+      offline_corpus: name of the corpus to use if `name` is neither cached nor reachable (the
+        result says so in `instead_of`); "": that is an error.
+      max_chars: only so many characters of it; 0: all.
+
+    Raises:
+      UserError: nothing there, nothing in it, a wrong checksum, or no network.
+    """
+    corpus = _own_text(path) if path else _named(name, offline_corpus)
+    if max_chars and (not corpus.max_chars or max_chars < corpus.max_chars):
+        corpus = replace(corpus, max_chars=max_chars)
+    return corpus
+
+
+def _named(name: str, offline_corpus: str) -> Corpus:
+    if name == BUILT_IN:
+        return _python_stdlib()
+    if name not in KNOWN_CORPORA:
+        raise UserError(
+            f"no corpus is called {name!r}; known are {', '.join(KNOWN_CORPORA)}, {BUILT_IN}; "
+            "your own text goes in as --config.data.path=FILE"
+        )
+    file = cached_file(name)
+    if file is None:
+        import requests  # half a second: only a download pays for it
+
+        try:
+            file = _download(name)
+        except requests.RequestException as error:
+            if offline_corpus:
+                return replace(_named(offline_corpus, ""), instead_of=name)
+            raise UserError(
+                f"corpus {name!r} is not in {data_folder()} and cannot be downloaded "
+                f"({_reason(error)}): put the file there, set CHARRNN_DATA_DIR to a folder that "
+                f"has it, or use --config.data.corpus={BUILT_IN} or --config.data.path=FILE"
+            ) from error
+    known = KNOWN_CORPORA[name]
+    digest = _sha256((file,)) if file.stat().st_size == known.size else "another size"
+    if digest != known.sha256:
+        raise UserError(
+            f"{file} is not the corpus {name!r} (expected {known.size} bytes, sha256 "
+            f"{known.sha256}): delete it to have it downloaded again"
+        )
+    return Corpus(name, (file,), known.sha256)
+
+
+def data_folder() -> Path:
+    """Where corpora are looked for and stored: $CHARRNN_DATA_DIR, else the user's cache folder."""
+    return Path(os.environ.get("CHARRNN_DATA_DIR") or cache_folder()).expanduser()
+
+
+def cache_folder() -> Path:
+    """The user's cache folder, for what can be made again."""
+    return Path(platformdirs.user_cache_dir("charrnn_jax", appauthor=False))
+
+
+def cached_file(name: str) -> Path | None:
+    """Returns the file of a known corpus if it is there: NAME or NAME.txt in the data folder."""
+    candidates = (data_folder() / f"{name}.txt", data_folder() / name)
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _download(name: str) -> Path:
+    """Downloads, verifies and stores a known corpus; leaves nothing behind when it fails."""
+    import pooch
+
+    known = KNOWN_CORPORA[name]
+    print(f"downloading corpus {name!r} from {known.url}", file=sys.stderr)
+    pooch.get_logger().setLevel("WARNING")  # its own line names a temporary file
+    with tempfile.TemporaryDirectory(prefix="charrnn-") as scratch:
+        try:
+            fetched = pooch.retrieve(
+                known.url,
+                known_hash=known.zip_sha256 or known.sha256,
+                fname="download",
+                path=scratch,
+                downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30),
+            )
+        except ValueError as error:  # pooch's word for a wrong hash
+            raise UserError(f"{known.url} is not what it was: {error}") from error
+        if known.zip_member:
+            fetched = _extract(Path(fetched), known, Path(scratch) / "text")
+        return _store(Path(fetched), data_folder() / f"{name}.txt")
+
+
+def _store(source: Path, target: Path) -> Path:
+    """Copies into the data folder; the target appears whole or not at all."""
+    try:
+        with replacing(target) as partial:
+            shutil.copyfile(source, partial)
+    except OSError as error:
+        raise UserError(
+            f"cannot store {target} ({error.strerror}): "
+            "make room, or set CHARRNN_DATA_DIR to a folder that can be written"
+        ) from error
+    return target
+
+
+def _extract(archive: Path, known: KnownCorpus, target: Path) -> Path:
+    """Extracts one member by its name, never more bytes than it should have."""
+    try:
+        with zipfile.ZipFile(archive) as file, file.open(known.zip_member) as member:
+            content = member.read(known.size + 1)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{known.url} holds no readable {known.zip_member!r}") from error
+    if hashlib.sha256(content).hexdigest() != known.sha256:
+        raise UserError(f"{known.zip_member!r} in {known.url} has another sha256 than expected")
+    target.write_bytes(content)
+    return target
+
+
+def _python_stdlib() -> Corpus:
+    """The library source of the running Python, top-level modules sorted by name."""
+    paths = tuple(sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")))
+    if not paths:
+        raise UserError(
+            f"this Python keeps no library source, so there is no {BUILT_IN!r} corpus: "
+            "use --config.data.path=FILE"
+        )
+    return Corpus(BUILT_IN, paths, _sha256(paths), STDLIB_CHARS)
+
+
+def _own_text(name: str) -> Corpus:
+    path = os.path.expanduser(name)  # a shell leaves the ~ of --flag=~/file to us
+    paths: tuple[Path, ...]
+    if path == "-":
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UserError("the text is to come from standard input: pipe it in, ... < FILE")
+        paths = (_spool(sys.stdin.buffer),)
+    elif os.path.isfile(path):
+        paths = (Path(path),)
+    elif os.path.exists(path) and not os.path.isdir(path):  # a named pipe, as of <(command)
+        with open(path, "rb") as pipe:
+            paths = (_spool(pipe),)
+    elif os.path.isdir(path):
+        files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+        paths = tuple(file for file in files if file.suffix == ".txt") or tuple(files)
+    else:
+        paths = tuple(map(Path, sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))))
+    if not paths:
+        raise UserError(f"no file is there: {name!r}")
+    if not any(file.stat().st_size for file in paths):
+        raise UserError(f"there is no text in {name!r}")
+    return Corpus(name, paths, _sha256(paths))
+
+
+def _spool(pipe: BinaryIO) -> Path:
+    """Copies a pipe to a file that lasts as long as the process: a text is read more than once."""
+    with tempfile.NamedTemporaryFile(prefix="charrnn-pipe-", delete=False) as file:
+        atexit.register(Path(file.name).unlink, missing_ok=True)
+        shutil.copyfileobj(pipe, file)
+    return Path(file.name)
+
+
+def _sha256(paths: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                while block := file.read(BLOCK_SIZE):
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause in a few words: network errors come wrapped several times."""
+    text = str(error)
+    return "no network" if "resolve" in text or "resolution" in text else text[:80]

@@ -1,0 +1,107 @@
+"""`Corpus` + `Vocabulary` -> token array, and its splits.
+
+A small text's tokens live in memory. A large text's live in a file in the cache folder that is
+mapped into memory, so the text is never held whole; the file is found again by the next run.
+"""
+
+import hashlib
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from charrnn_jax.data.corpora import Corpus, cache_folder
+from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.errors import UserError
+from charrnn_jax.files import replacing
+
+IN_MEMORY_BYTES = 1 << 26  # a text whose files are larger is mapped from disk
+
+
+def tokenize(corpus: Corpus, vocabulary: Vocabulary) -> np.ndarray:
+    """Encodes a whole corpus.
+
+    Returns:
+      [num_chars] ids of the vocabulary's smallest type; a read-only memory map if the text is
+      larger than `IN_MEMORY_BYTES`.
+
+    Raises:
+      UserError: the text has characters outside the vocabulary, or the cache cannot be written.
+    """
+    if sum(path.stat().st_size for path in corpus.paths) <= IN_MEMORY_BYTES:
+        blocks = [vocabulary.encode(block) for block in corpus.blocks(vocabulary.kind)]
+        return np.concatenate(blocks) if blocks else np.empty(0, vocabulary.dtype)
+    file = _token_file(corpus, vocabulary)
+    if not file.is_file():
+        _write_tokens(corpus, vocabulary, file)
+    return _map(file, vocabulary.dtype)
+
+
+def _map(file: Path, dtype: np.dtype) -> np.ndarray:
+    with open(file, "rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_RANDOM"):  # not on Windows
+        # Shuffled chunks are far apart: reading ahead would fill the memory with the whole file.
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, dtype)
+
+
+def _token_file(corpus: Corpus, vocabulary: Vocabulary) -> Path:
+    identity = f"{corpus.sha256} {corpus.max_chars} {vocabulary.to_json()}"
+    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return cache_folder() / "tokens" / f"{name}.{vocabulary.dtype.name}"
+
+
+def _write_tokens(corpus: Corpus, vocabulary: Vocabulary, file: Path) -> None:
+    try:
+        with replacing(file) as partial, open(partial, "wb") as out:
+            for block in corpus.blocks(vocabulary.kind):
+                out.write(vocabulary.encode(block).tobytes())
+    except OSError as error:
+        raise UserError(
+            f"cannot write tokens to {file.parent} ({error.strerror}): make room there, or set "
+            "XDG_CACHE_HOME to a folder that has it"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The contiguous parts of one token array: first training, then validation, then test.
+
+    Attributes:
+      tokens: [num_chars] the whole text.
+      ends: where each of train, validation and test ends, in characters.
+    """
+
+    tokens: np.ndarray
+    ends: dict[str, int]
+
+    @classmethod
+    def make(
+        cls, tokens: np.ndarray, *, validation_fraction: float, test_fraction: float
+    ) -> "Splits":
+        """Cuts off the last fractions; the training split ends at int(n * what is left)."""
+        n = len(tokens)
+        train = int(n * (1 - validation_fraction - test_fraction))
+        validation = n if not test_fraction else int(n * (1 - test_fraction))
+        return cls(tokens, {"train": train, "validation": validation, "test": n})
+
+    def __getitem__(self, split: str) -> np.ndarray:
+        """[num_chars] the tokens of one split."""
+        return self.tokens[self._start(split) : self.ends[split]]
+
+    def with_context(self, split: str) -> np.ndarray:
+        """[1 + num_chars] a split and the character before it, so that each one is predicted.
+
+        The very first character of a text has none before it: there the split is returned as it is
+        and its first character is context only.
+        """
+        return self.tokens[max(self._start(split) - 1, 0) : self.ends[split]]
+
+    def _start(self, split: str) -> int:
+        names = list(self.ends)
+        if split not in names:
+            raise UserError(f"there is no split {split!r}; there are {', '.join(names)}")
+        position = names.index(split)
+        return self.ends[names[position - 1]] if position else 0

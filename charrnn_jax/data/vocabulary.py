@@ -1,0 +1,158 @@
+"""`Vocabulary`: characters (Unicode code points) or bytes <-> token ids.
+
+Id 0 is `[UNK]`, which no text is encoded to unless that is asked for; the ids of what is known
+start at 1. Knows no files and no models.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from charrnn_jax.errors import UserError
+
+UNK_ID = 0
+UNK = "[UNK]"
+
+
+class UnknownCharacterError(UserError):
+    """A text has characters that the vocabulary lacks."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens a model knows.
+
+    >>> vocabulary = Vocabulary.build(["hello"])
+    >>> vocabulary.size, vocabulary.encode("hello").tolist()
+    (5, [2, 1, 3, 3, 4])
+    >>> vocabulary.decode([2, 1, 3, 3, 4])
+    'hello'
+
+    Attributes:
+      characters: the known characters in code point order; their ids are 1, 2, ... For kind
+        "bytes" it is empty and byte b has id b + 1.
+      kind: "characters" or "bytes".
+    """
+
+    characters: str = ""
+    kind: str = "characters"
+
+    @classmethod
+    def build(cls, blocks: Iterable[str | bytes], *, kind: str = "characters") -> "Vocabulary":
+        """Collects the unique characters of a text that comes in blocks.
+
+        Raises:
+          UserError: the text is empty.
+        """
+        if kind == "bytes":
+            return cls(kind="bytes")
+        unique: set[str] = set()
+        for block in blocks:
+            unique.update(block)  # type: ignore[arg-type]  # blocks of kind "characters" are str
+        if not unique:
+            raise UserError("the text is empty: there is nothing to learn")
+        return cls("".join(sorted(unique)))
+
+    @property
+    def size(self) -> int:
+        """Number of ids, `[UNK]` included (V)."""
+        return 1 + (256 if self.kind == "bytes" else len(self.characters))
+
+    @property
+    def unit(self) -> str:
+        """What one token is: "char" or "byte"."""
+        return "byte" if self.kind == "bytes" else "char"
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest unsigned integer type that holds every id."""
+        return np.min_scalar_type(self.size - 1)
+
+    def encode(self, text: str | bytes, *, unk: str = "error") -> np.ndarray:
+        """Turns text into token ids.
+
+        Args:
+          text: str, or the raw bytes of a text for kind "bytes".
+          unk: what happens to characters that are not known: "error", "skip" (dropped) or "keep"
+            (they become `UNK_ID`).
+
+        Returns:
+          [num_chars] ids of type `dtype` (for kind "bytes": [num_bytes]).
+
+        Raises:
+          UnknownCharacterError: names the characters and the position of the first of each.
+        """
+        if unk not in ("error", "skip", "keep"):
+            raise ValueError(f"unk is {unk!r}; it must be one of error, skip, keep")
+        if self.kind == "bytes":
+            raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+            return np.frombuffer(raw, np.uint8).astype(self.dtype) + self.dtype.type(1)
+        if isinstance(text, bytes):
+            raise TypeError("a vocabulary of characters encodes str, not bytes")
+        points = _code_points(text)
+        ids = self._id_of_point[np.minimum(points, len(self._id_of_point) - 1)]
+        if unk == "keep" or (known := ids != UNK_ID).all():
+            return ids
+        if unk == "skip":
+            return ids[known]
+        first: dict[str, int] = {}
+        for position in np.flatnonzero(~known).tolist():
+            first.setdefault(text[position], position)
+        named = [f"{char!r} at position {position}" for char, position in first.items()]
+        raise UnknownCharacterError(
+            f"not in the vocabulary: {', '.join(named[:8])}{', ...' if named[8:] else ''} "
+            f"(of {len(self.characters)} characters)"
+        )
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        """Turns token ids into text; `UNK_ID` reads `[UNK]`, bytes that are no UTF-8 read U+FFFD.
+
+        Raises:
+          ValueError: an id is not in the vocabulary.
+        """
+        ids = np.asarray(ids, np.int64).reshape(-1)
+        if ids.size and (ids.min() < 0 or ids.max() >= self.size):
+            raise ValueError(
+                f"token ids must lie in [0, {self.size}); got {ids.min()}..{ids.max()}"
+            )
+        if self.kind == "bytes":
+            known = np.split(ids, np.flatnonzero(ids == UNK_ID))
+            return UNK.join(
+                bytes((part[part != UNK_ID] - 1).tolist()).decode("utf-8", "replace")
+                for part in known
+            )
+        symbols = [UNK, *self.characters]
+        return "".join([symbols[i] for i in ids.tolist()])
+
+    def to_dict(self) -> dict[str, str]:
+        """Returns plain data for JSON."""
+        return {"kind": self.kind, "characters": self.characters}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, str]) -> "Vocabulary":
+        """Rebuilds a vocabulary from `to_dict`."""
+        return cls(characters=data["characters"], kind=data["kind"])
+
+    def to_json(self) -> str:
+        """Returns the vocabulary as JSON, in ASCII."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> "Vocabulary":
+        """Rebuilds a vocabulary from `to_json`."""
+        return cls.from_dict(json.loads(text))
+
+    @cached_property
+    def _id_of_point(self) -> np.ndarray:
+        """[largest known code point + 2] ids; the last entry stands for all points above."""
+        points = _code_points(self.characters)
+        table = np.full(int(points.max()) + 2, UNK_ID, self.dtype)
+        table[points] = np.arange(1, self.size)
+        return table
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

@@ -1,0 +1,1 @@
+"""Recurrent language models: sizes in, logits out. They know nothing of text."""

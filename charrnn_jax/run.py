@@ -1,0 +1,67 @@
+"""`load_run`: opens a finished or running training for everything that comes after it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from charrnn_jax.config import from_dict
+from charrnn_jax.data.dataset import Dataset, load_dataset
+from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.models.char_rnn import CharRNN, initialize_params, make_model
+from charrnn_jax.training.checkpoints import choose_step, read_metadata, read_params
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and where it comes from; all of it out of one checkpoint.
+
+    Attributes:
+      workdir: of the run.
+      step: of the checkpoint.
+      config: of the run.
+      vocabulary: of the model.
+      corpus: what it was trained on; `data.dataset.Dataset.identity()`.
+      model: the module.
+      params: its parameters.
+    """
+
+    workdir: Path
+    step: int
+    config: ConfigDict
+    vocabulary: Vocabulary
+    corpus: dict[str, Any]
+    model: CharRNN
+    params: Any
+
+    def load_dataset(self) -> Dataset:
+        """Reads the text of the run again, and makes sure that it is the same.
+
+        Raises:
+          UserError: the text is not there any more, or is another one.
+        """
+        return load_dataset(self.config.data, vocabulary=self.vocabulary, recorded=self.corpus)
+
+
+def load_run(workdir: str | Path, *, checkpoint: str | int = "best") -> Run:
+    """Opens a run; does not read its text.
+
+    Args:
+      workdir: of the run.
+      checkpoint: "best" (lowest validation loss; the latest if there was no validation), "latest",
+        or a step.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    workdir = Path(workdir)
+    step = choose_step(workdir, checkpoint)
+    metadata = read_metadata(workdir, step)
+    config = from_dict(metadata["config"])
+    vocabulary = Vocabulary.from_dict(metadata["vocabulary"])
+    model = make_model(config.model, vocabulary_size=vocabulary.size)
+    template = jax.eval_shape(lambda: initialize_params(model, jax.random.key(0)))
+    params = read_params(workdir, step, template=template)
+    return Run(workdir, step, config, vocabulary, metadata["corpus"], model, params)

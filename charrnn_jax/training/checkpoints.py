@@ -1,0 +1,342 @@
+"""Orbax behind one small door.
+
+A checkpoint is a folder `checkpoints/<step>/` that needs nothing beside it: parameters, the rest of
+the train state, and metadata (config, vocabulary, corpus identity, position, validation loss).
+Orbax writes it in the background and makes it appear by renaming, so a killed process leaves the
+one before. What Orbax does not have is a checksum: every file's SHA-256 goes into a manifest, at
+the next save or at the end, and a checkpoint that does not match it is set aside and the one before
+it is used.
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+import orbax.checkpoint as ocp
+
+from charrnn_jax.errors import TrainingError, UserError
+from charrnn_jax.files import replacing
+from charrnn_jax.training.train_step import TrainState
+
+_MANIFEST = "sha256.json"
+_FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run; keeps the latest, the one before it, and the best.
+
+    Only one process at a time can have those of a workdir. Use as a context manager; leaving it
+    waits for the last write.
+    """
+
+    def __init__(self, workdir: Path):
+        self.workdir = workdir
+        self.folder = workdir.resolve() / _FOLDER
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}") from error
+        self._lock = _lock(workdir)
+        for pattern in ("*.deleted", "*.orbax-checkpoint-tmp*"):
+            for remains in self.folder.glob(pattern):  # of a process that was killed here
+                shutil.rmtree(remains, ignore_errors=True)
+        for step in steps(workdir):
+            if not (self.folder / str(step) / _MANIFEST).exists():
+                _sign(self.folder / str(step))
+        self.losses = {step: read_metadata(workdir, step)["loss"] for step in steps(workdir)}
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._unfinished: int | None = None  # the step whose write is under way
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+            os.close(self._lock)
+
+    @property
+    def latest(self) -> int | None:
+        """The last step that was saved."""
+        return max(self.losses, default=None)
+
+    def save(self, state: TrainState, *, step: int, metadata: dict[str, Any]) -> None:
+        """Saves in the background; returns as soon as the arrays may be overwritten.
+
+        Args:
+          state: behind `step` steps.
+          step: above every step that was saved before; the same step again is ignored.
+          metadata: plain JSON data; its "loss" (or None) decides which checkpoint is the best.
+
+        Raises:
+          TrainingError: this or the previous checkpoint could not be written, or the parameters
+            are not finite.
+        """
+        if step == self.latest:
+            return
+        if not math.isfinite(optax.tree.norm(state.params)):
+            raise TrainingError(
+                f"the parameters behind step {step:,} are not finite; they were not saved: try a "
+                "lower --config.optimizer.learning_rate"
+            )
+        self.wait()
+        params, rest = _split(state)
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(params),
+            training=ocp.args.StandardSave(rest),
+            metadata=ocp.args.JsonSave(metadata),
+        )
+        try:
+            self._checkpointer.save(self.folder / str(step), args=items)
+        except (OSError, ValueError) as error:
+            raise _write_failed(self.folder, error) from error
+        self._unfinished = step
+        self.losses[step] = metadata["loss"]
+
+    def wait(self) -> None:
+        """Waits for the write under way, writes its manifest, deletes what is no longer kept.
+
+        Raises:
+          TrainingError: it failed.
+        """
+        if self._unfinished is None:
+            return
+        step, self._unfinished = self._unfinished, None
+        try:
+            self._checkpointer.wait_until_finished()  # errors of the background come up here
+            _sign(self.folder / str(step))
+        except (OSError, ValueError) as error:
+            del self.losses[step]
+            raise _write_failed(self.folder, error) from error
+        kept = {*sorted(self.losses)[-2:], best_step(self.losses)}
+        for old in set(self.losses) - kept:
+            del self.losses[old]
+            # Renamed first: a kill in the middle must not leave half a checkpoint.
+            remains = self.folder / f"{old}.deleted"
+            os.replace(self.folder / str(old), remains)
+            shutil.rmtree(remains, ignore_errors=True)
+
+    def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """Returns the latest state and its metadata, or None if nothing was saved.
+
+        Args:
+          template: a state of the same model, optimizer and batch size; it says where the arrays
+            go.
+
+        Raises:
+          UserError: the checkpoint has other shapes than the template.
+        """
+        if (step := self.latest) is None:
+            return None
+        params, rest = _split(template)
+        folder = self.folder / str(step)
+        params, rest = _read(folder / "params", params), _read(folder / "training", rest)
+        rest["key"] = jax.random.wrap_key_data(rest["key"])
+        return replace(template, params=params, **rest), read_metadata(self.workdir, step)
+
+
+def set_aside_damaged(workdir: Path) -> None:
+    """Moves checkpoints that are incomplete or fail their checksums out of the way, with a warning.
+
+    They go to `damaged_checkpoints/`: nothing is deleted.
+
+    Raises:
+      UserError: none is left.
+    """
+    for folder in _step_folders(workdir):
+        if _is_intact(folder.resolve()):
+            continue
+        aside = workdir / "damaged_checkpoints" / f"{folder.name}-{time.time_ns()}"
+        warnings.warn(
+            f"checkpoint {folder} is damaged: it is set aside in {aside.parent}",
+            stacklevel=2,
+        )
+        aside.parent.mkdir(exist_ok=True)
+        os.replace(folder, aside)
+    if (workdir / "damaged_checkpoints").is_dir() and not steps(workdir):
+        raise UserError(
+            f"no checkpoint of {workdir} is intact; they are in {workdir / 'damaged_checkpoints'}: "
+            "train in another --workdir, or delete this one"
+        )
+
+
+def steps(workdir: Path) -> list[int]:
+    """Returns the steps of a run's complete checkpoints, in order."""
+    folders = _step_folders(workdir)
+    return sorted(int(folder.name) for folder in folders if _is_complete(folder))
+
+
+def _step_folders(workdir: Path) -> list[Path]:
+    folder = workdir / _FOLDER
+    return [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / "_CHECKPOINT_METADATA").is_file()  # the last file that Orbax writes
+
+
+def best_step(losses: dict[int, float | None]) -> int | None:
+    """Returns the step with the lowest validation loss; without any loss, the latest."""
+    known = {
+        step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)
+    }
+    return min(known, key=lambda step: known[step]) if known else max(losses, default=None)
+
+
+def choose_step(workdir: Path, which: str | int) -> int:
+    """Finds a checkpoint: "best", "latest" or a step.
+
+    Raises:
+      UserError: there is none; says which there are.
+    """
+    there = steps(workdir)
+    if not there:
+        raise UserError(f"{workdir} holds no checkpoint: train first, or give another --workdir")
+    if which == "latest":
+        return there[-1]
+    if which == "best":
+        best = best_step({step: read_metadata(workdir, step)["loss"] for step in there})
+        assert best is not None  # `there` is not empty
+        return best
+    if str(which).isdecimal() and int(which) in there:
+        return int(which)
+    raise UserError(
+        f"{workdir} has no checkpoint {which!r}; there are best, latest, "
+        + ", ".join(map(str, there))
+    )
+
+
+def read_metadata(workdir: Path, step: int) -> dict[str, Any]:
+    """Returns the metadata of one checkpoint.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    file = workdir / _FOLDER / str(step) / "metadata" / "metadata"
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise _unreadable(file.parent.parent, error) from error
+
+
+def read_params(workdir: Path, step: int, *, template: Any) -> Any:
+    """Returns the parameters of one checkpoint.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint.
+      template: tree of arrays or `jax.ShapeDtypeStruct`s with the same structure.
+
+    Raises:
+      UserError: the checkpoint is damaged, or has other shapes.
+    """
+    folder = workdir.resolve() / _FOLDER
+    if not _is_intact(folder / str(step)):
+        raise _unreadable(folder / str(step), "its files do not match their checksums")
+    return _read(folder / str(step) / "params", template)
+
+
+def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
+    """The parameters and the rest, apart so that sampling need not read the optimizer's state."""
+    rest = {name: getattr(state, name) for name in ("step", "opt_state", "carry")}
+    # As plain numbers: Orbax before 0.12 cannot restore typed keys.
+    return state.params, {**rest, "key": jax.random.key_data(state.key)}
+
+
+def _read(item: Path, template: Any) -> Any:
+    """Restores one item of a checkpoint onto the first device."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(item, jax.tree.map(place, template))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(item.parent, error) from error
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether a checkpoint is complete and, if it has its manifest yet, matches it."""
+    if not _is_complete(folder):
+        return False
+    try:
+        return _digests(folder) == json.loads((folder / _MANIFEST).read_text())
+    except FileNotFoundError:
+        return _is_readable(folder)  # killed before the manifest was written
+    except (OSError, ValueError):
+        return False
+
+
+def _is_readable(folder: Path) -> bool:
+    """Whether all of a checkpoint can be read, for one that has no checksums."""
+    try:
+        json.loads((folder / "metadata" / "metadata").read_text())["loss"]
+        with ocp.StandardCheckpointer() as checkpointer, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that no template says where the arrays go
+            for item in ("params", "training"):
+                checkpointer.restore(folder / item)
+    except Exception:  # whatever Orbax and its storage raise at broken files
+        return False
+    return True
+
+
+def _sign(folder: Path) -> None:
+    manifest = json.dumps(_digests(folder), indent=1)
+    with replacing(folder / _MANIFEST) as partial:
+        partial.write_text(manifest)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in _files(folder)
+    }
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return (file for file in files if _MANIFEST not in file.name)
+
+
+def _lock(workdir: Path) -> int:
+    """Locks the folder until the process ends or closes the descriptor that is returned."""
+    descriptor = os.open(workdir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(f"another process is training in {workdir}: wait, or stop it") from error
+    return descriptor
+
+
+def _write_failed(folder: Path, error: Exception) -> TrainingError:
+    return TrainingError(
+        f"cannot write a checkpoint to {folder} ({_one_line(error)}): make room there and start "
+        "the same command again; it resumes from the last complete checkpoint"
+    )
+
+
+def _unreadable(folder: Path, error: Exception | str) -> UserError:
+    return UserError(
+        f"checkpoint {folder} cannot be used ({_one_line(error)}): choose another with "
+        "--checkpoint=STEP, or delete it and train again"
+    )
+
+
+def _one_line(error: Exception | str) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,59 @@
+"""`JsonLines`: a file of rows that survives kills, resumes and full disks."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+from charrnn_jax.files import replacing
+
+
+class JsonLines:
+    """A file with one JSON object a line, each with its "step".
+
+    A run that resumes from step k goes on behind the rows of step k: later ones are dropped, since
+    they will be written again. A disk that is full costs rows, not the run.
+    """
+
+    def __init__(self, file: Path, *, keep_until_step: int):
+        self._file = file
+        self._failed = False
+        rows = [row for row in read_json_lines(file) if row["step"] <= keep_until_step]
+        with replacing(file) as partial:
+            partial.write_text("".join(map(_to_line, rows)), encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends a row; numbers that are not finite become null."""
+        try:
+            with open(self._file, "a", encoding="utf-8") as out:
+                # Behind a row that failed there may be half a line: that must not cost this one.
+                out.write("\n" * self._failed + _to_line(row))
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                warnings.warn(f"cannot write to {self._file}: {error.strerror}", stacklevel=2)
+            self._failed = True
+
+
+def read_json_lines(file: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a file; none if it is not there. A last line cut off is left out."""
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return rows
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # the line that a killed process was writing
+    return rows
+
+
+def _to_line(row: dict[str, Any]) -> str:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite) + "\n"

@@ -1,0 +1,320 @@
+"""`train`: from a config and a workdir to a trained model.
+
+The loop dispatches step k + 1 before it reads the metrics of step k, so the device never waits for
+the host. Whatever interrupts it, starting it again in the same workdir gives the parameters,
+optimizer state, carry and metrics that an undisturbed run would have given, bit for bit.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from charrnn_jax.config import diff, from_dict, to_json, validate
+from charrnn_jax.data.batches import Batch, Batches, iterate, make_batches, prefetch
+from charrnn_jax.data.dataset import Dataset, load_dataset
+from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.errors import Interrupted, UserError
+from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
+from charrnn_jax.evaluation.protocols import evaluate
+from charrnn_jax.files import replacing
+from charrnn_jax.generation.sampler import encode_prompt, generate
+from charrnn_jax.models.char_rnn import make_model, summary
+from charrnn_jax.training.checkpoints import (
+    Checkpoints,
+    read_metadata,
+    set_aside_damaged,
+    steps,
+)
+from charrnn_jax.training.interrupt import InterruptRequest
+from charrnn_jax.training.json_lines import JsonLines
+from charrnn_jax.training.optimizer import make_optimizer, make_schedule
+from charrnn_jax.training.progress import Progress
+from charrnn_jax.training.recorder import Recorder
+from charrnn_jax.training.train_step import (
+    LossFn,
+    TrainState,
+    TrainStep,
+    create_train_state,
+)
+from charrnn_jax.training.train_step import train_step as standard_train_step
+
+# A run may go on with other values of these; all others are part of what it is. (The protocol is:
+# the best checkpoint is found by comparing losses.)
+_MAY_CHANGE = (
+    "train.",
+    "sample.",
+    "evaluation.batch_size",
+    "optimizer.learning_rate",
+    "optimizer.schedule",
+)
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    train_step: TrainStep | None = None,
+    loss_fn: LossFn = cross_entropy,
+) -> TrainState:
+    """Trains a model, or goes on where the run in `workdir` stopped.
+
+    Args:
+      config: see `default_config`.
+      workdir: folder of the run; made if it is not there.
+      train_step: your own step instead of the standard one: a pure function (state, batch) ->
+        (state, metrics) that raises state.step by one and gives "loss" as a `CrossEntropy`; it is
+        jitted here, with the state donated.
+      loss_fn: your own loss in the standard step: (logits [B, T, V], targets [B, T]) -> [B, T].
+        Validation is always the cross-entropy.
+
+    Returns:
+      The state behind the last step.
+
+    Raises:
+      UserError: config, text or workdir cannot be used; nothing was written.
+      TrainingError: the loss is not finite, or a checkpoint could not be written.
+      Interrupted: a signal came; the state is saved.
+    """
+    validate(config)
+    if train_step is not None and loss_fn is not cross_entropy:
+        raise UserError("train_step and loss_fn were both given: put the loss into your train_step")
+    workdir = Path(workdir)
+    saved = _saved_metadata(workdir)
+    if saved:
+        _check_same_run(saved, config, workdir)
+    vocabulary = Vocabulary.from_dict(saved["vocabulary"]) if saved else None
+    dataset = load_dataset(
+        config.data, vocabulary=vocabulary, recorded=saved["corpus"] if saved else None
+    )
+    batches = make_batches(
+        dataset.splits["train"],
+        batching=config.data.batching,
+        batch_size=config.data.batch_size,
+        sequence_length=config.data.sequence_length,
+        seed=config.seed,
+    )
+    try:  # here rather than in the middle
+        encode_prompt(config.sample.prompt, dataset.vocabulary)
+    except UserError as error:
+        raise UserError(f"set another --config.sample.prompt: {error}") from error
+    model = make_model(config.model, vocabulary_size=dataset.vocabulary.size)
+    num_steps = config.train.num_steps or config.train.num_epochs * batches.steps_per_epoch
+    state = create_train_state(
+        model,
+        make_optimizer(config.optimizer, num_steps=num_steps),
+        seed=config.seed,
+        batch_size=config.data.batch_size,
+        reset_every_steps=batches.reset_every_steps,
+    )
+    step_fn = jax.jit(train_step or partial(standard_train_step, loss_fn=loss_fn), donate_argnums=0)
+    _check_train_step(step_fn, state, batches[0])
+    print(dataset.describe())
+    print(summary(model))
+    with InterruptRequest() as interrupt, Checkpoints(workdir) as checkpoints:
+        with replacing(workdir / "config.json") as partial_file:
+            partial_file.write_text(to_json(config) + "\n")
+        loop = _Loop(
+            config,
+            workdir,
+            dataset=dataset,
+            batches=batches,
+            checkpoints=checkpoints,
+            num_steps=num_steps,
+            initial_loss_is_cross_entropy=train_step is None and loss_fn is cross_entropy,
+        )
+        return loop.run(state, step_fn, interrupt=interrupt)
+
+
+def _saved_metadata(workdir: Path) -> dict[str, Any] | None:
+    set_aside_damaged(workdir)
+    there = steps(workdir)
+    return read_metadata(workdir, there[-1]) if there else None
+
+
+def _check_same_run(saved: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
+    changes = {
+        name: f"{name} {old!r} -> {new!r}"
+        for name, (old, new) in diff(from_dict(saved["config"]), config).items()
+    }
+    forbidden = [text for name, text in changes.items() if not name.startswith(_MAY_CHANGE)]
+    if forbidden:
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(forbidden)}): give another "
+            "--workdir, or the same config"
+        )
+    for text in changes.values():
+        print(f"Changed since the run was saved: {text}")
+
+
+def _check_train_step(step_fn: TrainStep, state: TrainState, batch: Batch) -> None:
+    """Checks before anything runs what the loop needs of a train step."""
+    new_state, metrics = jax.eval_shape(step_fn, state, batch)
+    if not isinstance(metrics.get("loss"), CrossEntropy):
+        raise UserError(
+            'train_step must return metrics with "loss" as a CrossEntropy(total, count); it '
+            f"returned {metrics}"
+        )
+
+    def shapes(tree: TrainState) -> tuple[Any, list[Any]]:
+        return jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+
+    if shapes(new_state) != shapes(jax.eval_shape(lambda: state)):
+        raise UserError("train_step must return a state of the same structure, shapes and types")
+
+
+class _Loop:
+    """The loop, and what happens every so many steps."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        *,
+        dataset: Dataset,
+        batches: Batches,
+        checkpoints: Checkpoints,
+        num_steps: int,
+        initial_loss_is_cross_entropy: bool,
+    ):
+        self.config = config
+        self.workdir = workdir
+        self.dataset = dataset
+        self.batches = batches
+        self.checkpoints = checkpoints
+        self.num_steps = num_steps
+        self.initial_loss_is_cross_entropy = initial_loss_is_cross_entropy
+
+    def run(
+        self, state: TrainState, train_step: TrainStep, *, interrupt: InterruptRequest
+    ) -> TrainState:
+        """Goes from the latest checkpoint, or from `state` if there is none, to the last step."""
+        start, saved, kept = 0, None, -1  # of the rows, those up to step `kept`; -1: none
+        if restored := self.checkpoints.restore(state):
+            state, metadata = restored
+            start = kept = metadata["step"]
+            saved = metadata["recorder"]
+            print(f"Resuming from step {start:,} of {self.num_steps:,} in {self.workdir}")
+        steps_per_epoch = self.batches.steps_per_epoch
+        self.samples = JsonLines(self.workdir / "samples.jsonl", keep_until_step=kept)
+        with Progress(
+            num_steps=self.num_steps, start=start, steps_per_epoch=steps_per_epoch
+        ) as self.progress:
+            self.recorder = Recorder(
+                JsonLines(self.workdir / "metrics.jsonl", keep_until_step=kept),
+                self.progress,
+                schedule=make_schedule(self.config.optimizer, num_steps=self.num_steps),
+                log_every_steps=self.config.train.log_every_steps,
+                steps_per_epoch=steps_per_epoch,
+                vocabulary_size=(
+                    self.dataset.vocabulary.size if self.initial_loss_is_cross_entropy else None
+                ),
+                saved=saved,
+            )
+            if start == 0:
+                self.sample(state, 0)
+                self.recorder.resume_timing()
+            batches = iterate(self.batches, start=start, stop=self.num_steps)
+            for step, batch in enumerate(prefetch(batches, jax.device_put), start + 1):
+                state, metrics = train_step(state, batch)
+                self.recorder.add(step, metrics)
+                self.after_step(state, step, signal_number=interrupt.signal_number)
+        return state
+
+    def after_step(self, state: TrainState, step: int, *, signal_number: int | None) -> None:
+        """Does what is due behind `step`. Only then does it wait for the device."""
+        every = self.config.train
+        epoch_ends = step % self.batches.steps_per_epoch == 0
+        evaluates = self.is_due(step, every.evaluate_every_steps)
+        samples = self.is_due(step, every.sample_every_steps)
+        # What was evaluated is saved, or the best would be a number without a model.
+        saves = self.is_due(step, every.checkpoint_every_steps) or evaluates
+        if not (epoch_ends or evaluates or samples or saves or signal_number):
+            return
+        self.recorder.flush()
+        if epoch_ends:
+            self.recorder.end_epoch(step)
+        loss = self.evaluate(state, step) if evaluates else None
+        if samples:
+            self.sample(state, step)
+        self.recorder.resume_timing()  # the seconds that are saved hold all that was before
+        if saves or signal_number:
+            self.save(state, step, loss=loss)
+            self.recorder.resume_timing()
+        if signal_number:
+            self.checkpoints.wait()
+            self.progress.say(
+                f"Saved step {step:,} of {self.num_steps:,}; the same command resumes"
+            )
+            raise Interrupted(signal_number, step)
+
+    def is_due(self, step: int, every_steps: int) -> bool:
+        """Whether something happens behind `step`: every so many, and at the end; 0: an epoch."""
+        return step % (every_steps or self.batches.steps_per_epoch) == 0 or step == self.num_steps
+
+    def evaluate(self, state: TrainState, step: int) -> float | None:
+        """Shows and returns the validation loss in nats/char; None without a validation split."""
+        settings = self.config.evaluation
+        loss = evaluate(
+            state.params,
+            self.dataset.splits.with_context("validation"),
+            model=state.model,
+            protocol=settings.protocol,
+            window=settings.window,
+            batch_size=settings.batch_size,
+        )
+        if not loss.count:
+            return None
+        described = loss.describe(self.dataset.vocabulary.unit)
+        self.progress.say(f"Step {step:,}: validation loss {described} ({settings.protocol})")
+        self.recorder.write(
+            step,
+            {
+                "validation/loss": loss.nats_per_char,
+                "validation/bits_per_char": loss.bits_per_char,
+                "validation/protocol": settings.protocol,
+            },
+        )
+        return loss.nats_per_char
+
+    def sample(self, state: TrainState, step: int) -> None:
+        """Shows what the model writes now."""
+        settings = self.config.sample
+        samples = generate(
+            state.params,
+            [settings.prompt] * settings.num_samples,
+            model=state.model,
+            vocabulary=self.dataset.vocabulary,
+            num_chars=settings.num_chars,
+            temperature=settings.temperature,
+            seed=self.config.seed,
+        )
+        trained = "untrained model" if step == 0 else f"step {step:,}"
+        for sample in samples:
+            self.progress.say(f"--- sample, {trained} ---\n{sample.prompt}{sample.text}\n---")
+            self.samples.write(
+                {
+                    "step": step,
+                    "prompt": sample.prompt,
+                    "text": sample.text,
+                    "temperature": settings.temperature,
+                }
+            )
+
+    def save(self, state: TrainState, step: int, *, loss: float | None) -> None:
+        """Saves all that is needed to go on, and to use the model without its text."""
+        if int(state.step) != step:
+            raise UserError(
+                f"train_step must raise state.step by one; at {step} it is {state.step}"
+            )
+        metadata = {
+            "step": step,
+            "loss": loss,
+            "recorder": self.recorder.to_dict(),
+            "config": self.config.to_dict(),
+            "vocabulary": self.dataset.vocabulary.to_dict(),
+            "corpus": self.dataset.identity(),
+        }
+        self.checkpoints.save(state, step=step, metadata=metadata)

@@ -1,0 +1,104 @@
+"""What a person sees while a model trains: a bar on a terminal, lines everywhere."""
+
+import math
+import sys
+
+import jax
+from tqdm import tqdm
+
+LONG_RUN_SECONDS = 15 * 60
+
+
+class Progress:
+    """A progress bar with epoch, loss, chars/s and time left, and lines printed above it.
+
+    The bar is there only on a terminal; the lines go to standard output always. After the first
+    steps one of them says how long training will take.
+    """
+
+    def __init__(self, *, num_steps: int, start: int, steps_per_epoch: int):
+        self._steps_per_epoch = steps_per_epoch
+        self._timed: list[float] | None = []  # seconds of the first steps; None: time was told
+        self._bar = tqdm(
+            total=num_steps,
+            initial=start,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            smoothing=0.1,
+        )
+        self._num_steps = num_steps
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def update(
+        self, step: int, *, loss: float, chars_per_second: float, seconds: float | None
+    ) -> None:
+        """Moves the bar to `step` steps done; seconds: of this step, None if it compiled."""
+        epoch = 1 + (step - 1) // self._steps_per_epoch
+        speed = "" if math.isnan(chars_per_second) else f", {chars_per_second:,.0f} chars/s"
+        self._bar.set_description(f"epoch {epoch}", refresh=False)
+        self._bar.set_postfix_str(f"loss {loss:.4f}{speed}", refresh=False)
+        self._bar.update(step - self._bar.n)
+        if self._timed is not None and seconds is not None:
+            self._timed.append(seconds)
+            # Enough to go by: 20 steps, or on a slow device as many as take five seconds.
+            if len(self._timed) == 20 or sum(self._timed) > 5:
+                steps = self._num_steps - step
+                mean = sum(self._timed) / len(self._timed)
+                self.say(describe_time_left(steps * mean, steps=steps))
+                self._timed = None
+
+    def say(self, text: str) -> None:
+        """Prints a line, or several."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def describe_initial_loss(loss: float, *, vocabulary_size: int) -> str:
+    """Returns the tutorial's check of the untrained model: exp(loss) is about V."""
+    ratio = math.exp(min(loss, 700.0)) / vocabulary_size
+    line = (
+        f"Initial loss {loss:.4f}: exp(loss) = {math.exp(min(loss, 700.0)):.2f}, "
+        f"about the vocabulary size of {vocabulary_size}"
+    )
+    if 2 / 3 < ratio < 3 / 2:
+        return line + " as it should be"
+    return (
+        f"WARNING: initial loss {loss:.4f}: exp(loss) = {math.exp(min(loss, 700.0)):.2f} is far "
+        f"from the vocabulary size of {vocabulary_size}: the model is badly initialised"
+    )
+
+
+def describe_time_left(seconds: float, *, steps: int) -> str:
+    """Returns how long training will take on this device and, if that is long, what to do."""
+    device = jax.devices()[0]
+    text = (
+        f"About {format_seconds(seconds)} for the {steps:,} steps to go on this device "
+        f"({device.device_kind})."
+    )
+    if seconds > LONG_RUN_SECONDS:
+        text += (
+            "\nThat is long: --config=experiments/quick.py gives a good model in minutes. "
+            "Ctrl-C saves,\nand the same command resumes."
+        )
+    return text
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns a duration in the two units that matter.
+
+    >>> format_seconds(9.7), format_seconds(125), format_seconds(7300)
+    ('9.7 s', '2 min 5 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"

@@ -1,0 +1,287 @@
+# ---
+# jupyter:
+#   accelerator: GPU
+#   colab:
+#     provenance: []
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Text generation with an RNN, in JAX
+#
+# The path of the TensorFlow tutorial
+# [Text generation with an RNN](https://www.tensorflow.org/text/tutorials/text_generation), section
+# by section, with `charrnn_jax`. A recurrent network reads Shakespeare one character at a time and
+# learns to predict the next one; calling it again and again on its own predictions writes new text.
+#
+# On Colab: *Runtime > Change runtime type* and choose a GPU or TPU.
+
+# %% [markdown]
+# ## Setup
+
+# %%
+import os
+import sys
+
+if "google.colab" in sys.modules:  # elsewhere: pip install -e . in a clone of the repository
+    # Bring the repository to /content/charrnn_jax first. Colab's own jax and flax are kept.
+    os.system("pip install -q /content/charrnn_jax")
+
+# %%
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import charrnn_jax
+from charrnn_jax.data.batches import make_batches
+from charrnn_jax.data.vocabulary import UNK_ID
+from charrnn_jax.generation.sampler import prime, sample_step
+from charrnn_jax.models.char_rnn import forward, initialize_params, make_model, summary
+from charrnn_jax.training.optimizer import make_optimizer
+from charrnn_jax.training.train_step import create_train_state, train_step
+
+print(jax.__version__, jax.devices())
+
+# %% [markdown]
+# Everything that can be set is in one config. These are the tutorial's values; the small ones are
+# there to run the notebook in a minute (set the environment variable `CHARRNN_NOTEBOOK_SMALL`).
+
+# %%
+config = charrnn_jax.default_config()
+config.data.offline_corpus = "python-stdlib"  # when there is no network
+config.train.num_epochs = 20
+if os.environ.get("CHARRNN_NOTEBOOK_SMALL"):
+    config.data.max_chars = 50_000
+    config.model.embedding_size = 32
+    config.model.hidden_size = 128
+    config.optimizer.learning_rate = 5e-3
+    config.train.num_epochs = 3
+    config.sample.num_chars = 200
+
+# %% [markdown]
+# ## The Shakespeare dataset
+#
+# ### Read the data
+# `data.corpus` names a known corpus; for your own text set `data.path` to a file, a folder or a
+# glob. The text is looked for in `$CHARRNN_DATA_DIR` or your cache folder, else downloaded; its
+# checksum is verified.
+
+# %%
+dataset = charrnn_jax.load_dataset(config.data)
+print(dataset.describe())
+
+# %% [markdown]
+# ## Process the text
+#
+# ### Vectorize the text
+# A `Vocabulary` turns characters into ids and back. Id 0 is `[UNK]`, for characters that it does
+# not know.
+
+# %%
+example_texts = ["abcdefg", "xyz"]
+vocabulary = dataset.vocabulary
+ids = [vocabulary.encode(text) for text in example_texts]
+print(ids)
+
+# %%
+print([vocabulary.decode(row) for row in ids])
+
+# %% [markdown]
+# ### The prediction task
+# Given all characters so far, what is the most probable next one? The input is a sequence of
+# characters, and the model predicts the character behind each of them.
+#
+# ### Create training examples and targets
+# The text is cut into chunks of `sequence_length + 1` characters. The input is a chunk without its
+# last character, the target the chunk without its first.
+
+# %%
+word = charrnn_jax.Vocabulary.build(["Tensorflow"])
+example = make_batches(
+    word.encode("Tensorflow"), batching="chunks", batch_size=1, sequence_length=9, seed=0
+)[0]
+print("Input: ", list(word.decode(example.inputs)))
+print("Target:", list(word.decode(example.targets)))
+
+# %% [markdown]
+# ### Create training batches
+# Chunks are shuffled anew each epoch and packed into batches. A batch is a function of the step, so
+# a run that is resumed goes on with just the batch that would have come next.
+
+# %%
+batches = make_batches(
+    dataset.splits["train"],
+    batching=config.data.batching,
+    batch_size=config.data.batch_size,
+    sequence_length=config.data.sequence_length,
+    seed=config.seed,
+)
+batch = batches[0]
+print(batches.steps_per_epoch, "batches an epoch, each", batch.inputs.shape)
+print("Input: ", repr(vocabulary.decode(batch.inputs[0])))
+print("Target:", repr(vocabulary.decode(batch.targets[0])))
+
+# %% [markdown]
+# ## Build the model
+# Embedding, GRU, dense layer. `config.model.cell = "lstm"` makes it an LSTM, `num_layers` stacks
+# them.
+# The recurrent state, the *carry*, goes in and comes out, so the same model trains and generates.
+
+# %%
+model = make_model(config.model, vocabulary_size=vocabulary.size)
+print(summary(model))
+
+# %% [markdown]
+# ## Try the model
+
+# %%
+params = initialize_params(model, jax.random.key(0))
+carry = model.initialize_carry(config.data.batch_size)
+carry, logits = forward(params, carry, batch.inputs, model=model)
+print(logits.shape, "# (batch_size, sequence_length, vocabulary_size)")
+
+# %% [markdown]
+# To get a prediction, *sample* from the distribution: its most likely character at every step can
+# easily get the model stuck in a loop.
+
+# %%
+sampled_ids = jax.random.categorical(jax.random.key(1), logits[0])
+print("Input:\n", repr(vocabulary.decode(batch.inputs[0])))
+print("Next character predictions:\n", repr(vocabulary.decode(sampled_ids)))
+
+# %% [markdown]
+# ## Train the model
+#
+# ### Attach an optimizer, and a loss function
+# The loss is the cross-entropy from logits. An untrained model should not be sure of anything:
+# `exp(mean loss)` is about the size of the vocabulary.
+
+# %%
+mean_loss = charrnn_jax.cross_entropy(logits, batch.targets).mean()
+print("Mean loss:       ", mean_loss)
+print("exp(mean loss):  ", jnp.exp(mean_loss))
+print("Vocabulary size: ", vocabulary.size)
+
+# %% [markdown]
+# ### Execute the training
+# `train` does the rest: Adam, checkpoints, validation, a sample after each epoch. Interrupt it and
+# run the cell again: it goes on where it stopped.
+
+# %%
+workdir = os.environ.get("CHARRNN_NOTEBOOK_WORKDIR") or tempfile.mkdtemp(prefix="charrnn-")
+state = charrnn_jax.train(config, workdir)
+
+# %% [markdown]
+# ## Generate text
+# `load_run` opens the best checkpoint. `sample_step` makes a single step prediction: it takes the
+# state (the carry, the last character and the random key) and gives the next state and character.
+# `[UNK]` is never chosen.
+
+# %%
+run = charrnn_jax.load_run(workdir)
+prompt = run.vocabulary.encode("ROMEO:").astype(np.int32)
+sample_state = prime(
+    run.params,
+    prompt[None],
+    lengths=np.array([len(prompt)], np.int32),
+    key=jax.random.split(jax.random.key(0), 1),
+    model=run.model,
+)
+characters = []
+for _ in range(100):
+    sample_state, token = sample_step(run.params, sample_state, model=run.model, temperature=1.0)
+    characters.append(run.vocabulary.decode(token))
+    assert token[0] != UNK_ID
+print("ROMEO:" + "".join(characters))
+
+# %% [markdown]
+# `generate` is the same loop compiled into one program, for one prompt or for many. The first call
+# compiles; the time of the second is the time of generating.
+
+# %%
+settings = {"model": run.model, "vocabulary": run.vocabulary, "num_chars": 1000}
+charrnn_jax.generate(run.params, ["ROMEO:"], **settings)
+start = time.time()
+samples = charrnn_jax.generate(run.params, ["ROMEO:"], seed=1, **settings)
+print(samples[0].prompt + samples[0].text)
+print("_" * 80 + f"\nRun time: {time.time() - start:.2f} s")
+
+# %% [markdown]
+# Five texts at once take little longer than one. Prompts may differ in length: each gives exactly
+# what it would give alone. A lower temperature is more predictable, a higher one more surprising.
+
+# %%
+prompts = ["ROMEO:", "ROMEO:", "JULIET:", "First Citizen:\nWe", "O"]
+charrnn_jax.generate(run.params, prompts, **settings)
+start = time.time()
+for sample in charrnn_jax.generate(run.params, prompts, seed=1, temperature=0.8, **settings):
+    print(sample.prompt + sample.text[:200] + "\n" + "_" * 80)
+print(f"Run time: {time.time() - start:.2f} s")
+
+# %% [markdown]
+# ## Advanced: customized training
+# Teacher forcing keeps bad predictions from being fed back, so the model never learns to recover
+# from its mistakes. To try something else, give `train` your own loss function ...
+
+
+# %%
+def label_smoothing(logits, targets):
+    """Cross-entropy with a tenth of the probability spread over all characters."""
+    uniform = -jax.nn.log_softmax(logits).mean(-1)
+    return 0.9 * charrnn_jax.cross_entropy(logits, targets) + 0.1 * uniform
+
+
+short = config.copy_and_resolve_references()
+short.train.num_steps = 20
+charrnn_jax.train(short, workdir + "-smoothed", loss_fn=label_smoothing)
+
+
+# %% [markdown]
+# ... or your own step, a pure function `(state, batch) -> (state, metrics)` on the same loop. This
+# one replaces a tenth of the input characters, so the model reads mistakes, as it does when it
+# generates.
+
+
+# %%
+def noisy_train_step(state, batch):
+    """The standard step on inputs of which a tenth is drawn at random."""
+    where_key, what_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    wrong = jax.random.bernoulli(where_key, 0.1, batch.inputs.shape)
+    drawn = jax.random.randint(what_key, batch.inputs.shape, 1, state.model.vocabulary_size)
+    inputs = jnp.where(wrong, drawn, batch.inputs)
+    return train_step(state, charrnn_jax.Batch(inputs, batch.targets))
+
+
+noisy_state = charrnn_jax.train(short, workdir + "-noisy", train_step=noisy_train_step)
+print("Steps done:", noisy_state.step)
+
+# %% [markdown]
+# Or write the loop yourself: it is short.
+
+# %%
+own_state = create_train_state(
+    model,
+    make_optimizer(config.optimizer, num_steps=batches.steps_per_epoch),
+    seed=0,
+    batch_size=config.data.batch_size,
+    reset_every_steps=batches.reset_every_steps,
+)
+own_step = jax.jit(train_step, donate_argnums=0)
+loss = charrnn_jax.CrossEntropy(0.0, 0)
+start = time.time()
+for step in range(min(batches.steps_per_epoch, 10)):
+    own_state, metrics = own_step(own_state, batches[step])
+    loss += metrics["loss"]
+    if step % 5 == 0:
+        print(f"Batch {step} loss {metrics['loss'].nats_per_char:.4f}")
+print(f"Mean loss: {loss.nats_per_char:.4f}, {time.time() - start:.2f} s")

@@ -1,0 +1,53 @@
+"""Strict set-up: two CPU devices, rank promotion raises, warnings are errors (pyproject.toml)."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+)
+
+from pathlib import Path
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from charrnn_jax.config import default_config
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).parent.parent
+SENTENCE = "The quick brown fox jumps over the lazy dog; 'twas brillig, and the slithy toves.\n"
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees or fills the user's caches; the data folder stays if the caller names one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4,100 characters."""
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text(SENTENCE * 50, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def tiny_config(text_file: Path) -> ConfigDict:
+    """A run of 2 epochs of a few steps each, in about two seconds."""
+    config = default_config()
+    config.data.path = str(text_file)
+    config.data.batch_size = 8
+    config.data.sequence_length = 20
+    config.model.embedding_size = 8
+    config.model.hidden_size = 16
+    config.optimizer.learning_rate = 1e-2
+    config.train.num_epochs = 2
+    config.train.log_every_steps = 7
+    config.evaluation.window = 32
+    config.sample.prompt = "The "
+    config.sample.num_chars = 20
+    return config

@@ -1,0 +1,153 @@
+import math
+
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charrnn_jax import config as config_lib
+from charrnn_jax.config import (
+    default_config,
+    diff,
+    flatten,
+    from_json,
+    load_experiment,
+    override,
+    to_json,
+    validate,
+)
+from charrnn_jax.errors import UserError
+
+
+def test_every_field_has_a_rule_and_a_valid_default() -> None:
+    assert flatten(default_config()).keys() == config_lib._RULES.keys()
+    validate(default_config())
+
+
+@given(
+    prompt=st.text(),
+    learning_rate=st.floats(min_value=1e-12, max_value=1e3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_json_round_trip_is_exact(prompt: str, learning_rate: float, seed: int) -> None:
+    config = default_config()
+    config.sample.prompt = prompt
+    config.optimizer.learning_rate = learning_rate
+    config.seed = seed
+    assert diff(config, from_json(to_json(config))) == {}
+
+
+def test_config_saved_before_a_field_existed_gets_its_default() -> None:
+    saved = default_config().unlock()
+    del saved.model["dropout"]
+    assert from_json(to_json(saved)) == default_config()
+
+
+def test_config_saved_with_an_unknown_field_is_refused() -> None:
+    with pytest.raises(UserError, match="schema"):
+        from_json('{"model": {"colour": "red"}}')
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("optimizer.learning_rate", math.nan),
+        ("optimizer.learning_rate", 0.0),
+        ("optimizer.clip_norm", math.inf),
+        ("data.batch_size", 0),
+        ("data.validation_fraction", 1.0),
+        ("data.vocabulary", "words"),
+        ("model.cell", "transformer"),
+        ("model.dropout", 1.0),
+        ("sample.temperature", -1.0),
+        ("seed", -1),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(field: str, value: object) -> None:
+    config = default_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=f"config.{field} is"):
+        validate(config)
+
+
+def test_splits_that_leave_no_training_text_are_refused() -> None:
+    config = default_config()
+    config.data.validation_fraction = config.data.test_fraction = 0.5
+    with pytest.raises(UserError, match="nothing is left"):
+        validate(config)
+
+
+def test_overrides_set_fields_of_every_type() -> None:
+    config = override(
+        default_config(),
+        [
+            "--config.data.batch_size=3",
+            "--config.optimizer.learning_rate=1",
+            "--config.data.path=a=b c",
+            "--config.sample.prompt=",
+        ],
+    )
+    assert diff(default_config(), config) == {
+        "data.batch_size": (64, 3),
+        "optimizer.learning_rate": (1e-3, 1.0),
+        "data.path": ("", "a=b c"),
+        "sample.prompt": ("ROMEO:", ""),
+    }
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.data.batch_sise=3", "did you mean config.data.batch_size"),
+        ("--config.nonsense=3", "no field config.nonsense"),
+        ("--config.data.batch_size=many", "invalid literal"),
+        ("--config.data=3", "no field config.data"),
+        ("--config.seed", "what is"),
+        ("--learning_rate=1", "what is"),
+        ("stray", "what is"),
+    ],
+)
+def test_wrong_overrides_are_refused(argument: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        override(default_config(), [argument])
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        "shakespeare",
+        "shakespeare:tutorial",
+        "shakespeare:lstm",
+        "shakespeare:two_layers",
+        "quick",
+        "smoke",
+        "smoke:builtin",
+    ],
+)
+def test_experiments_give_valid_configs(experiment: str) -> None:
+    name, _, arg = experiment.partition(":")
+    validate(load_experiment(str(ROOT / "experiments" / f"{name}.py"), arg))
+
+
+def test_own_text_demands_a_path() -> None:
+    config = load_experiment(str(ROOT / "experiments" / "own_text.py"))
+    with pytest.raises(UserError, match=r"--config\.data\.path=FILE"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("x = 1", "no function get_config"),
+        ("def get_config(arg=''): return {}", "not a ConfigDict"),
+        ("def get_config(arg=''): return 1 / 0", "does not run: ZeroDivisionError"),
+        ("def broken(", "does not run: SyntaxError"),
+    ],
+)
+def test_broken_experiment_files_are_named(tmp_path, source: str, message: str) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(source)
+    with pytest.raises(UserError, match=message):
+        load_experiment(str(file))
+    with pytest.raises(UserError, match="no experiment file"):
+        load_experiment(str(tmp_path / "absent.py"))

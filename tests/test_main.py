@@ -1,0 +1,244 @@
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, SENTENCE
+
+from charrnn_jax.data.corpora import KNOWN_CORPORA
+from charrnn_jax.main import _default_workdir, main
+from charrnn_jax.run import load_run
+
+EPOCHS = "--config.train.num_epochs"
+SMOKE = f"--config={ROOT / 'experiments' / 'smoke.py'}"
+
+
+@pytest.fixture(scope="module")
+def trained(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a finished run."""
+    workdir = tmp_path_factory.mktemp("runs") / "trained"
+    own = [f"--config.data.path={text_file}", "--config.sample.prompt=The"]
+    assert main([SMOKE, f"--workdir={workdir}", *own]) == 0
+    return workdir
+
+
+def last_line_of_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """Checks that an error is one line, and returns it."""
+    err = capsys.readouterr().err.splitlines()
+    errors = [line for line in err if line.startswith("charrnn: error: ")]
+    assert len(errors) == 1, err
+    assert err[-1] == errors[0]
+    return errors[0]
+
+
+def test_train_shows_what_the_tutorial_shows(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [SMOKE, f"--workdir={tmp_path}", f"--config.data.path={text_file}"]
+    assert main(["train", *arguments, "--config.sample.prompt=The"]) == 0
+    out = capsys.readouterr().out
+    for shown in (
+        "Length of text: 4,100 characters",
+        "33 unique characters",
+        SENTENCE,
+        "Total Parameters",
+        "sample, untrained model",
+        "Initial loss 3.5",
+        "about the vocabulary size of 34 as it should be",
+        "to go on this device",
+        "Epoch 2: train loss",
+        "nats/char",
+        "bits/char (cold)",
+        "sample, step ",
+    ):
+        assert shown in out
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "samples.jsonl", "checkpoints"}
+
+
+def test_evaluate_writes_what_it_prints(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", f"--workdir={trained}"]) == 0
+    out = capsys.readouterr().out
+    assert main(["evaluate", f"--workdir={trained}", "--split=train", "--protocol=carried"]) == 0
+    results = json.loads((trained / "evaluation.json").read_text())
+    assert results.keys() == {"validation", "train"}
+    assert results["train"]["losses"].keys() == {"carried"}
+    for protocol in ("cold-256", "carried"):
+        loss = results["validation"]["losses"][protocol]
+        assert loss["num_chars"] == 410
+        assert f"{loss['nats_per_char']:.4f} nats/char" in out
+        assert math.isclose(loss["bits_per_char"], loss["nats_per_char"] / math.log(2))
+
+
+def test_sample_is_deterministic_and_takes_several_prompts(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sample", f"--workdir={trained}", "--num_chars=30", "--seed=7"]
+    several = [*command, "--prompt=The quick", "--prompt=fox", "--num_samples=2"]
+    assert main(several) == 0
+    first = capsys.readouterr()
+    assert main(several) == 0
+    assert capsys.readouterr().out == first.out
+    samples = first.out.removesuffix("\n").split(f"\n{'_' * 80}\n")
+    assert [len(sample) for sample in samples] == [39, 39, 33, 33]
+    assert samples[0] != samples[1]
+    assert "Run time: " in first.err
+    assert "characters/s" in first.err
+    assert main([*command, "--prompt=fox"]) == 0
+    assert capsys.readouterr().out == samples[2] + "\n"
+
+
+def test_score_agrees_with_its_characters(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", f"--workdir={trained}", f"--text={SENTENCE}", "--per_char"]) == 0
+    *characters, summary = capsys.readouterr().out.splitlines()
+    bits = [float(line.split("\t")[1].removesuffix(" bits")) for line in characters]
+    assert len(bits) == len(SENTENCE) - 1
+    assert math.isclose(np.mean(bits), float(summary.split()[2]), abs_tol=1e-4)
+    file = tmp_path / "text.txt"
+    file.write_text(SENTENCE)
+    assert main(["score", f"--workdir={trained}", f"--text_file={file}"]) == 0
+    assert capsys.readouterr().out.splitlines() == [summary]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "no command 'trian'; there are train, evaluate, sample, score, corpora"),
+        ([], "--config is missing"),
+        (["--config=absent.py"], "no experiment file 'absent.py'"),
+        ([SMOKE + ":large"], "smoke.py knows :builtin, not :large"),
+        ([SMOKE, "--config.model.hiden_size=3"], "did you mean config.model.hidden_size?"),
+        ([SMOKE, "--config.model.hidden_size=0"], "config.model.hidden_size is 0"),
+        ([SMOKE, "stray"], "what is 'stray'"),
+        ([SMOKE, "--config.data.path=/absent"], "no file is there: '/absent'"),
+        ([SMOKE, "--config.data.path=TEXT"], "set another --config.sample.prompt"),
+        ([SMOKE + ":builtin", "--workdir=/proc/run"], "/proc/run"),
+        ([str(SMOKE).replace("smoke", "quick") + ":lstm"], "quick.py knows no argument"),
+        (["sample"], "which run?"),
+        (["sample", "--workdir=/absent"], "holds no checkpoint"),
+        (["sample", "--workdir=RUN", "--temperature=-1"], "'-1' is no float of at least 0"),
+        (["sample", "--workdir=RUN", "--temperature=nan"], "'nan' is no float"),
+        (["sample", "--workdir=RUN", "--num_chars=0"], "'0' is no int of at least 1"),
+        (["sample", "--workdir=RUN", "--prompt=été"], "'é' at position 0"),
+        (["sample", "--workdir=RUN", "--checkpoint=3"], "has no checkpoint '3'"),
+        (["sample", "--workdir=RUN", "--config.seed=1"], "what is '--config.seed=1'"),
+        (["evaluate", "--workdir=RUN", "--split=test"], "has no test split"),
+        (["evaluate", "--workdir=RUN", "--protocol=hot"], "invalid choice: 'hot'"),
+        (["score", "--workdir=RUN"], "one of the arguments --text --text_file is required"),
+        (["score", "--workdir=RUN", "--text=T"], "give two or more"),
+        (["corpora", "--all"], "what is '--all'"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(trained.rglob("*"))
+    (tmp_path.parent / "greek.txt").write_text("αβγ" * 1000)
+    replaced = {"RUN": str(trained), "TEXT": str(tmp_path.parent / "greek.txt")}
+    for name, value in replaced.items():
+        arguments = [argument.replace(name, value) for argument in arguments]
+    assert main(arguments) == 2
+    assert message in last_line_of_error(capsys)
+    assert sorted(trained.rglob("*")) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_unk_skip_drops_what_the_model_does_not_know(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [f"--workdir={trained}", "--unk=skip"]
+    assert main(["sample", *command, "--prompt=The é", "--num_chars=5"]) == 0
+    assert main(["score", *command, "--text=The é fox"]) == 0
+    assert "(7 characters behind the first" in capsys.readouterr().out
+
+
+def test_loss_that_is_not_finite_is_one_line_and_exit_code_1(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [f"--config.data.path={text_file}", "--config.sample.prompt=The"]
+    diverging = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e38"]
+    assert main([SMOKE, f"--workdir={tmp_path}", *own, *diverging]) == 1
+    assert "the loss is" in last_line_of_error(capsys)
+
+
+def test_offline_run_uses_the_built_in_corpus_or_ends_with_nothing_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The address is on this machine and refuses connections, as a machine without network does."""
+    monkeypatch.setenv("CHARRNN_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setitem(
+        KNOWN_CORPORA,
+        "shakespeare",
+        replace(KNOWN_CORPORA["shakespeare"], url="http://127.0.0.1:9/shakespeare.txt"),
+    )
+    workdir = tmp_path / "run"
+    small = ["--config.data.max_chars=20000", "--config.train.num_epochs=1"]
+    assert main([SMOKE, f"--workdir={workdir}", *small]) == 2
+    assert "cannot be downloaded" in last_line_of_error(capsys)
+    assert not list(tmp_path.iterdir())
+    offline = [*small, "--config.data.offline_corpus=python-stdlib"]
+    assert main([SMOKE, f"--workdir={workdir}", *offline]) == 0
+    out = capsys.readouterr().out
+    assert "INSTEAD OF 'shakespeare'" in out
+    assert "ROMEO:" in out
+    assert load_run(workdir).corpus["instead_of"] == "shakespeare"
+    assert main(["evaluate", f"--workdir={workdir}"]) == 0  # reads the built-in corpus again
+    assert "INSTEAD OF 'shakespeare'" in capsys.readouterr().err
+    for num_epochs in (2, 3):  # a resumed run is still one on the substitute
+        assert main([SMOKE, f"--workdir={workdir}", *offline, f"{EPOCHS}={num_epochs}"]) == 0
+        assert "WARNING: the corpus 'shakespeare'" in capsys.readouterr().out
+        assert load_run(workdir).corpus["instead_of"] == "shakespeare"
+
+
+@pytest.mark.parametrize("vocabulary", ["characters", "bytes"])
+def test_text_in_any_script_is_trained_on_and_generated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], vocabulary: str
+) -> None:
+    text = "Привет, мир! 你好世界。 שלום עולם 🙂🏳️‍🌈 e\u0301\r\n" * 40
+    file = tmp_path / "текст.txt"
+    file.write_bytes(text.encode())
+    workdir = tmp_path / "прогон"
+    arguments = [f"--config.data.path={file}", f"--config.data.vocabulary={vocabulary}"]
+    prompt = ["--config.sample.prompt=Привет", "--config.train.num_epochs=1"]
+    assert main([SMOKE, f"--workdir={workdir}", *arguments, *prompt]) == 0
+    assert main(["sample", f"--workdir={workdir}", "--prompt=你好", "--num_chars=20"]) == 0
+    assert "你好" in capsys.readouterr().out
+    assert main(["score", f"--workdir={workdir}", "--text=שלום 🙂"]) == 0
+
+
+def test_corpora_lists_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["corpora"]) == 0
+    out = capsys.readouterr().out
+    for name in ("shakespeare", "text8", "enwik8", "python-stdlib"):
+        assert name in out
+
+
+def test_workdir_is_named_after_the_config_and_what_differs() -> None:
+    name = _default_workdir(
+        "experiments/shakespeare.py", "lstm", ["--config.seed=1", "--config.data.path=/a/b c"]
+    )
+    assert name == Path("runs/shakespeare-lstm-seed=1-data.path=_a_b_c")
+    assert _default_workdir("experiments/quick.py", "", []) == Path("runs/quick")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "sample", "score", "corpora"])
+def test_help_lists_the_commands(command: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "charrnn_jax.main", command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "known corpora, and which are here" in shown

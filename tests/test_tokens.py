@@ -1,0 +1,91 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from charrnn_jax.data import tokens as tokens_lib
+from charrnn_jax.data.corpora import load_corpus
+from charrnn_jax.data.tokens import Splits, tokenize
+from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.errors import UserError
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes"])
+def test_memory_map_equals_memory(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    corpus = load_corpus(path=str(text_file), max_chars=1000)
+    vocabulary = Vocabulary.build(corpus.blocks(kind), kind=kind)
+    in_memory = tokenize(corpus, vocabulary)
+    monkeypatch.setattr(tokens_lib, "IN_MEMORY_BYTES", 0)
+    mapped = tokenize(corpus, vocabulary)
+    assert in_memory.flags.owndata
+    assert not mapped.flags.owndata
+    assert not mapped.flags.writeable
+    np.testing.assert_array_equal(mapped, in_memory)
+    assert mapped.dtype == in_memory.dtype
+    monkeypatch.setattr(tokens_lib, "_write_tokens", None)  # found again, not written again
+    np.testing.assert_array_equal(tokenize(corpus, vocabulary), in_memory)
+
+
+def test_failed_tokenization_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_lib, "IN_MEMORY_BYTES", 0)
+    (tmp_path / "a.txt").write_text("abc")
+    with pytest.raises(UserError, match="not in the vocabulary"):
+        tokenize(load_corpus(path=str(tmp_path / "a.txt")), Vocabulary.build(["ab"]))
+    assert not list((tokens_lib.cache_folder() / "tokens").iterdir())
+
+
+@pytest.mark.parametrize("length", [1, 9, 10, 1_115_394])
+@pytest.mark.parametrize(("validation", "test"), [(0.1, 0.0), (0.05, 0.05), (0.0, 0.0)])
+def test_splits_are_contiguous_and_cover_the_text(
+    length: int, validation: float, test: float
+) -> None:
+    splits = Splits.make(np.arange(length), validation_fraction=validation, test_fraction=test)
+    parts = [splits[name] for name in ("train", "validation", "test")]
+    np.testing.assert_array_equal(np.concatenate(parts), np.arange(length))
+    for name, part in zip(("validation", "test"), parts[1:], strict=True):
+        if len(part) and part[0] > 0:
+            assert splits.with_context(name).tolist() == [part[0] - 1, *part]
+
+
+def test_default_split_is_nanogpts() -> None:
+    splits = Splits.make(np.arange(1_115_394), validation_fraction=0.1, test_fraction=0.0)
+    assert (len(splits["train"]), len(splits["validation"])) == (1_003_854, 111_540)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_large_text_needs_little_memory(tmp_path: Path) -> None:
+    """400 MB of text: the process must own less than 150 MB more than it had after importing.
+
+    Pages of the mapped file are not counted: they are the system's, which drops them at will.
+    """
+    file = tmp_path / "large.txt"
+    with open(file, "wb") as out:
+        for _ in range(400):
+            out.write(b"0123456789abcde\n" * (1 << 16))
+    program = """
+import sys
+from charrnn_jax.data.batches import make_batches
+from charrnn_jax.data.corpora import load_corpus
+from charrnn_jax.data.tokens import tokenize
+from charrnn_jax.data.vocabulary import Vocabulary
+def owned():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+before = owned()
+corpus = load_corpus(path=sys.argv[1])
+tokens = tokenize(corpus, Vocabulary.build(corpus.blocks()))
+assert owned() - before < 150, f"{owned() - before} MB to make the tokens"
+batches = make_batches(tokens, batching="chunks", batch_size=64, sequence_length=100, seed=0)
+for step in range(100):
+    batches[step]
+assert len(tokens) == 400 << 20
+assert owned() - before < 150, f"{owned() - before} MB to make batches"
+"""
+    subprocess.run([sys.executable, "-c", program, str(file)], check=True)

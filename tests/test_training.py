@@ -1,0 +1,509 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT
+from ml_collections import ConfigDict
+
+from charrnn_jax.config import to_json
+from charrnn_jax.data.batches import make_batches
+from charrnn_jax.errors import Interrupted, TrainingError, UserError
+from charrnn_jax.evaluation.metrics import CrossEntropy
+from charrnn_jax.evaluation.protocols import evaluate
+from charrnn_jax.generation.sampler import generate
+from charrnn_jax.models.char_rnn import make_model
+from charrnn_jax.run import load_run
+from charrnn_jax.training import checkpoints as checkpoints_lib
+from charrnn_jax.training import loop
+from charrnn_jax.training.checkpoints import Checkpoints, best_step
+from charrnn_jax.training.json_lines import JsonLines, read_json_lines
+from charrnn_jax.training.loop import train
+from charrnn_jax.training.optimizer import make_optimizer, make_schedule
+from charrnn_jax.training.progress import describe_initial_loss, describe_time_left
+from charrnn_jax.training.train_step import TrainState, create_train_state, train_step
+
+
+def assert_bitwise_equal(a: TrainState, b: TrainState) -> None:
+    def plain(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    assert jax.tree.structure(a.params) == jax.tree.structure(b.params)
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    assert all(plain(x).tobytes() == plain(y).tobytes() for x, y in leaves)
+
+
+def rows_without_time(workdir: Path) -> list[dict]:
+    """Rows of metrics.jsonl less what a clock says."""
+    rows = read_json_lines(workdir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends a real SIGINT to this process while the loop is at about that step."""
+
+    def iterate(batches, *, start: int, stop: int):
+        for k in range(start, stop):
+            if k == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batches[k]
+
+    monkeypatch.setattr(loop, "iterate", iterate)
+
+
+@pytest.mark.parametrize("batching", ["chunks", "lanes"])
+def test_resume_is_bitwise_identical(
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: str
+) -> None:
+    """Parameters, optimizer state, carry, metrics and samples; stops lie in and across epochs."""
+    tiny_config.data.batching = batching
+    tiny_config.model.dropout = 0.2
+    tiny_config.optimizer.schedule = "cosine"
+    tiny_config.optimizer.warmup_steps = 5
+    tiny_config.optimizer.clip_norm = 0.5
+    tiny_config.train.num_epochs = 3
+    in_one_go = train(tiny_config, tmp_path / "one")
+    num_steps = int(in_one_go.step)
+    for stop in (num_steps // 6, num_steps // 2, num_steps - 3):
+        interrupt_after(stop, monkeypatch)
+        with pytest.raises(Interrupted) as stopped:
+            train(tiny_config, tmp_path / "many")
+        assert stopped.value.exit_code == 130
+        assert stopped.value.step not in (0, num_steps)
+        monkeypatch.undo()
+    in_many_goes = train(tiny_config, tmp_path / "many")
+    assert_bitwise_equal(in_one_go, in_many_goes)
+    assert rows_without_time(tmp_path / "one") == rows_without_time(tmp_path / "many")
+    samples = [(tmp_path / run / "samples.jsonl").read_text() for run in ("one", "many")]
+    assert samples[0] == samples[1]
+    # A finished run has nothing to do, and loses nothing.
+    assert_bitwise_equal(train(tiny_config, tmp_path / "one"), in_one_go)
+
+
+def test_terminated_and_killed_process_resumes_bitwise(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    """SIGTERM saves and exits 143; SIGKILL loses only what came after the last checkpoint."""
+    tiny_config.train.num_epochs = 10
+    tiny_config.train.checkpoint_every_steps = 5
+    tiny_config.train.sample_every_steps = 10_000
+    experiment = tmp_path / "experiment.py"
+    experiment.write_text(
+        "from charrnn_jax.config import from_json\n"
+        f"def get_config(arg=''): return from_json({to_json(tiny_config)!r})\n"
+    )
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "charrnn_jax.main", f"--config={experiment}"]
+
+    def start_then(number: signal.Signals) -> int:
+        before = checkpoints_lib.steps(workdir)
+        with subprocess.Popen(
+            [*command, f"--workdir={workdir}"], cwd=ROOT, stdout=subprocess.DEVNULL
+        ) as process:
+            while process.poll() is None and checkpoints_lib.steps(workdir) == before:
+                time.sleep(0.02)
+            process.send_signal(number)
+        return process.returncode
+
+    assert start_then(signal.SIGTERM) == 143
+    stopped_at = checkpoints_lib.steps(workdir)[-1]
+    assert start_then(signal.SIGKILL) == -signal.SIGKILL
+    assert checkpoints_lib.steps(workdir)[-1] >= stopped_at
+    resumed = train(tiny_config, workdir)
+    undisturbed = train(tiny_config, tmp_path / "undisturbed")
+    assert_bitwise_equal(resumed, undisturbed)
+    assert rows_without_time(workdir) == rows_without_time(tmp_path / "undisturbed")
+
+
+def test_one_step_compiles_once(tiny_config: ConfigDict, tmp_path: Path) -> None:
+    traces = []
+
+    def counted(state: TrainState, batch):
+        traces.append(batch.inputs.shape)
+        return train_step(state, batch)
+
+    train(tiny_config, tmp_path, train_step=counted)
+    assert traces == [(8, 20)]
+
+
+def test_own_loss_and_own_step_are_used(tiny_config: ConfigDict, tmp_path: Path) -> None:
+    standard = train(tiny_config, tmp_path / "standard")
+
+    def own_step(state: TrainState, batch):
+        new_state, metrics = train_step(state, batch)
+        return new_state, {**metrics, "first_token": batch.inputs[0, 0]}
+
+    own = train(tiny_config, tmp_path / "step", train_step=own_step)
+    assert_bitwise_equal(own, standard)
+    rows = read_json_lines(tmp_path / "step" / "metrics.jsonl")
+    assert any("train/first_token" in row for row in rows)
+
+    def smoothed(logits: jax.Array, targets: jax.Array) -> jax.Array:
+        labels = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1]), 0.1)
+        return optax.softmax_cross_entropy(logits, labels)
+
+    other = train(tiny_config, tmp_path / "loss", loss_fn=smoothed)
+    assert not np.array_equal(other.params["dense"]["kernel"], standard.params["dense"]["kernel"])
+    with pytest.raises(UserError, match="both"):
+        train(tiny_config, tmp_path / "both", train_step=own_step, loss_fn=smoothed)
+
+
+def test_carry_is_kept_in_lanes_and_zero_in_chunks(tiny_config: ConfigDict, tmp_path: Path) -> None:
+    """Each step is compared with the gradient at the carry that it should start from."""
+    tokens = np.random.default_rng(0).integers(1, 10, 300)
+    model = make_model(tiny_config.model, vocabulary_size=10)
+
+    def loss(params, carry, batch):
+        _, logits = model.apply({"params": params}, carry, batch.inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets).mean()
+
+    gradient_of = jax.jit(jax.grad(loss))
+    for batching in ("chunks", "lanes"):
+        batches = make_batches(tokens, batching=batching, batch_size=4, sequence_length=9, seed=0)
+        state = create_train_state(
+            model,
+            optax.sgd(0.1),
+            seed=0,
+            batch_size=4,
+            reset_every_steps=batches.reset_every_steps,
+        )
+        step_fn = jax.jit(train_step)
+        zero = model.initialize_carry(4)
+        for step in range(2 * batches.steps_per_epoch):
+            kept = batching == "lanes" and step % batches.steps_per_epoch
+            carry = state.carry if kept else zero
+
+            gradient = gradient_of(state.params, carry, batches[step])
+            expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient)
+            state, _ = step_fn(state, batches[step])
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+                state.params,
+                expected,
+            )
+
+
+def test_loss_that_is_not_finite_ends_training_and_keeps_the_last_checkpoint(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    def broken(state: TrainState, batch):
+        new_state, metrics = train_step(state, batch)
+        poison = jnp.where(new_state.step == 28, jnp.nan, 0.0)
+        loss = metrics["loss"]
+        return new_state, {"loss": type(loss)(loss.total + poison, loss.count)}
+
+    with pytest.raises(TrainingError, match="loss is nan at step 28"):
+        train(tiny_config, tmp_path, train_step=broken)
+    assert checkpoints_lib.steps(tmp_path) == [21]  # steps an epoch
+    assert load_run(tmp_path).step == 21
+
+
+def flip_a_bit(folder: Path) -> None:
+    """In the largest file: the parameters themselves."""
+    file = max(folder.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "empty folder", "unsigned and cut"])
+def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    tiny_config: ConfigDict, tmp_path: Path, damage: str
+) -> None:
+    workdir = tmp_path / "run"
+    train(tiny_config, workdir)
+    last = max(checkpoints_lib.steps(workdir))
+    if damage == "unsigned and cut":  # killed before the manifest, and the disk lost a page
+        folder = workdir / "checkpoints" / str(last)
+        (folder / "sha256.json").unlink()
+        data = [file for file in (folder / "params").rglob("d/*") if file.is_file()]
+        max(data, key=lambda file: file.stat().st_size).write_bytes(b"")
+    elif damage == "empty folder":
+        last += 1
+        (workdir / "checkpoints" / str(last)).mkdir()
+    else:
+        flip_a_bit(workdir / "checkpoints" / str(last))
+        with pytest.raises(UserError, match="do not match their checksums"):
+            load_run(workdir, checkpoint="latest")
+    with pytest.warns(UserWarning, match=f"{last} is damaged"):
+        resumed = train(tiny_config, workdir)
+    aside = [folder.name.split("-")[0] for folder in (workdir / "damaged_checkpoints").iterdir()]
+    assert aside == [str(last)]
+    assert_bitwise_equal(resumed, train(tiny_config, tmp_path / "undisturbed"))
+
+
+def test_run_without_an_intact_checkpoint_is_not_begun_anew(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    train(tiny_config, tmp_path)
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    for step in checkpoints_lib.steps(tmp_path):
+        flip_a_bit(tmp_path / "checkpoints" / str(step))
+    with pytest.raises(UserError, match="is intact"), pytest.warns(UserWarning, match="damaged"):
+        train(tiny_config, tmp_path)
+    with pytest.raises(UserError, match="is intact"):  # nor by a second try
+        train(tiny_config, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == metrics
+
+
+def test_parameters_that_are_not_finite_are_not_saved(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    """The loss is that before the update, so it may still be finite."""
+    tiny_config.optimizer.name, tiny_config.optimizer.learning_rate = "sgd", 1e38
+    tiny_config.train.checkpoint_every_steps = 1
+    with pytest.raises(TrainingError, match="parameters behind step 1 are not finite"):
+        train(tiny_config, tmp_path)
+    assert checkpoints_lib.steps(tmp_path) == []
+
+
+def test_two_processes_cannot_train_in_one_workdir(tiny_config: ConfigDict, tmp_path: Path) -> None:
+    with Checkpoints(tmp_path), pytest.raises(UserError, match="another process is training"):
+        train(tiny_config, tmp_path)
+    train(tiny_config, tmp_path)
+
+
+def test_what_is_evaluated_is_saved(tiny_config: ConfigDict, tmp_path: Path) -> None:
+    tiny_config.train.checkpoint_every_steps = 4
+    train(tiny_config, tmp_path)
+    kept = {step: checkpoints_lib.read_metadata(tmp_path, step) for step in (40, 42)}
+    assert kept[40]["loss"] is None
+    assert kept[42]["loss"] is not None
+    assert load_run(tmp_path).step == 42
+
+
+def test_files_of_others_among_the_checkpoints_are_left_alone(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    own = tmp_path / "checkpoints" / "21.backup"
+    own.mkdir(parents=True)
+    train(tiny_config, tmp_path)
+    assert own.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("step_fn", "message"),
+    [
+        (lambda state, batch: (state, {}), '"loss" as a CrossEntropy'),
+        (lambda state, batch: (state, {"loss": jnp.zeros(())}), '"loss" as a CrossEntropy'),
+        (lambda state, batch: (state.params, {"loss": CrossEntropy(1.0, 1)}), "same structure"),
+        (lambda state, batch: (state, {"loss": CrossEntropy(1.0, 1)}), "state.step by one"),
+    ],
+)
+def test_own_step_that_the_loop_cannot_use_is_refused(
+    tiny_config: ConfigDict, tmp_path: Path, step_fn, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(tiny_config, tmp_path, train_step=step_fn)
+
+
+def test_latest_and_best_checkpoints_are_kept(tiny_config: ConfigDict, tmp_path: Path) -> None:
+    state = train(tiny_config, tmp_path / "run")
+    metadata = checkpoints_lib.read_metadata(tmp_path / "run", int(state.step))
+    with Checkpoints(tmp_path / "kept") as checkpoints:
+        for step, loss in enumerate([3.0, 1.0, 2.0, float("inf"), None, 4.0]):
+            checkpoints.save(state, step=step, metadata={**metadata, "loss": loss})
+    assert checkpoints_lib.steps(tmp_path / "kept") == [
+        1,
+        4,
+        5,
+    ]  # the best, the one before the latest, the latest
+    assert load_run(tmp_path / "kept").step == 1
+    assert load_run(tmp_path / "kept", checkpoint="latest").step == 5
+    assert load_run(tmp_path / "kept", checkpoint="4").step == 4
+    assert load_run(tmp_path / "kept", checkpoint=4).step == 4
+    with pytest.raises(UserError, match="there are best, latest, 1, 4, 5"):
+        load_run(tmp_path / "kept", checkpoint="3")
+    assert best_step({}) is None
+    assert best_step({1: None, 2: None}) == 2
+
+
+def test_checkpoint_holds_all_that_using_the_model_needs(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    """The text may be gone, and the folder may have moved."""
+    text = Path(tiny_config.data.path).read_text()
+    own_file = tmp_path / "text.txt"
+    own_file.write_text(text)
+    tiny_config.data.path = str(own_file)
+    state = train(tiny_config, tmp_path / "run")
+    own_file.unlink()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run = load_run(tmp_path / "moved", checkpoint="latest")
+    jax.tree.map(np.testing.assert_array_equal, run.params, state.params)
+    assert run.vocabulary.characters == "".join(sorted(set(text)))
+    assert run.config == tiny_config
+    assert run.corpus["num_chars"] == len(text)
+    with pytest.raises(UserError, match="no file is there"):
+        run.load_dataset()
+    own_file.write_text(text + "!")
+    with pytest.raises(UserError, match="is now another text"):
+        run.load_dataset()
+
+
+def test_workdir_of_another_config_is_refused_and_untouched(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    train(tiny_config, tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    tiny_config.model.hidden_size = 17
+    with pytest.raises(UserError, match=r"model.hidden_size 16 -> 17"):
+        train(tiny_config, tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+    tiny_config.model.hidden_size = 16
+    tiny_config.train.num_epochs = 3
+    assert int(train(tiny_config, tmp_path).step) == 63
+
+
+def test_nothing_is_written_when_the_prompt_or_the_text_cannot_be_used(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    tiny_config.sample.prompt = "漢字"
+    with pytest.raises(UserError, match="'漢' at position 0"):
+        train(tiny_config, tmp_path / "run")
+    tiny_config.sample.prompt = ""
+    tiny_config.data.batch_size = 1000
+    with pytest.raises(UserError, match="too few for one batch"):
+        train(tiny_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_model_learns_a_text_by_heart(tiny_config: ConfigDict, tmp_path: Path) -> None:
+    """A text that repeats has an entropy rate of 0; greedy generation then goes on with it."""
+    tiny_config.data.batching = "lanes"
+    tiny_config.data.batch_size = 4
+    tiny_config.model.hidden_size = 64
+    tiny_config.train.num_epochs = 8
+    tiny_config.optimizer.clip_norm = 1.0
+    tiny_config.evaluation.protocol = "carried"
+    train(tiny_config, tmp_path)
+    run = load_run(tmp_path)
+    splits = run.load_dataset().splits
+    loss = evaluate(
+        run.params, splits.with_context("validation"), model=run.model, protocol="carried"
+    )
+    assert loss.nats_per_char < 0.1
+    (sample,) = generate(
+        run.params,
+        ["The quick brown"],
+        model=run.model,
+        vocabulary=run.vocabulary,
+        num_chars=60,
+        temperature=0.0,
+    )
+    assert sample.text == " fox jumps over the lazy dog; 'twas brillig, and the slithy "[:60]
+
+
+# --- optimizer ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "sgd"])
+def test_optimizers_equal_pytorchs(tiny_config: ConfigDict, name: str, weight_decay: float) -> None:
+    torch = pytest.importorskip("torch")
+    config = tiny_config.optimizer
+    config.name, config.weight_decay, config.momentum = name, weight_decay, 0.9
+    rng = np.random.default_rng(0)
+    start = {"matrix": rng.normal(size=(3, 4)).astype("f"), "bias": rng.normal(size=4).astype("f")}
+    gradients = [
+        {k: rng.normal(size=v.shape).astype("f") for k, v in start.items()} for _ in "12345"
+    ]
+
+    tensors = {k: torch.tensor(v.copy()) for k, v in start.items()}
+    groups = [
+        {"params": [tensors["matrix"]], "weight_decay": weight_decay},
+        {"params": [tensors["bias"]], "weight_decay": 0.0},
+    ]
+    settings = {"lr": config.learning_rate}
+    if name in ("adam", "adamw"):
+        settings |= {"betas": (config.beta1, config.beta2), "eps": config.epsilon}
+    elif name == "rmsprop":
+        settings |= {"alpha": config.rms_decay, "eps": config.epsilon}
+    else:
+        settings |= {"momentum": config.momentum}
+    names = {"adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "sgd": "SGD"}
+    theirs = getattr(torch.optim, names[name])(groups, **settings)
+
+    ours = make_optimizer(config, num_steps=5)
+    params = jax.tree.map(jnp.asarray, start)
+    opt_state = ours.init(params)
+    for gradient in gradients:
+        for key, tensor in tensors.items():
+            tensor.grad = torch.tensor(gradient[key])
+        theirs.step()
+        updates, opt_state = ours.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    for key, tensor in tensors.items():
+        np.testing.assert_allclose(params[key], tensor.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 0.775, 0.55, 0.325, 0.1]),
+        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.8682, 0.55, 0.2318, 0.1]),
+    ],
+)
+def test_schedule_warms_up_and_ends_where_it_should(
+    tiny_config: ConfigDict, schedule: str, expected: list[float]
+) -> None:
+    config = tiny_config.optimizer
+    config.learning_rate, config.schedule = 1.0, schedule
+    config.warmup_steps, config.final_fraction = 4, 0.1
+    rates = [float(make_schedule(config, num_steps=8)(step)) for step in range(9)]
+    np.testing.assert_allclose(rates, expected, atol=1e-4)
+
+
+def test_gradient_is_clipped_to_the_global_norm(tiny_config: ConfigDict) -> None:
+    config = tiny_config.optimizer
+    config.name, config.clip_norm, config.learning_rate = "sgd", 1.0, 1.0
+    optimizer = make_optimizer(config, num_steps=1)
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
+    gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(optax.tree.norm(updates), 1.0, rtol=1e-6)
+
+
+# --- what is shown and written ------------------------------------------------------------------
+
+
+def test_initial_loss_far_off_is_a_warning() -> None:
+    assert "as it should be" in describe_initial_loss(4.1896, vocabulary_size=66)
+    assert "exp(loss) = 65.99" in describe_initial_loss(4.1895, vocabulary_size=66)
+    for loss in (2.0, 9.0, 1e9):
+        assert describe_initial_loss(loss, vocabulary_size=66).startswith("WARNING")
+
+
+def test_long_run_names_the_short_one_and_says_how_to_stop() -> None:
+    text = describe_time_left(4000.0, steps=3000)
+    assert "1 h 6 min" in text
+    assert "quick.py" in text
+    assert "Ctrl-C" in text
+    assert "quick.py" not in describe_time_left(60.0, steps=3000)
+
+
+def test_json_lines_survive_a_killed_writer_and_drop_what_is_repeated(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    lines = JsonLines(file, keep_until_step=0)
+    for step in range(1, 4):
+        lines.write({"step": step, "text": "a\u2028\n\0\U0001f600", "loss": float("nan")})
+    with open(file, "a") as out:
+        out.write('{"step": 4, "text": "')
+    with open(file, "ab") as out:
+        out.write("й".encode()[:1])  # killed in the middle of a character
+    JsonLines(file, keep_until_step=2).write({"step": 3})
+    rows = read_json_lines(file)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["text"] == "a\u2028\n\0\U0001f600"
+    assert rows[0]["loss"] is None
+    json.loads(file.read_text().split("\n")[0], parse_constant=pytest.fail)
