@@ -215,23 +215,25 @@ def flip_a_bit(folder: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", ["flipped bit", "empty folder", "unsigned and cut"])
+@pytest.mark.parametrize("damage", ["flipped bit", "empty folder", "no manifest", "metadata"])
 def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     tiny_config: ConfigDict, tmp_path: Path, damage: str
 ) -> None:
     workdir = tmp_path / "run"
     train(tiny_config, workdir)
     last = max(checkpoints_lib.steps(workdir))
-    if damage == "unsigned and cut":  # killed before the manifest, and the disk lost a page
-        folder = workdir / "checkpoints" / str(last)
+    folder = workdir / "checkpoints" / str(last)
+    if damage == "no manifest":
         (folder / "sha256.json").unlink()
-        data = [file for file in (folder / "params").rglob("d/*") if file.is_file()]
-        max(data, key=lambda file: file.stat().st_size).write_bytes(b"")
+    elif damage == "metadata":
+        (folder / "metadata" / "metadata").write_text("{}")
+        with pytest.raises(UserError, match="do not match their checksums"):
+            load_run(workdir)
     elif damage == "empty folder":
         last += 1
         (workdir / "checkpoints" / str(last)).mkdir()
     else:
-        flip_a_bit(workdir / "checkpoints" / str(last))
+        flip_a_bit(folder / "params")
         with pytest.raises(UserError, match="do not match their checksums"):
             load_run(workdir, checkpoint="latest")
     with pytest.warns(UserWarning, match=f"{last} is damaged"):

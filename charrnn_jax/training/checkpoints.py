@@ -3,9 +3,9 @@
 A checkpoint is a folder `checkpoints/<step>/` that needs nothing beside it: parameters, the rest of
 the train state, and metadata (config, vocabulary, corpus identity, position, validation loss).
 Orbax writes it in the background and makes it appear by renaming, so a killed process leaves the
-one before. What Orbax does not have is a checksum: every file's SHA-256 goes into a manifest, at
-the next save or at the end, and a checkpoint that does not match it is set aside and the one before
-it is used.
+one before. What Orbax does not have is a checksum: every file's SHA-256 goes into a manifest just
+before the renaming, and a checkpoint that does not match it is set aside and the one before it is
+used.
 """
 
 import fcntl
@@ -16,7 +16,6 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ import optax
 import orbax.checkpoint as ocp
 
 from charrnn_jax.errors import TrainingError, UserError
-from charrnn_jax.files import replacing
 from charrnn_jax.training.train_step import TrainState
 
 _MANIFEST = "sha256.json"
@@ -51,11 +49,11 @@ class Checkpoints:
         for pattern in ("*.deleted", "*.orbax-checkpoint-tmp*"):
             for remains in self.folder.glob(pattern):  # of a process that was killed here
                 shutil.rmtree(remains, ignore_errors=True)
-        for step in steps(workdir):
-            if not (self.folder / str(step) / _MANIFEST).exists():
-                _sign(self.folder / str(step))
         self.losses = {step: read_metadata(workdir, step)["loss"] for step in steps(workdir)}
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._sign),
+        )
         self._unfinished: int | None = None  # the step whose write is under way
 
     def __enter__(self) -> "Checkpoints":
@@ -99,28 +97,33 @@ class Checkpoints:
             training=ocp.args.StandardSave(rest),
             metadata=ocp.args.JsonSave(metadata),
         )
+        self._unfinished = step
         try:
             self._checkpointer.save(self.folder / str(step), args=items)
         except (OSError, ValueError) as error:
             raise _write_failed(self.folder, error) from error
-        self._unfinished = step
         self.losses[step] = metadata["loss"]
 
+    def _sign(self) -> None:
+        """Writes the manifest. Orbax calls this in the background, before it renames the folder."""
+        (folder,) = self.folder.glob(f"{self._unfinished}.orbax-checkpoint-tmp*")
+        (folder / _MANIFEST).write_text(json.dumps(_digests(folder), indent=1))
+
     def wait(self) -> None:
-        """Waits for the write under way, writes its manifest, deletes what is no longer kept.
+        """Waits for the write under way, then deletes what is no longer kept.
 
         Raises:
           TrainingError: it failed.
         """
-        if self._unfinished is None:
+        if (step := self._unfinished) is None:
             return
-        step, self._unfinished = self._unfinished, None
         try:
             self._checkpointer.wait_until_finished()  # errors of the background come up here
-            _sign(self.folder / str(step))
         except (OSError, ValueError) as error:
             del self.losses[step]
             raise _write_failed(self.folder, error) from error
+        finally:
+            self._unfinished = None
         kept = {*sorted(self.losses)[-2:], best_step(self.losses)}
         for old in set(self.losses) - kept:
             del self.losses[old]
@@ -176,16 +179,12 @@ def set_aside_damaged(workdir: Path) -> None:
 def steps(workdir: Path) -> list[int]:
     """Returns the steps of a run's complete checkpoints, in order."""
     folders = _step_folders(workdir)
-    return sorted(int(folder.name) for folder in folders if _is_complete(folder))
+    return sorted(int(folder.name) for folder in folders if (folder / _MANIFEST).is_file())
 
 
 def _step_folders(workdir: Path) -> list[Path]:
     folder = workdir / _FOLDER
     return [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
-
-
-def _is_complete(folder: Path) -> bool:
-    return (folder / "_CHECKPOINT_METADATA").is_file()  # the last file that Orbax writes
 
 
 def best_step(losses: dict[int, float | None]) -> int | None:
@@ -223,13 +222,11 @@ def read_metadata(workdir: Path, step: int) -> dict[str, Any]:
     """Returns the metadata of one checkpoint.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: it is damaged.
     """
-    file = workdir / _FOLDER / str(step) / "metadata" / "metadata"
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise _unreadable(file.parent.parent, error) from error
+    folder = workdir / _FOLDER / str(step)
+    _check_intact(folder, "metadata")
+    return json.loads((folder / "metadata" / "metadata").read_text())
 
 
 def read_params(workdir: Path, step: int, *, template: Any) -> Any:
@@ -243,10 +240,9 @@ def read_params(workdir: Path, step: int, *, template: Any) -> Any:
     Raises:
       UserError: the checkpoint is damaged, or has other shapes.
     """
-    folder = workdir.resolve() / _FOLDER
-    if not _is_intact(folder / str(step)):
-        raise _unreadable(folder / str(step), "its files do not match their checksums")
-    return _read(folder / str(step) / "params", template)
+    folder = workdir.resolve() / _FOLDER / str(step)
+    _check_intact(folder, "params")
+    return _read(folder / "params", template)
 
 
 def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
@@ -270,47 +266,29 @@ def _read(item: Path, template: Any) -> Any:
         raise _unreadable(item.parent, error) from error
 
 
-def _is_intact(folder: Path) -> bool:
-    """Whether a checkpoint is complete and, if it has its manifest yet, matches it."""
-    if not _is_complete(folder):
-        return False
+def _is_intact(folder: Path, item: str = "*") -> bool:
+    """Whether a checkpoint, or one item of it, is what the manifest says."""
     try:
-        return _digests(folder) == json.loads((folder / _MANIFEST).read_text())
-    except FileNotFoundError:
-        return _is_readable(folder)  # killed before the manifest was written
-    except (OSError, ValueError):
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        return _digests(folder, item) == {
+            name: digest for name, digest in manifest.items() if item in ("*", Path(name).parts[0])
+        }
+    except (OSError, ValueError, AttributeError):  # missing, or no JSON object
         return False
 
 
-def _is_readable(folder: Path) -> bool:
-    """Whether all of a checkpoint can be read, for one that has no checksums."""
-    try:
-        json.loads((folder / "metadata" / "metadata").read_text())["loss"]
-        with ocp.StandardCheckpointer() as checkpointer, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that no template says where the arrays go
-            for item in ("params", "training"):
-                checkpointer.restore(folder / item)
-    except Exception:  # whatever Orbax and its storage raise at broken files
-        return False
-    return True
+def _check_intact(folder: Path, item: str) -> None:
+    if not _is_intact(folder, item):
+        raise _unreadable(folder, "its files do not match their checksums")
 
 
-def _sign(folder: Path) -> None:
-    manifest = json.dumps(_digests(folder), indent=1)
-    with replacing(folder / _MANIFEST) as partial:
-        partial.write_text(manifest)
-
-
-def _digests(folder: Path) -> dict[str, str]:
+def _digests(folder: Path, item: str = "*") -> dict[str, str]:
+    """SHA-256 of every file of an item, or of all items; above them are only Orbax's marks."""
+    files = sorted(file for file in folder.glob(f"{item}/**/*") if file.is_file())
     return {
         file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in _files(folder)
+        for file in files
     }
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return (file for file in files if _MANIFEST not in file.name)
 
 
 def _lock(workdir: Path) -> int:
