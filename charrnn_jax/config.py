@@ -101,7 +101,7 @@ _ANY = (lambda value: True, "")
 
 # What a value must be, field by field; a test holds that no field of the schema is missing here.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "seed": _between(0, 2**32),
+    "seed": _at_least(0),
     "data.corpus": _ANY,
     "data.offline_corpus": _ANY,
     "data.path": _ANY,
@@ -145,6 +145,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+_TYPES = {int: int, float: int | float, str: str}  # of a default -> of a value
+_LARGEST = 2**31 - 1  # the largest integer that fits JAX's default type
+
+
 def flatten(config: ConfigDict) -> dict[str, Any]:
     """Returns {"section.field": value} in the order of the schema."""
     flat = {}
@@ -162,13 +166,19 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: names the field, its value and what it must be.
     """
-    flat = flatten(config)
+    flat, defaults = flatten(config), flatten(default_config())
     for name, (accepts, requirement) in _RULES.items():
         if name not in flat:
             raise UserError(f"config.{name} is missing; start from charrnn_jax.default_config()")
-        value = flat[name]
+        value, default = flat[name], defaults[name]
+        if isinstance(value, bool) or not isinstance(value, _TYPES[type(default)]):
+            raise UserError(
+                f"config.{name} is {value!r}; it must be of type {type(default).__name__}"
+            )
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"config.{name} is {value}; it must be a finite number")
+        if isinstance(value, int) and value > _LARGEST:
+            raise UserError(f"config.{name} is {value}; it must be at most {_LARGEST}")
         if not accepts(value):
             raise UserError(f"config.{name} is {value!r}; it must be {requirement}")
     unknown = flat.keys() - _RULES.keys()
@@ -235,7 +245,7 @@ def load_experiment(file: str, arg: str = "") -> ConfigDict:
         config = get_config(arg) if get_config else None
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{file} does not run: {type(error).__name__}: {error}") from error
     if get_config is None:
         raise UserError(f"{file} has no function get_config(arg='')")

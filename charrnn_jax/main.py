@@ -5,10 +5,12 @@ python -m charrnn_jax.main [COMMAND] --config=FILE[:ARG] --workdir=DIR [--config
 
 import argparse
 import contextlib
+import errno
 import io
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -23,8 +25,11 @@ from charrnn_jax.files import replacing
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0; 1 training failed; 2 bad usage, config or data;
-    130 or 143 after Ctrl-C or SIGTERM."""
+    129, 130 or 143 after a hang-up, Ctrl-C or SIGTERM; 141 when the reader of our output went."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # any text can be shown on any terminal
             stream.reconfigure(errors="backslashreplace")
@@ -46,10 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:  # a folder that cannot be read or written, a full disk
-        return _fail(str(error), UserError.exit_code)
+        full = error.errno == errno.ENOSPC
+        return _fail(str(error), (TrainingError if full else UserError).exit_code)
     except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):  # JAX's word for it has had several types
-            raise
+        if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
+            raise  # JAX's word for it has had several types
         hint = "out of memory: try a smaller --config.data.batch_size or --config.model.hidden_size"
         return _fail(hint, TrainingError.exit_code)
 
@@ -118,8 +124,10 @@ def _number(text: str, kind: type, low: int) -> Any:
         value = kind(text)
     except ValueError:
         value = None
-    if value is None or not low <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__} of at least {low}")
+    if value is None or not low <= value < 2**31:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no {kind.__name__} of at least {low} and below 2**31"
+        )
     return value
 
 
@@ -133,8 +141,8 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> None:
     train(config, workdir)
     print(
         f"Trained; the run is in {workdir}. Next:\n"
-        f"  python -m charrnn_jax.main sample --workdir={workdir}\n"
-        f"  python -m charrnn_jax.main evaluate --workdir={workdir}"
+        f"  python -m charrnn_jax.main sample --workdir={shlex.quote(str(workdir))}\n"
+        f"  python -m charrnn_jax.main evaluate --workdir={shlex.quote(str(workdir))}"
     )
 
 
@@ -142,13 +150,14 @@ def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
     _checkpoint_flags(parser)
     parser.add_argument("--split", default="validation", choices=("train", "validation", "test"))
     parser.add_argument("--protocol", default="all", choices=("all", "cold", "carried"))
+    parser.add_argument("--path", default="", metavar="TEXT", help="where the run's text is now")
 
 
 def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
     run = _open_run(args, overrides)
     from charrnn_jax.evaluation.protocols import PROTOCOLS, evaluate
 
-    tokens = run.load_dataset().splits.with_context(args.split)
+    tokens = run.load_dataset(args.path).splits.with_context(args.split)
     if len(tokens) < 2:
         raise UserError(f"the run in {run.workdir} has no {args.split} split to evaluate")
     results = {}
@@ -357,12 +366,12 @@ def _given_text(args: argparse.Namespace, kind: str) -> str | bytes:
 def _merge_into_json(file: Path, splits: dict[str, Any]) -> None:
     """Adds losses to those that the file has of the same checkpoint; replaces any others."""
     known: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(file.read_text())
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        known = dict(json.loads(file.read_text()))
     for split, entry in splits.items():
-        before = known.get(split, {})
-        if before.get("step") == entry["step"]:
-            entry["losses"] = {**before["losses"], **entry["losses"]}
+        with contextlib.suppress(KeyError, TypeError):  # another shape: somebody else's
+            if known[split]["step"] == entry["step"]:
+                entry["losses"] = {**known[split]["losses"], **entry["losses"]}
     with replacing(file) as partial:
         partial.write_text(json.dumps({**known, **splits}, indent=2) + "\n")
 

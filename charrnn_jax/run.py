@@ -36,13 +36,18 @@ class Run:
     model: CharRNN
     params: Any
 
-    def load_dataset(self) -> Dataset:
+    def load_dataset(self, path: str = "") -> Dataset:
         """Reads the text of the run again, and makes sure that it is the same.
+
+        Args:
+          path: where the text is now; "": where it was.
 
         Raises:
           UserError: the text is not there any more, or is another one.
         """
-        return load_dataset(self.config.data, vocabulary=self.vocabulary, recorded=self.corpus)
+        config = self.config.data.copy_and_resolve_references()
+        config.path = path or config.path
+        return load_dataset(config, vocabulary=self.vocabulary, recorded=self.corpus)
 
 
 def load_run(workdir: str | Path, *, checkpoint: str | int = "best") -> Run:

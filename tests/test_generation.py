@@ -137,3 +137,19 @@ def test_empty_prompt_starts_a_line() -> None:
     assert generate(params, [""], **kwargs)[0].text == generate(params, ["\n"], **kwargs)[0].text
     no_lines = {**kwargs, "vocabulary": Vocabulary("abcdefghij")}
     assert generate(params, [""], **no_lines)[0].text == generate(params, ["a"], **no_lines)[0].text
+
+
+@pytest.mark.parametrize(
+    ("prompts", "changes"),
+    [
+        ("abc", {}),
+        (["abc"], {"temperature": float("nan")}),
+        (["abc"], {"temperature": -1.0}),
+        (["abc"], {"num_chars": 0}),
+        (["abc"], {"unk": "ignore"}),
+    ],
+)
+def test_wrong_arguments_are_refused(prompts, changes: dict) -> None:
+    params, kwargs = settings()
+    with pytest.raises((ValueError, TypeError), match="prompts|temperature|num_chars|unk"):
+        generate(params, prompts, **{**kwargs, **changes})

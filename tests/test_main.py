@@ -118,7 +118,10 @@ def test_score_agrees_with_its_characters(
         ([SMOKE, "stray"], "what is 'stray'"),
         ([SMOKE, "--config.data.path=/absent"], "no file is there: '/absent'"),
         ([SMOKE, "--config.data.path=TEXT"], "set another --config.sample.prompt"),
-        ([SMOKE + ":builtin", "--workdir=/proc/run"], "/proc/run"),
+        ([SMOKE + ":builtin", "--workdir=/proc/run"], "/proc"),
+        ([SMOKE, "--workdir=TEXT"], "is no folder: give another --workdir"),
+        ([SMOKE, "--config.data.path=.", "--workdir=run"], "is inside the folder of the text"),
+        ([SMOKE, "--config.train.num_steps=99999999999"], "must be at most 2147483647"),
         ([str(SMOKE).replace("smoke", "quick") + ":lstm"], "quick.py knows no argument"),
         (["sample"], "which run?"),
         (["sample", "--workdir=/absent"], "holds no checkpoint"),
@@ -153,6 +156,29 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert message in last_line_of_error(capsys)
     assert sorted(trained.rglob("*")) == before
     assert not list(tmp_path.iterdir())
+
+
+def test_text_that_was_moved_or_a_file_of_another_shape_strands_no_run(
+    trained: Path, text_file: Path, tmp_path: Path
+) -> None:
+    workdir, text = tmp_path / "run", tmp_path / "old.txt"
+    own = [SMOKE, f"--workdir={workdir}", "--config.sample.prompt=The"]
+    text.write_bytes(text_file.read_bytes())
+    assert main([*own, f"--config.data.path={text}"]) == 0
+    text.rename(tmp_path / "new.txt")
+    with open(workdir / "metrics.jsonl", "a") as rows:
+        rows.write('3\n{"no": "step"}\n')
+    (workdir / "evaluation.json").write_text('[{"validation": 3}]')
+    assert main([*own, f"--config.data.path={tmp_path / 'new.txt'}", EPOCHS + "=3"]) == 0
+    assert main(["evaluate", f"--workdir={workdir}", f"--path={text_file}"]) == 0
+    assert main(["evaluate", f"--workdir={workdir}", f"--path={__file__}"]) == 2
+
+
+def test_closed_output_ends_no_command() -> None:
+    command = f"{sys.executable} -m charrnn_jax.main corpora"
+    assert subprocess.run(f"{command} >&-", shell=True).returncode == 0
+    closed = subprocess.run(f"{command} x >&- 2>&-", shell=True)
+    assert closed.returncode == 2
 
 
 def test_unk_skip_drops_what_the_model_does_not_know(

@@ -52,9 +52,14 @@ def character_losses(
       window: characters of a cold window; the carried pass has none.
       batch_size: cold windows that are scored at once; does not change the result.
 
+    Raises:
+      ValueError: another protocol.
+
     Yields:
       [k] losses in nats; n in all.
     """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol is {protocol!r}; it must be one of {', '.join(PROTOCOLS)}")
     num_chars = len(tokens) - 1
     if num_chars < 1:
         return

@@ -5,6 +5,7 @@ nothing else in the batch: prompts of different lengths together give what each 
 rounding: a matrix product of one row may take another routine than one of several.)
 """
 
+import math
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -145,10 +146,15 @@ def generate(
 
     Raises:
       UserError: a prompt with unknown characters, or with none that is known.
-      ValueError: a temperature below 0, or another `unk`.
+      TypeError: `prompts` is one text.
+      ValueError: a temperature or `num_chars` out of its range, or another `unk`.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; it must be at least 0")
+    if isinstance(prompts, str):
+        raise TypeError("prompts is one text; give a list of texts: [prompt]")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be finite and at least 0")
+    if num_chars < 1:
+        raise ValueError(f"num_chars is {num_chars}; it must be at least 1")
     if not prompts:
         return []
     encoded = [encode_prompt(prompt, vocabulary, unk=unk) for prompt in prompts]

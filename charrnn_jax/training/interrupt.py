@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the training loop answers between two steps."""
+"""Ctrl-C, SIGTERM and a hang-up as a request that the training loop answers between two steps."""
 
 import contextlib
 import os
@@ -9,12 +9,12 @@ from typing import Any
 
 
 class InterruptRequest:
-    """While active, the first SIGINT or SIGTERM is only noted; a second one stops at once.
+    """While active, the first of the signals is only noted; a second one stops at once.
 
     Signals can be caught in the main thread alone; in another thread this does nothing.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -22,7 +22,11 @@ class InterruptRequest:
 
     def __enter__(self) -> "InterruptRequest":
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            self._handlers = {
+                number: signal.signal(number, self._note)
+                for number in self.SIGNALS
+                if signal.getsignal(number) != signal.SIG_IGN  # as nohup asks for
+            }
         return self
 
     def __exit__(self, *exception: Any) -> None:

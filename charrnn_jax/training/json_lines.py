@@ -1,5 +1,6 @@
 """`JsonLines`: a file of rows that survives kills, resumes and full disks."""
 
+import contextlib
 import json
 import math
 import warnings
@@ -19,7 +20,7 @@ class JsonLines:
     def __init__(self, file: Path, *, keep_until_step: int):
         self._file = file
         self._failed = False
-        rows = [row for row in read_json_lines(file) if row["step"] <= keep_until_step]
+        rows = [row for row in read_json_lines(file) if row.get("step", 0) <= keep_until_step]
         with replacing(file) as partial:
             partial.write_text("".join(map(_to_line, rows)), encoding="utf-8")
 
@@ -44,10 +45,9 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return rows
     for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # the line that a killed process was writing
+        with contextlib.suppress(ValueError):  # the line that a killed process was writing
+            row = json.loads(line)
+            rows += [row] if isinstance(row, dict) else []
     return rows
 
 

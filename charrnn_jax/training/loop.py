@@ -5,6 +5,7 @@ the host. Whatever interrupts it, starting it again in the same workdir gives th
 optimizer state, carry and metrics that an undisturbed run would have given, bit for bit.
 """
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ from charrnn_jax.training.train_step import train_step as standard_train_step
 
 # A run may go on with other values of these; all others are part of what it is. (The protocol is:
 # the best checkpoint is found by comparing losses.)
+# The path of a text may change, its sha256 may not.
 _MAY_CHANGE = (
+    "data.path",
     "train.",
     "sample.",
     "evaluation.batch_size",
@@ -82,6 +85,7 @@ def train(
     if train_step is not None and loss_fn is not cross_entropy:
         raise UserError("train_step and loss_fn were both given: put the loss into your train_step")
     workdir = Path(workdir)
+    _check_workdir(workdir, config.data.path)
     saved = _saved_metadata(workdir)
     if saved:
         _check_same_run(saved, config, workdir)
@@ -126,6 +130,21 @@ def train(
             initial_loss_is_cross_entropy=train_step is None and loss_fn is cross_entropy,
         )
         return loop.run(state, step_fn, interrupt=interrupt)
+
+
+def _check_workdir(workdir: Path, text: str) -> None:
+    """What is wrong with a workdir is said before a text is read and a model is made."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is no folder: give another --workdir")
+    there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK):
+        raise UserError(f"cannot write to {there}: give another --workdir")
+    folder = Path(text).expanduser().resolve()
+    if text and folder.is_dir() and folder in (workdir.resolve(), *workdir.resolve().parents):
+        raise UserError(
+            f"the workdir {workdir} is inside the folder of the text, {folder}, and would become a "
+            "part of it: give another --workdir"
+        )
 
 
 def _saved_metadata(workdir: Path) -> dict[str, Any] | None:
