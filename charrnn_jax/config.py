@@ -46,7 +46,11 @@ def default_config() -> ConfigDict:
     config.model.embedding_size = 256  # units
     config.model.hidden_size = 1024  # units a layer
     config.model.num_layers = 1  # recurrent layers
+    config.model.input_dropout = 0.0  # rate on the embedding
     config.model.dropout = 0.0  # rate on the output of every recurrent layer
+    config.model.dropout_noise = "step"  # drawn for every "step", or "locked" for a whole sequence
+    config.model.implementation = "auto"  # of the recurrence: "auto", "scan" or "fused"
+    config.model.dtype = "float32"  # of the operands of products; or "bfloat16", sums in float32
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # "adam", "adamw", "rmsprop" or "sgd"
@@ -116,7 +120,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.embedding_size": _at_least(1),
     "model.hidden_size": _at_least(1),
     "model.num_layers": _at_least(1),
+    "model.input_dropout": _between(0, 1),
     "model.dropout": _between(0, 1),
+    "model.dropout_noise": _one_of("step", "locked"),
+    "model.implementation": _one_of("auto", "scan", "fused"),
+    "model.dtype": _one_of("float32", "bfloat16"),
     "optimizer.name": _one_of("adam", "adamw", "rmsprop", "sgd"),
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.schedule": _one_of("constant", "linear", "cosine"),
@@ -188,6 +196,11 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             "no text to train on: give yours as --config.data.path=FILE (a file, a folder, a "
             "glob, or - for standard input), or a known one as --config.data.corpus=NAME"
+        )
+    if config.model.implementation == "scan" and config.model.dtype != "float32":
+        raise UserError(
+            "config.model.implementation is 'scan', which computes in float32, but "
+            f"config.model.dtype is {config.model.dtype!r}: set one of them to another value"
         )
     held_out = config.data.validation_fraction + config.data.test_fraction
     if held_out >= 1:

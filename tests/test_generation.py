@@ -151,5 +151,5 @@ def test_empty_prompt_starts_a_line() -> None:
 )
 def test_wrong_arguments_are_refused(prompts, changes: dict) -> None:
     params, kwargs = settings()
-    with pytest.raises((ValueError, TypeError), match="prompts|temperature|num_chars|unk"):
+    with pytest.raises((ValueError, TypeError), match=r"prompts|temperature|num_chars|unk"):
         generate(params, prompts, **{**kwargs, **changes})

@@ -4,10 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
+from charrnn_jax.models.fused import product
 from charrnn_jax.models.recurrence import Recurrence
 
 Carry = tuple[Any, ...]  # one entry a layer
@@ -24,7 +26,13 @@ class CharRNN(nn.Module):
       hidden_size: H, of every recurrent layer.
       num_layers: L.
       cell: name in `cells.CELLS`.
-      dropout: rate on the output of every recurrent layer, drawn anew for every time step.
+      input_dropout: rate on the embedding of every character.
+      dropout: rate on the output of every recurrent layer.
+      dropout_noise: "step": drawn anew for every time step; "locked": once a sequence and unit, for
+        all of its steps (Gal & Ghahramani 2016, arXiv:1512.05287).
+      implementation: of the recurrence, see `recurrence`.
+      dtype: of the operands of products, "float32" or "bfloat16"; parameters, sums, carry and
+        everything elementwise are float32.
     """
 
     vocabulary_size: int
@@ -32,13 +40,25 @@ class CharRNN(nn.Module):
     hidden_size: int
     num_layers: int = 1
     cell: str = "gru"
+    input_dropout: float = 0.0
     dropout: float = 0.0
+    dropout_noise: str = "step"
+    implementation: str = "auto"
+    dtype: str = "float32"
 
     def setup(self):
         self.embedding = nn.Embed(self.vocabulary_size, self.embedding_size)
-        self.layers = [Recurrence(self.cell, self.hidden_size) for _ in range(self.num_layers)]
-        self.dropout_layer = nn.Dropout(self.dropout)
-        self.dense = nn.Dense(self.vocabulary_size)
+        self.layers = [
+            Recurrence(self.cell, self.hidden_size, self.implementation, self.dtype)
+            for _ in range(self.num_layers)
+        ]
+        shared_axes = (1,) if self.dropout_noise == "locked" else ()
+        self.input_dropout_layer = nn.Dropout(self.input_dropout, shared_axes)
+        self.dropout_layer = nn.Dropout(self.dropout, shared_axes)
+        self.dense = nn.Dense(self.vocabulary_size, dot_general=self._dense_product)
+
+    def _dense_product(self, x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+        return product(x, kernel, dtype=self.dtype)
 
     def __call__(
         self, carry: Carry, tokens: jax.Array, *, deterministic: bool = True
@@ -53,10 +73,15 @@ class CharRNN(nn.Module):
         Returns:
           (carry behind the last token, logits [B, T, V] of the token behind each).
         """
-        x = self.embedding(tokens)  # [B, T, E]
         new_carry = []
+        rows: jax.Array | None
+        x, rows = self.embedding.embedding, tokens  # the first layer may project the whole table
+        if self.input_dropout:
+            x = self.input_dropout_layer(self.embedding(tokens), deterministic=deterministic)
+            rows = None
         for layer, layer_carry in zip(self.layers, carry, strict=True):
-            layer_carry, x = layer(layer_carry, x)  # [B, T, H]
+            layer_carry, x = layer(layer_carry, x, tokens=rows)  # [B, T, H]
+            rows = None
             if self.dropout:
                 x = self.dropout_layer(x, deterministic=deterministic)
             new_carry.append(layer_carry)
@@ -97,9 +122,10 @@ def forward(
 
 
 def summary(model: CharRNN) -> str:
-    """Returns the table of layers, shapes and parameter counts."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    carry = jax.eval_shape(lambda: model.initialize_carry(1))
-    return nn.tabulate(
+    """Returns the table of layers, shapes and parameter counts, and how the model is computed."""
+    tokens, carry = np.zeros((1, 1), np.int32), model.initialize_carry(1)
+    table = nn.tabulate(
         model, jax.random.key(0), depth=1, console_kwargs={"width": 110, "force_terminal": False}
     )(carry, tokens)
+    implementation = model.implementation.replace("auto", "fused (auto)")
+    return f"{table.rstrip()}\nRecurrence: {implementation}, products of {model.dtype}\n"
