@@ -1,0 +1,231 @@
+"""The recurrence by hand against `nn.scan`, and against a loop that rounds as bfloat16 does."""
+
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charrnn_jax.evaluation.metrics import cross_entropy
+from charrnn_jax.models.cells import CELLS
+from charrnn_jax.models.char_rnn import CharRNN, forward, initialize_params, summary
+from charrnn_jax.models.fused import FUSED_CELLS, product, run_fused
+
+V, E, H = 11, 6, 8
+
+
+def equal_to(relative: float, ours, theirs) -> None:
+    """Every array is within `relative` of the other, measured in its own norm."""
+
+    def check(a: jax.Array, b: jax.Array) -> None:
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.linalg.norm(a - b) <= relative * np.linalg.norm(b) + 1e-9
+
+    jax.tree.map(check, ours, theirs)
+
+
+def random_like(tree, seed: int, scale: float = 0.3):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32), tree)
+
+
+def loss(params, carry, tokens, *, model: CharRNN):
+    """A scalar that depends on every logit and on the last carry; also returns these."""
+    carry, logits = forward(params, carry, tokens[:, :-1], model=model)
+    ends = sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(carry))
+    return cross_entropy(logits, tokens[:, 1:]).sum() + ends, (carry, logits)
+
+
+@lru_cache
+def value_and_gradients(model: CharRNN):
+    return jax.jit(jax.value_and_grad(partial(loss, model=model), argnums=(0, 1), has_aux=True))
+
+
+def make(cell: str, num_layers: int, *, seed: int = 0, **attributes):
+    """The models of both implementations, and parameters for them."""
+    scan, fused = (
+        CharRNN(V, E, H, num_layers, cell, implementation=implementation, **attributes)
+        for implementation in ("scan", "fused")
+    )
+    shapes = jax.eval_shape(lambda: initialize_params(scan, jax.random.key(0)))
+    return scan, fused, random_like(shapes, seed)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+@given(
+    shape=st.sampled_from([(1, 1), (3, 2), (2, 100)]),  # batch size and length
+    carry_scale=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=10, deadline=None)
+def test_fused_equals_scan_in_values_and_gradients(
+    cell: str, num_layers: int, shape: tuple[int, int], carry_scale: float, seed: int
+) -> None:
+    scan, fused, params = make(cell, num_layers, seed=seed)
+    carry = random_like(scan.initialize_carry(shape[0]), seed + 1, carry_scale)
+    tokens = np.random.default_rng(seed).integers(0, V, (shape[0], shape[1] + 1))
+    expected = value_and_gradients(scan)(params, carry, tokens)
+    equal_to(1e-5, value_and_gradients(fused)(params, carry, tokens), expected)
+
+
+@pytest.mark.parametrize("vocabulary_size", [5, 300])
+def test_rows_of_a_projected_table_equal_projected_rows(vocabulary_size: int) -> None:
+    """A table is projected as a whole if it is small; its gradient is summed in two ways."""
+    params = random_like(make("gru", 1)[2]["layers_0"]["cell"], 0)
+    table = random_like(jnp.zeros((vocabulary_size, E)), 1)
+    tokens = jnp.asarray(np.random.default_rng(2).integers(0, vocabulary_size, (20, 16)))
+
+    def with_table(table, tokens):
+        carry = jnp.zeros((tokens.shape[0], H))
+        return jnp.sin(run_fused(params, carry, table, cell="gru", tokens=tokens)[1]).sum()
+
+    def with_rows(table, tokens):
+        carry = jnp.zeros((tokens.shape[0], H))
+        return jnp.sin(run_fused(params, carry, table[tokens], cell="gru")[1]).sum()
+
+    both = jax.jit(lambda *a: [jax.value_and_grad(f)(*a) for f in (with_table, with_rows)])
+    equal_to(1e-5, *both(table, tokens))
+    equal_to(1e-5, *both(table, tokens[:1, :2]))  # fewer tokens than rows
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_bfloat16_rounds_the_operands_of_products_and_nothing_else(cell: str) -> None:
+    """Against a Python loop over time whose products round both ways."""
+    params = random_like(make(cell, 1)[2]["layers_0"]["cell"], 3)
+    inputs = random_like(jnp.zeros((4, 7, E)), 4)
+    one_step = CELLS[cell](features=H)
+    carry = random_like(one_step.initialize_carry(jax.random.key(0), (4, E)), 5)
+
+    def by_hand(params, carry, inputs):
+        def dense(name, x):
+            y = product(x, params[name]["kernel"], dtype="bfloat16")
+            return y + params[name]["bias"][None] if "bias" in params[name] else y
+
+        outputs = []
+        for t in range(inputs.shape[1]):
+            x, h = inputs[:, t], carry[1] if cell == "lstm" else carry
+            a = {g: dense("i" + g, x) for g in FUSED_CELLS[cell].gates}
+            q = {g: dense("h" + g, h) for g in FUSED_CELLS[cell].gates}
+            if cell == "gru":
+                r, z = jax.nn.sigmoid(a["r"] + q["r"]), jax.nn.sigmoid(a["z"] + q["z"])
+                n = jnp.tanh(a["n"] + r * q["n"])
+                h = carry = (1 - z) * n + z * h
+            elif cell == "lstm":
+                i, f, o = (jax.nn.sigmoid(a[g] + q[g]) for g in "ifo")
+                c = f * carry[0] + i * jnp.tanh(a["g"] + q["g"])
+                h = o * jnp.tanh(c)
+                carry = c, h
+            else:
+                h = carry = jnp.tanh(a[""] + q[""])
+            outputs.append(h)
+        return carry, jnp.stack(outputs, 1)
+
+    def scalar(function):
+        def f(*args):
+            result = function(*args)
+            return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(result)), result
+
+        return jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True))
+
+    fused = partial(run_fused, cell=cell, dtype="bfloat16")
+    (value, result), gradients = scalar(fused)(params, carry, inputs)
+    (expected_value, expected), expected_gradients = scalar(by_hand)(params, carry, inputs)
+    equal_to(1e-4, (value, result), (expected_value, expected))
+    equal_to(1e-2, gradients, expected_gradients)  # sums over time are rounded once, not T times
+    exact = run_fused(params, carry, inputs, cell=cell)
+    assert not np.allclose(exact[1], result[1], rtol=1e-4, atol=1e-4)
+    assert {leaf.dtype for leaf in jax.tree.leaves((result, gradients))} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradient_of_a_gradient_equals_scans(cell: str) -> None:
+    scan, fused, params = make(cell, 1)
+    carry = random_like(scan.initialize_carry(2), 1)
+    tokens = np.random.default_rng(0).integers(0, V, (2, 5))
+
+    def sharpness(params, model):
+        gradient = jax.grad(lambda p: loss(p, carry, tokens, model=model)[0])(params)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient))
+
+    second = jax.jit(jax.grad(sharpness), static_argnums=1)
+    equal_to(1e-4, second(params, fused), second(params, scan))
+
+
+def test_forward_mode_is_refused_and_left_to_the_scan() -> None:
+    scan, fused, params = make("gru", 1)
+    carry, tokens = scan.initialize_carry(1), np.zeros((1, 3), np.int32)
+
+    def directional(model):
+        f = lambda p: loss(p, carry, tokens, model=model)[0]  # noqa: E731
+        return jax.jvp(f, (params,), (params,))[1]
+
+    assert np.isfinite(jax.jit(lambda: directional(scan))())
+    with pytest.raises(TypeError, match="forward-mode"):
+        directional(fused)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_implementations_have_the_same_parameters(cell: str) -> None:
+    scan, fused, _ = make(cell, 2)
+    key = jax.random.key(0)
+    jax.tree.map(
+        np.testing.assert_array_equal, initialize_params(scan, key), initialize_params(fused, key)
+    )
+
+
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_lower_for_every_platform_without_its_hardware(
+    cell: str, implementation: str
+) -> None:
+    model = CharRNN(V, E, H, 2, cell, implementation=implementation)
+    params = jax.eval_shape(lambda: initialize_params(model, jax.random.key(0)))
+    carry = jax.eval_shape(lambda: model.initialize_carry(2))
+    tokens = jax.ShapeDtypeStruct((2, 6), jnp.int32)
+    platforms = ("cpu", "cuda", "tpu")
+    exported = jax.export.export(value_and_gradients(model), platforms=platforms)(
+        params, carry, tokens
+    )
+    assert exported.platforms == platforms
+
+
+def test_locked_noise_drops_the_same_units_all_along_a_sequence() -> None:
+    """Seen through a dense layer that shows its input, behind a cell whose output is constant."""
+    tokens = jnp.zeros((3, 9), jnp.int32)
+    for noise, columns in (("step", 9), ("locked", 1)):
+        model = CharRNN(V, E, H, dropout=0.5, dropout_noise=noise)
+        params = initialize_params(model, jax.random.key(0))
+        params = jax.tree.map(jnp.zeros_like, params)
+        cell = params["layers_0"]["cell"]
+        cell["in"]["bias"] = jnp.ones(H)
+        params["dense"]["kernel"] = jnp.eye(H, V)
+        rngs = {"dropout": jax.random.key(1)}
+        carry = jnp.full((3, H), jnp.tanh(1.0))
+        _, logits = model.apply(
+            {"params": params}, (carry,), tokens, deterministic=False, rngs=rngs
+        )
+        kept = np.asarray(logits[..., :H] != 0)
+        assert 0.2 < kept.mean() < 0.8
+        assert len({kept[:, t].tobytes() for t in range(9)}) == columns
+    assert len({row.tobytes() for row in kept}) > 1  # every sequence has its own
+
+
+def test_input_dropout_acts_only_in_training() -> None:
+    _, _, params = make("gru", 1)
+    plain, dropping = CharRNN(V, E, H), CharRNN(V, E, H, input_dropout=0.5)
+    tokens, carry = np.arange(10).reshape(2, 5), plain.initialize_carry(2)
+    expected = forward(params, carry, tokens, model=plain)[1]
+    equal_to(1e-6, forward(params, carry, tokens, model=dropping)[1], expected)
+    key = jax.random.key(0)
+    dropped = forward(params, carry, tokens, model=dropping, dropout_key=key)[1]
+    assert not np.allclose(dropped, expected)
+
+
+def test_summary_says_how_the_recurrence_is_computed() -> None:
+    assert "Recurrence: fused (auto), products of float32" in summary(CharRNN(V, E, H))
+    scan = CharRNN(V, E, H, implementation="scan")
+    assert "Recurrence: scan, products of float32" in summary(scan)
