@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import export
 
 from charrnn_jax.evaluation.metrics import cross_entropy
 from charrnn_jax.models.cells import CELLS
@@ -187,9 +188,7 @@ def test_gradients_lower_for_every_platform_without_its_hardware(
     carry = jax.eval_shape(lambda: model.initialize_carry(2))
     tokens = jax.ShapeDtypeStruct((2, 6), jnp.int32)
     platforms = ("cpu", "cuda", "tpu")
-    exported = jax.export.export(value_and_gradients(model), platforms=platforms)(
-        params, carry, tokens
-    )
+    exported = export.export(value_and_gradients(model), platforms=platforms)(params, carry, tokens)
     assert exported.platforms == platforms
 
 
