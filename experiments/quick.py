@@ -3,9 +3,10 @@
   python -m charrnn_jax.main --config=experiments/quick.py
 
 GRU with 384 units (625,218 parameters), contiguous lanes with the carry kept, AdamW with a cosine
-schedule, 2,400 steps (2.4 epochs). Measured on two cores of an Intel Xeon with AVX-512, in a slow
-hour of that machine: 3 min 0 s for the whole command; validation 1.4874 nats/char (2.146 bits/char)
-carried, 1.5111 (2.180) cold-256.
+schedule, 2,400 steps (2.4 epochs). Measured with
+model.implementation="scan" on two cores of an Intel Xeon with AVX-512, in a slow hour of that
+machine: 3 min 0 s for the whole command; validation 1.4874 nats/char (2.146 bits/char) carried,
+1.5111 (2.180) cold-256. With the default, the faster "fused", it was not measured yet.
 """
 
 from charrnn_jax.config import UserError, default_config

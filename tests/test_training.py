@@ -27,7 +27,6 @@ from charrnn_jax.training import loop
 from charrnn_jax.training.checkpoints import Checkpoints, best_step
 from charrnn_jax.training.json_lines import JsonLines, read_json_lines
 from charrnn_jax.training.loop import train
-from charrnn_jax.training.optimizer import make_optimizer, make_schedule
 from charrnn_jax.training.progress import describe_initial_loss, describe_time_left
 from charrnn_jax.training.train_step import TrainState, create_train_state, train_step
 
@@ -274,6 +273,34 @@ def test_two_processes_cannot_train_in_one_workdir(tiny_config: ConfigDict, tmp_
     train(tiny_config, tmp_path)
 
 
+def test_run_of_one_implementation_goes_on_with_another(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    tiny_config.model.implementation = "scan"
+    middle = train(tiny_config, tmp_path)
+    tiny_config.model.implementation, tiny_config.train.num_epochs = "fused", 3
+    end = train(tiny_config, tmp_path)
+    assert int(end.step) > int(middle.step) == load_run(tmp_path, checkpoint=42).step
+
+
+def test_failed_save_is_one_error_and_leaves_the_rest(
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither at once nor in the background may it end in another error than ours."""
+
+    def full(self) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_sign", full)
+    with pytest.raises(TrainingError, match="No space left"):
+        train(tiny_config, tmp_path / "background")
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoints_lib.ocp.AsyncCheckpointer, "save", lambda *_, **__: full(None))
+    with pytest.raises(TrainingError, match="No space left"):
+        train(tiny_config, tmp_path / "at_once")
+    assert checkpoints_lib.steps(tmp_path / "background") == []
+
+
 def test_what_is_evaluated_is_saved(tiny_config: ConfigDict, tmp_path: Path) -> None:
     tiny_config.train.checkpoint_every_steps = 4
     train(tiny_config, tmp_path)
@@ -403,77 +430,6 @@ def test_model_learns_a_text_by_heart(tiny_config: ConfigDict, tmp_path: Path) -
         temperature=0.0,
     )
     assert sample.text == " fox jumps over the lazy dog; 'twas brillig, and the slithy "[:60]
-
-
-# --- optimizer ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "sgd"])
-def test_optimizers_equal_pytorchs(tiny_config: ConfigDict, name: str, weight_decay: float) -> None:
-    torch = pytest.importorskip("torch")
-    config = tiny_config.optimizer
-    config.name, config.weight_decay, config.momentum = name, weight_decay, 0.9
-    rng = np.random.default_rng(0)
-    start = {"matrix": rng.normal(size=(3, 4)).astype("f"), "bias": rng.normal(size=4).astype("f")}
-    gradients = [
-        {k: rng.normal(size=v.shape).astype("f") for k, v in start.items()} for _ in "12345"
-    ]
-
-    tensors = {k: torch.tensor(v.copy()) for k, v in start.items()}
-    groups = [
-        {"params": [tensors["matrix"]], "weight_decay": weight_decay},
-        {"params": [tensors["bias"]], "weight_decay": 0.0},
-    ]
-    settings = {"lr": config.learning_rate}
-    if name in ("adam", "adamw"):
-        settings |= {"betas": (config.beta1, config.beta2), "eps": config.epsilon}
-    elif name == "rmsprop":
-        settings |= {"alpha": config.rms_decay, "eps": config.epsilon}
-    else:
-        settings |= {"momentum": config.momentum}
-    names = {"adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "sgd": "SGD"}
-    theirs = getattr(torch.optim, names[name])(groups, **settings)
-
-    ours = make_optimizer(config, num_steps=5)
-    params = jax.tree.map(jnp.asarray, start)
-    opt_state = ours.init(params)
-    for gradient in gradients:
-        for key, tensor in tensors.items():
-            tensor.grad = torch.tensor(gradient[key])
-        theirs.step()
-        updates, opt_state = ours.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
-    for key, tensor in tensors.items():
-        np.testing.assert_allclose(params[key], tensor.numpy(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 0.775, 0.55, 0.325, 0.1]),
-        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.8682, 0.55, 0.2318, 0.1]),
-    ],
-)
-def test_schedule_warms_up_and_ends_where_it_should(
-    tiny_config: ConfigDict, schedule: str, expected: list[float]
-) -> None:
-    config = tiny_config.optimizer
-    config.learning_rate, config.schedule = 1.0, schedule
-    config.warmup_steps, config.final_fraction = 4, 0.1
-    rates = [float(make_schedule(config, num_steps=8)(step)) for step in range(9)]
-    np.testing.assert_allclose(rates, expected, atol=1e-4)
-
-
-def test_gradient_is_clipped_to_the_global_norm(tiny_config: ConfigDict) -> None:
-    config = tiny_config.optimizer
-    config.name, config.clip_norm, config.learning_rate = "sgd", 1.0, 1.0
-    optimizer = make_optimizer(config, num_steps=1)
-    params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
-    gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
-    np.testing.assert_allclose(optax.tree.norm(updates), 1.0, rtol=1e-6)
 
 
 # --- what is shown and written ------------------------------------------------------------------

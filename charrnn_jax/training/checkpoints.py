@@ -101,6 +101,7 @@ class Checkpoints:
         try:
             self._checkpointer.save(self.folder / str(step), args=items)
         except (OSError, ValueError) as error:
+            self._unfinished = None
             raise _write_failed(self.folder, error) from error
         self.losses[step] = metadata["loss"]
 

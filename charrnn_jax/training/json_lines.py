@@ -20,7 +20,7 @@ class JsonLines:
     def __init__(self, file: Path, *, keep_until_step: int):
         self._file = file
         self._failed = False
-        rows = [row for row in read_json_lines(file) if row.get("step", 0) <= keep_until_step]
+        rows = [row for row in read_json_lines(file) if row["step"] <= keep_until_step]
         with replacing(file) as partial:
             partial.write_text("".join(map(_to_line, rows)), encoding="utf-8")
 
@@ -38,7 +38,7 @@ class JsonLines:
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a file; none if it is not there. A last line cut off is left out."""
+    """Returns the rows of a file; none if it is not there. What is no row is left out."""
     rows: list[dict[str, Any]] = []
     try:
         lines = file.read_bytes().split(b"\n")
@@ -47,7 +47,8 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
     for line in lines:
         with contextlib.suppress(ValueError):  # the line that a killed process was writing
             row = json.loads(line)
-            rows += [row] if isinstance(row, dict) else []
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
     return rows
 
 

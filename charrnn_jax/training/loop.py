@@ -43,10 +43,10 @@ from charrnn_jax.training.train_step import (
 from charrnn_jax.training.train_step import train_step as standard_train_step
 
 # A run may go on with other values of these; all others are part of what it is. (The protocol is:
-# the best checkpoint is found by comparing losses.)
-# The path of a text may change, its sha256 may not.
+# the best checkpoint is found by comparing losses. The path of a text may change, its sha256 not.)
 _MAY_CHANGE = (
     "data.path",
+    "model.implementation",
     "train.",
     "sample.",
     "evaluation.batch_size",

@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from charrnn_jax.training.optimizer import make_optimizer, make_schedule
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "sgd"])
+def test_optimizers_equal_pytorchs(tiny_config: ConfigDict, name: str, weight_decay: float) -> None:
+    torch = pytest.importorskip("torch")
+    config = tiny_config.optimizer
+    config.name, config.weight_decay, config.momentum = name, weight_decay, 0.9
+    rng = np.random.default_rng(0)
+    start = {"matrix": rng.normal(size=(3, 4)).astype("f"), "bias": rng.normal(size=4).astype("f")}
+    gradients = [
+        {k: rng.normal(size=v.shape).astype("f") for k, v in start.items()} for _ in "12345"
+    ]
+
+    tensors = {k: torch.tensor(v.copy()) for k, v in start.items()}
+    groups = [
+        {"params": [tensors["matrix"]], "weight_decay": weight_decay},
+        {"params": [tensors["bias"]], "weight_decay": 0.0},
+    ]
+    settings = {"lr": config.learning_rate}
+    if name in ("adam", "adamw"):
+        settings |= {"betas": (config.beta1, config.beta2), "eps": config.epsilon}
+    elif name == "rmsprop":
+        settings |= {"alpha": config.rms_decay, "eps": config.epsilon}
+    else:
+        settings |= {"momentum": config.momentum}
+    names = {"adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "sgd": "SGD"}
+    theirs = getattr(torch.optim, names[name])(groups, **settings)
+
+    ours = make_optimizer(config, num_steps=5)
+    params = jax.tree.map(jnp.asarray, start)
+    opt_state = ours.init(params)
+    for gradient in gradients:
+        for key, tensor in tensors.items():
+            tensor.grad = torch.tensor(gradient[key])
+        theirs.step()
+        updates, opt_state = ours.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    for key, tensor in tensors.items():
+        np.testing.assert_allclose(params[key], tensor.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 0.775, 0.55, 0.325, 0.1]),
+        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.8682, 0.55, 0.2318, 0.1]),
+    ],
+)
+def test_schedule_warms_up_and_ends_where_it_should(
+    tiny_config: ConfigDict, schedule: str, expected: list[float]
+) -> None:
+    config = tiny_config.optimizer
+    config.learning_rate, config.schedule = 1.0, schedule
+    config.warmup_steps, config.final_fraction = 4, 0.1
+    rates = [float(make_schedule(config, num_steps=8)(step)) for step in range(9)]
+    np.testing.assert_allclose(rates, expected, atol=1e-4)
+
+
+def test_gradient_is_clipped_to_the_global_norm(tiny_config: ConfigDict) -> None:
+    config = tiny_config.optimizer
+    config.name, config.clip_norm, config.learning_rate = "sgd", 1.0, 1.0
+    optimizer = make_optimizer(config, num_steps=1)
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
+    gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(optax.tree.norm(updates), 1.0, rtol=1e-6)
