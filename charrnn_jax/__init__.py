@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from charrnn_jax.evaluation.metrics import CrossEntropy as CrossEntropy
     from charrnn_jax.evaluation.metrics import cross_entropy as cross_entropy
     from charrnn_jax.evaluation.protocols import evaluate as evaluate
+    from charrnn_jax.generation.sampler import Sampler as Sampler
     from charrnn_jax.generation.sampler import generate as generate
     from charrnn_jax.models.char_rnn import CharRNN as CharRNN
     from charrnn_jax.run import load_run as load_run
@@ -32,6 +33,7 @@ _MODULE_OF = {
     "CrossEntropy": "evaluation.metrics",
     "cross_entropy": "evaluation.metrics",
     "evaluate": "evaluation.protocols",
+    "Sampler": "generation.sampler",
     "generate": "generation.sampler",
     "CharRNN": "models.char_rnn",
     "load_run": "run",

@@ -191,21 +191,27 @@ def _sample_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=_temperature, default=1.0, metavar="T")
     parser.add_argument("--num_samples", type=_positive, default=1, metavar="N")
     parser.add_argument("--seed", type=_natural, default=0, metavar="N")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the operands of products; default: as the run was trained",
+    )
     _unk_flag(parser)
 
 
 def _sample(args: argparse.Namespace, overrides: list[str]) -> None:
     run = _open_run(args, overrides)
-    from charrnn_jax.generation.sampler import generate
+    from charrnn_jax.generation.sampler import Sampler
 
+    try:
+        sampler = Sampler(run.params, model=run.model, vocabulary=run.vocabulary, dtype=args.dtype)
+    except ValueError as error:
+        raise UserError(f"--dtype={args.dtype}: {error}") from error
     prompts = [run.config.sample.prompt] if args.prompt is None else args.prompt
     start = time.perf_counter()
     with _hint_at_unk():
-        samples = generate(
-            run.params,
+        samples = sampler.generate(
             [prompt for prompt in prompts for _ in range(args.num_samples)],
-            model=run.model,
-            vocabulary=run.vocabulary,
             num_chars=args.num_chars,
             temperature=args.temperature,
             seed=args.seed,

@@ -47,6 +47,7 @@ from charrnn_jax.data.batches import make_batches
 from charrnn_jax.data.vocabulary import UNK_ID
 from charrnn_jax.generation.sampler import prime, sample_step
 from charrnn_jax.models.char_rnn import forward, initialize_params, make_model, summary
+from charrnn_jax.models.stepping import prepare
 from charrnn_jax.training.optimizer import make_optimizer
 from charrnn_jax.training.train_step import create_train_state, train_step
 
@@ -183,15 +184,16 @@ state = charrnn_jax.train(config, workdir)
 
 # %% [markdown]
 # ## Generate text
-# `load_run` opens the best checkpoint. `sample_step` makes a single step prediction: it takes the
-# state (the carry, the last character and the random key) and gives the next state and character.
-# `[UNK]` is never chosen.
+# `load_run` opens the best checkpoint; `prepare` lays its weights out for generating. `sample_step`
+# makes a single step prediction: it takes the state (the carry, the last character and the random
+# key) and gives the next state and character. `[UNK]` is never chosen.
 
 # %%
 run = charrnn_jax.load_run(workdir)
 prompt = run.vocabulary.encode("ROMEO:").astype(np.int32)
+weights = prepare(run.params, model=run.model, batch_size=1)
 sample_state = prime(
-    run.params,
+    weights,
     prompt[None],
     lengths=np.array([len(prompt)], np.int32),
     key=jax.random.split(jax.random.key(0), 1),
@@ -199,20 +201,20 @@ sample_state = prime(
 )
 characters = []
 for _ in range(100):
-    sample_state, token = sample_step(run.params, sample_state, model=run.model, temperature=1.0)
+    sample_state, token = sample_step(weights, sample_state, model=run.model, temperature=1.0)
     characters.append(run.vocabulary.decode(token))
     assert token[0] != UNK_ID
 print("ROMEO:" + "".join(characters))
 
 # %% [markdown]
-# `generate` is the same loop compiled into one program, for one prompt or for many. The first call
-# compiles; the time of the second is the time of generating.
+# A `Sampler` keeps the weights and runs fifty such steps in one call of the device, for one prompt
+# or for many. The first text compiles; the time of the second is the time of generating.
 
 # %%
-settings = {"model": run.model, "vocabulary": run.vocabulary, "num_chars": 1000}
-charrnn_jax.generate(run.params, ["ROMEO:"], **settings)
+sampler = charrnn_jax.Sampler(run.params, model=run.model, vocabulary=run.vocabulary)
+sampler.generate(["ROMEO:"], num_chars=1000)
 start = time.time()
-samples = charrnn_jax.generate(run.params, ["ROMEO:"], seed=1, **settings)
+samples = sampler.generate(["ROMEO:"], num_chars=1000, seed=1)
 print(samples[0].prompt + samples[0].text)
 print("_" * 80 + f"\nRun time: {time.time() - start:.2f} s")
 
@@ -222,9 +224,9 @@ print("_" * 80 + f"\nRun time: {time.time() - start:.2f} s")
 
 # %%
 prompts = ["ROMEO:", "ROMEO:", "JULIET:", "First Citizen:\nWe", "O"]
-charrnn_jax.generate(run.params, prompts, **settings)
+sampler.generate(prompts, num_chars=1000)
 start = time.time()
-for sample in charrnn_jax.generate(run.params, prompts, seed=1, temperature=0.8, **settings):
+for sample in sampler.generate(prompts, num_chars=1000, seed=1, temperature=0.8):
     print(sample.prompt + sample.text[:200] + "\n" + "_" * 80)
 print(f"Run time: {time.time() - start:.2f} s")
 

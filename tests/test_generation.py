@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,18 @@ from test_models import E, H, forward, make
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.generation.rules import choose
-from charrnn_jax.generation.sampler import SampleState, generate, prime, sample_step
+from charrnn_jax.generation.sampler import (
+    CHUNK,
+    Sampler,
+    SampleState,
+    generate,
+    prime,
+    sample_chunk,
+    sample_step,
+)
+from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
+from charrnn_jax.models.stepping import prepare, step
 
 VOCABULARY = Vocabulary("\nabcdefghi")  # 11 ids, as the model of `make`
 
@@ -57,7 +69,8 @@ def test_prime_carry_equals_the_model_on_each_prompt() -> None:
     prompts = np.array([[3, 0, 0, 0], [4, 5, 6, 0], [1, 2, 3, 4]], np.int32)
     lengths = np.array([1, 3, 4], np.int32)
     key = jax.random.split(jax.random.key(0), 3)
-    state = prime(params, prompts, lengths=lengths, key=key, model=model)
+    weights = prepare(params, model=model, batch_size=3)
+    state = prime(weights, prompts, lengths=lengths, key=key, model=model)
     assert state.token.tolist() == [3, 6, 4]
     for row, length in enumerate(lengths):
         read = jnp.asarray(prompts[row : row + 1, : length - 1])
@@ -100,8 +113,8 @@ def test_same_seed_same_text_and_another_seed_another() -> None:
 def test_frequencies_follow_the_tempered_distribution(temperature: float) -> None:
     """Chi-square over 20,000 draws; the threshold is exceeded by chance once in a million."""
     logits = jnp.array([0.0, 1.0, 2.0, -1.0, -jnp.inf])
-    keys = jax.random.split(jax.random.key(0), 20_000)
-    tokens = choose(keys, jnp.tile(logits, (20_000, 1)), temperature)
+    noise = jax.random.gumbel(jax.random.key(0), (20_000, 5))
+    tokens = choose(jnp.tile(logits, (20_000, 1)), noise=noise, temperature=temperature)
     observed = np.bincount(tokens, minlength=5)
     expected = 20_000 * np.asarray(jax.nn.softmax(logits / temperature))
     assert observed[4] == 0
@@ -112,14 +125,90 @@ def test_sample_step_compiles_once_whatever_the_temperature() -> None:
     params, kwargs = settings()
     before = sample_step._cache_size()
     for temperature in (0.0, 0.7, 1.0):
-        state = SampleState(
-            kwargs["model"].initialize_carry(2),
-            jnp.array([1, 2], jnp.int32),
-            jax.random.split(jax.random.key(0), 2),
+        _, token = sample_step(
+            prepare(params, model=kwargs["model"], batch_size=2),
+            first_state(kwargs["model"], batch_size=2),
+            model=kwargs["model"],
+            temperature=temperature,
         )
-        state, token = sample_step(params, state, model=kwargs["model"], temperature=temperature)
         assert token.shape == (2,)
     assert sample_step._cache_size() == before + 1
+
+
+def test_texts_of_any_length_share_one_program() -> None:
+    params, kwargs = settings("rnn", seed=5)
+    sampler = Sampler(params, model=kwargs["model"], vocabulary=VOCABULARY)
+    before = sample_chunk._cache_size()
+    lengths = (1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK)
+    texts = [sampler.generate(["bad"] * 4, num_chars=n, seed=5)[3].text for n in lengths]
+    assert sample_chunk._cache_size() == before + 1
+    assert [len(text) for text in texts] == list(lengths)
+    assert all(texts[-1].startswith(text) for text in texts)
+
+
+def first_state(model: CharRNN, *, batch_size: int) -> SampleState:
+    key = jax.random.split(jax.random.key(0), batch_size)
+    token = jnp.arange(1, batch_size + 1)
+    return SampleState(model.initialize_carry(batch_size), token, key, jnp.zeros_like(token))
+
+
+def test_a_chunk_equals_single_steps() -> None:
+    params, kwargs = settings("lstm")
+    model = kwargs["model"]
+    weights = prepare(params, model=model, batch_size=2)
+    state, expected = first_state(model, batch_size=2), []
+    for _ in range(CHUNK):
+        state, token = sample_step(weights, state, model=model, temperature=0.9)
+        expected.append(token)
+    end, chunk = sample_chunk(
+        weights, first_state(model, batch_size=2), model=model, temperature=0.9
+    )
+    assert np.array_equal(chunk, expected)
+    assert np.array_equal(end.position, state.position)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), end.carry, state.carry)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("cell", CELLS)
+def test_prepared_step_equals_the_model(cell: str, batch_size: int, dtype: str) -> None:
+    """Both layouts of the weights, against a text of length 1."""
+    model, params, carry, tokens = make(cell, num_layers=2)
+    model = model.clone(dtype=dtype)
+    carry, tokens = jax.tree.map(lambda x: x[:batch_size], (carry, tokens[:, 0]))
+    weights = prepare(params, model=model, batch_size=batch_size)
+    assert weights.transposed == (batch_size == 1)
+    new_carry, logits = jax.jit(partial(step, model=model))(weights, carry, tokens)
+    expected_carry, expected = forward(params, carry, tokens[:, None], model=model)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, (new_carry, logits), (expected_carry, expected[:, 0]))
+
+
+def test_scan_and_fused_write_the_same_text_and_only_fused_rounds() -> None:
+    params, kwargs = settings(temperature=0.0)
+    scan = {**kwargs, "model": kwargs["model"].clone(implementation="scan")}
+    assert generate(params, ["bad"], **scan) == generate(params, ["bad"], **kwargs)
+    with pytest.raises(ValueError, match="computes in float32"):
+        Sampler(params, model=scan["model"], vocabulary=VOCABULARY, dtype="bfloat16")
+    with pytest.raises(ValueError, match="float32 or bfloat16"):
+        Sampler(params, model=kwargs["model"], vocabulary=VOCABULARY, dtype="float16")
+    rounded = Sampler(params, model=kwargs["model"], vocabulary=VOCABULARY, dtype="bfloat16")
+    assert rounded._prepare(batch_size=2).layers[0].kernel.dtype == jnp.bfloat16
+    assert len(rounded.generate(["bad"], num_chars=10)[0].text) == 10
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes"])
+def test_streamed_pieces_put_together_are_the_text(kind: str) -> None:
+    """Of bytes, too, where a chunk may end inside a character, or all of it be no UTF-8."""
+    vocabulary = Vocabulary(kind="bytes") if kind == "bytes" else VOCABULARY
+    model = CharRNN(vocabulary.size, E, H)
+    params = initialize_params(model, jax.random.key(0))
+    sampler = Sampler(params, model=model, vocabulary=vocabulary)
+    wanted = {"num_chars": 2 * CHUNK + 7, "seed": 4}
+    pieces = list(sampler.stream(["bad", "a"], **wanted))
+    assert len(pieces) >= 3
+    together = ["".join(rows) for rows in zip(*pieces, strict=True)]
+    assert together == [sample.text for sample in sampler.generate(["bad", "a"], **wanted)]
 
 
 def test_unknown_characters_of_a_prompt_are_named_or_skipped() -> None:

@@ -4,8 +4,9 @@ Id 0 is `[UNK]`, which no text is encoded to unless that is asked for; the ids o
 start at 1. Knows no files and no models.
 """
 
+import codecs
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -119,13 +120,33 @@ class Vocabulary:
                 f"token ids must lie in [0, {self.size}); got {ids.min()}..{ids.max()}"
             )
         if self.kind == "bytes":
-            known = np.split(ids, np.flatnonzero(ids == UNK_ID))
-            return UNK.join(
-                bytes((part[part != UNK_ID] - 1).tolist()).decode("utf-8", "replace")
-                for part in known
-            )
+            decode = self.make_decoder()
+            return decode(ids) + decode(None)
         symbols = [UNK, *self.characters]
         return "".join([symbols[i] for i in ids.tolist()])
+
+    def make_decoder(self) -> Callable[[np.ndarray | None], str]:
+        """Returns a function that decodes a text piece by piece.
+
+        It is called with the next ids and returns the text they complete: bytes of an unfinished
+        character wait for the rest. None stands for the end and returns what waits.
+        """
+        if self.kind == "characters":
+            return lambda ids: "" if ids is None else self.decode(ids)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+        def decode(ids: np.ndarray | None) -> str:
+            if ids is None:
+                return decoder.decode(b"", final=True)
+            known = np.split(ids, np.flatnonzero(ids == UNK_ID))
+            texts = []
+            for index, part in enumerate(known):
+                if index:  # every part but the first begins with [UNK]
+                    texts.append(decoder.decode(b"", final=True) + UNK)
+                texts.append(decoder.decode(bytes((part[part != UNK_ID] - 1).tolist())))
+            return "".join(texts)
+
+        return decode
 
     def to_dict(self) -> dict[str, str]:
         """Returns plain data for JSON."""

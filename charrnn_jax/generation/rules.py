@@ -6,18 +6,18 @@ import jax.numpy as jnp
 
 def forbid(logits: jax.Array, token: int) -> jax.Array:
     """Gives one token probability 0. logits: [B, V]; returns [B, V]."""
-    return logits.at[:, token].set(-jnp.inf)
+    return jnp.where(jnp.arange(logits.shape[-1])[None] == token, -jnp.inf, logits)
 
 
-def choose(keys: jax.Array, logits: jax.Array, temperature: jax.Array | float) -> jax.Array:
+def choose(logits: jax.Array, *, noise: jax.Array, temperature: jax.Array | float) -> jax.Array:
     """Draws token ~ softmax(logits / temperature), row by row; temperature 0 is the argmax.
 
     argmax(logits / temperature + g) with Gumbel noise g has that distribution. Multiplied by the
     temperature it is argmax(logits + temperature * g), which needs no special case for 0.
 
     Args:
-      keys: [B] random keys, one a row, so that a row does not depend on the batch it is in.
       logits: [B, V].
+      noise: [B, V] of `jax.random.gumbel`.
       temperature: scalar, at least 0.
 
     Returns:
@@ -25,5 +25,4 @@ def choose(keys: jax.Array, logits: jax.Array, temperature: jax.Array | float) -
 
     Source: Gumbel 1954; Maddison et al. 2014 (arXiv:1411.0030).
     """
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
     return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)

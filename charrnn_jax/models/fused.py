@@ -162,15 +162,28 @@ def run_fused(
 
 
 def fused_step(
-    cell: FusedCell, a: jax.Array, carry: Any, kernel: jax.Array, bias: jax.Array | None
+    cell: FusedCell,
+    a: jax.Array,
+    carry: Any,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    kernel_axis: int = 0,
 ) -> tuple[Any, Blocks]:
-    """One step. a: [B, G H]; kernel: [H, G H] in the dtype of the product's operands.
+    """One step.
+
+    Args:
+      cell: its equations.
+      a: [B, G H], the input side of the gates.
+      carry: of the cell, for B sequences.
+      kernel: [H, G H] in the dtype of the product's operands.
+      bias: of `CellWeights`.
+      kernel_axis: 1 if the kernel is stored as [G H, H].
 
     Returns:
       (carry, saved), see `FusedCell.forward`.
     """
     num_gates = len(cell.gates)
-    q = jnp.split(_dot(_h(carry), kernel, ((1,), (0,))), num_gates, axis=-1)
+    q = jnp.split(dot(output(carry), kernel, ((1,), (kernel_axis,))), num_gates, axis=-1)
     if bias is not None:
         q[-1] = q[-1] + bias[None]
     return cell.forward(tuple(jnp.split(a, num_gates, axis=-1)), tuple(q), carry)
@@ -185,7 +198,7 @@ def _forward(
     def step(carry: Any, x: jax.Array) -> tuple[Any, Any]:
         a = x if table is None else table[x]
         new_carry, saved = fused_step(FUSED_CELLS[name], a, carry, kernel, bias)
-        return new_carry, (_h(new_carry), saved, carry)
+        return new_carry, (output(new_carry), saved, carry)
 
     carry, (outputs, *saved) = lax.scan(step, carry, xs)
     return (carry, outputs), saved
@@ -211,11 +224,11 @@ def _recurrence_bwd(name: str, dtype: str, residuals: Any, gradients: Any) -> tu
         d_carry = _add_to_h(d_carry, d_output)
         blocks, d_a_last, d_carry = FUSED_CELLS[name].backward(d_carry, saved, carry)
         d_q = jnp.concatenate(blocks, axis=-1).astype(dtype)  # [B, G H]
-        return _add_to_h(d_carry, _dot(d_q, cast_kernel, ((1,), (1,)))), (d_q, d_a_last)
+        return _add_to_h(d_carry, dot(d_q, cast_kernel, ((1,), (1,)))), (d_q, d_a_last)
 
     d_carry, (d_q, d_a_last) = lax.scan(step, d_carry, (d_outputs, saved, carries), reverse=True)
     hidden_size = kernel.shape[0]
-    d_kernel = _dot(_h(carries).astype(dtype), d_q, ((0, 1), (0, 1)))
+    d_kernel = dot(output(carries).astype(dtype), d_q, ((0, 1), (0, 1)))
     d_bias = None if bias is None else d_q[..., -hidden_size:].sum((0, 1), dtype=bias.dtype)
 
     def with_last(d_a: jax.Array, last: jax.Array | None) -> jax.Array:
@@ -235,10 +248,11 @@ def _sum_rows(tokens: jax.Array, d: jax.Array, *, num_rows: int) -> jax.Array:
     if num_rows > 256:
         return jnp.zeros((num_rows, d.shape[-1])).at[tokens].add(d)
     # On a CPU a product is faster than the scattered additions.
-    return _dot(jax.nn.one_hot(tokens, num_rows, dtype=d.dtype), d, ((0, 1), (0, 1)))
+    return dot(jax.nn.one_hot(tokens, num_rows, dtype=d.dtype), d, ((0, 1), (0, 1)))
 
 
-def _h(carry: Any) -> jax.Array:
+def output(carry: Any) -> jax.Array:
+    """What the layer above reads: h [B, H]."""
     return carry[-1] if isinstance(carry, tuple) else carry
 
 
@@ -249,7 +263,7 @@ def _add_to_h(carry: Any, d_h: jax.Array) -> Any:
 # --- products -----------------------------------------------------------------------------------
 
 
-def _dot(
+def dot(
     a: jax.Array, b: jax.Array, contracting: tuple[tuple[int, ...], tuple[int, ...]]
 ) -> jax.Array:
     """A product with float32 sums, whose left operand takes the type of the right one."""
@@ -259,7 +273,7 @@ def _dot(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: jax.Array, kernel: jax.Array, dtype: str) -> jax.Array:
-    return _dot(x, kernel.astype(dtype), ((x.ndim - 1,), (0,)))
+    return dot(x, kernel.astype(dtype), ((x.ndim - 1,), (0,)))
 
 
 def _product_fwd(x: jax.Array, kernel: jax.Array, dtype: str) -> tuple[jax.Array, Any]:
@@ -269,7 +283,7 @@ def _product_fwd(x: jax.Array, kernel: jax.Array, dtype: str) -> tuple[jax.Array
 def _product_bwd(dtype: str, residuals: Any, d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     d_y, rows = d_y.astype(dtype), tuple(range(x.ndim - 1))
-    return _dot(d_y, kernel.astype(dtype), ((x.ndim - 1,), (1,))), _dot(x, d_y, (rows, rows))
+    return dot(d_y, kernel.astype(dtype), ((x.ndim - 1,), (1,))), dot(x, d_y, (rows, rows))
 
 
 _product.defvjp(_product_fwd, _product_bwd)
@@ -278,5 +292,5 @@ _product.defvjp(_product_fwd, _product_bwd)
 def product(x: jax.Array, kernel: jax.Array, *, dtype: str) -> jax.Array:
     """x [..., K] times kernel [K, N]: operands rounded to `dtype`, sums in float32, both ways."""
     if dtype == "float32":  # autodiff does the same, and in every mode
-        return _dot(x, kernel, ((x.ndim - 1,), (0,)))
+        return dot(x, kernel, ((x.ndim - 1,), (0,)))
     return _product(x, kernel, dtype)

@@ -1,0 +1,136 @@
+"""A trained model one character at a time, its weights laid out for that once.
+
+  table     what every token gives to the gates of the first layer: the embedding and the first
+            input kernel multiplied beforehand
+  kernels   the gates of a layer side by side, in the dtype of the products; for a single sequence
+            transposed, since a row times a matrix reads the matrix along its columns
+
+The equations are those of `cells`. A model of implementation "scan" keeps its own parameters and is
+called as it is: the reference.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from charrnn_jax.models.char_rnn import Carry, CharRNN, forward
+from charrnn_jax.models.fused import (
+    FUSED_CELLS,
+    CellWeights,
+    dot,
+    fused_step,
+    gather_weights,
+    output,
+    product,
+)
+
+
+@struct.dataclass
+class StepWeights:
+    """Parameters of a model as `step` reads them; kernels as [K, N], or all of them as [N, K].
+
+    Attributes:
+      table: [V, G H], biases included; G gates.
+      layers: of every layer; the input kernel and bias of the first are in the table.
+      dense_kernel: [H, V].
+      dense_bias: [V].
+      transposed: static; kernels are [N, K].
+    """
+
+    table: jax.Array
+    layers: tuple[CellWeights, ...]
+    dense_kernel: jax.Array
+    dense_bias: jax.Array
+    transposed: bool = struct.field(pytree_node=False)
+
+
+def prepare(params: Any, *, model: CharRNN, batch_size: int, dtype: str | None = None) -> Any:
+    """Lays the weights out for `step`.
+
+    Args:
+      params: of the model.
+      model: of the params.
+      batch_size: B; it decides the layout only: the result works for every B.
+      dtype: "float32" or "bfloat16", of the operands of products; None: the model's.
+
+    Returns:
+      `StepWeights`; the params themselves for implementation "scan".
+
+    Raises:
+      ValueError: another dtype, or one that the scan cannot compute in.
+    """
+    dtype = dtype or model.dtype
+    check_dtype(dtype, model=model)
+    if model.implementation == "scan":
+        return params
+    return _lay_out(params, model=model, dtype=dtype, transposed=batch_size == 1)
+
+
+def check_dtype(dtype: str, *, model: CharRNN) -> None:
+    """Raises ValueError if the model cannot be computed with products of `dtype`."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
+    if model.implementation == "scan" and dtype != "float32":
+        raise ValueError(f"implementation 'scan' computes in float32, not in {dtype}")
+
+
+@partial(jax.jit, static_argnames=("model", "dtype", "transposed"))
+def _lay_out(params: Any, *, model: CharRNN, dtype: str, transposed: bool) -> StepWeights:
+    def arrange(kernel: jax.Array) -> jax.Array:
+        return (kernel.T if transposed else kernel).astype(dtype)
+
+    gathered = [
+        gather_weights(params[f"layers_{i}"]["cell"], model.cell) for i in range(model.num_layers)
+    ]
+    first = gathered[0]
+    table = product(params["embedding"]["embedding"], first.input_kernel, dtype=dtype)
+    layers = tuple(
+        layer._replace(input_kernel=arrange(layer.input_kernel), kernel=arrange(layer.kernel))
+        for layer in gathered
+    )
+    empty = jnp.zeros((0,))
+    return StepWeights(
+        table=table + first.input_bias[None],
+        layers=(layers[0]._replace(input_kernel=empty, input_bias=empty), *layers[1:]),
+        dense_kernel=arrange(params["dense"]["kernel"]),
+        dense_bias=params["dense"]["bias"],
+        transposed=transposed,
+    )
+
+
+def step(
+    weights: Any, carry: Carry, tokens: jax.Array, *, model: CharRNN
+) -> tuple[Carry, jax.Array]:
+    """Reads one character of every sequence; equals `forward` on a text of length 1.
+
+    Args:
+      weights: from `prepare`.
+      carry: of the model, for B sequences.
+      tokens: [B] ids.
+      model: of the weights.
+
+    Returns:
+      (carry, logits [B, V] of the character behind each).
+    """
+    if not isinstance(weights, StepWeights):
+        carry, logits = forward(weights, carry, tokens[:, None], model=model)
+        return carry, logits[:, 0]
+    kernel_axis = 1 if weights.transposed else 0
+
+    def times(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return dot(x, kernel, ((1,), (kernel_axis,)))
+
+    new_carry: list[Any] = []
+    for layer, layer_carry in zip(weights.layers, carry, strict=True):
+        if new_carry:
+            a = times(output(new_carry[-1]), layer.input_kernel) + layer.input_bias[None]
+        else:
+            a = weights.table[tokens]
+        cell = FUSED_CELLS[model.cell]
+        layer_carry, _ = fused_step(cell, a, layer_carry, layer.kernel, layer.bias, kernel_axis)
+        new_carry.append(layer_carry)
+    logits = times(output(new_carry[-1]), weights.dense_kernel) + weights.dense_bias[None]
+    return tuple(new_carry), logits
