@@ -69,6 +69,7 @@ def default_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.num_epochs = 20  # passes over the training split
     config.train.num_steps = 0  # ends after so many steps instead; 0: num_epochs decides
+    config.train.steps_per_call = 0  # steps at once on the device; 0: several if they are small
     config.train.log_every_steps = 50  # steps whose mean loss is one row of metrics.jsonl
     config.train.evaluate_every_steps = 0  # steps; 0: once an epoch; saves a checkpoint, too
     config.train.sample_every_steps = 0  # steps; 0: once an epoch
@@ -139,6 +140,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.momentum": _between(0, 1),
     "train.num_epochs": _at_least(1),
     "train.num_steps": _at_least(0),
+    "train.steps_per_call": _at_least(0),
     "train.log_every_steps": _at_least(1),
     "train.evaluate_every_steps": _at_least(0),
     "train.sample_every_steps": _at_least(0),

@@ -136,8 +136,10 @@ def _number(text: str, kind: type, low: int) -> Any:
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> None:
     config, workdir = _load_config(args, overrides)
+    from charrnn_jax.compilation_cache import keep_compiled_programs
     from charrnn_jax.training.loop import train
 
+    keep_compiled_programs()
     train(config, workdir)
     print(
         f"Trained; the run is in {workdir}. Next:\n"
@@ -334,9 +336,11 @@ def _open_run(args: argparse.Namespace, overrides: list[str]) -> Any:
         workdir = _load_config(args, overrides)[1]
     else:
         raise UserError("which run? give --workdir=DIR, or the --config that it was trained with")
+    from charrnn_jax.compilation_cache import keep_compiled_programs
     from charrnn_jax.data.dataset import describe_corpus
     from charrnn_jax.run import load_run
 
+    keep_compiled_programs()
     run = load_run(workdir, checkpoint=args.checkpoint)
     print(
         f"Run {workdir}, step {run.step:,}, trained on {describe_corpus(run.corpus)}",

@@ -12,6 +12,7 @@ LAYERS = [
     "files",
     "config",
     "data",
+    "compilation_cache",
     "models",
     "evaluation",
     "generation",

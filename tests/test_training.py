@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -25,6 +26,7 @@ from charrnn_jax.run import load_run
 from charrnn_jax.training import checkpoints as checkpoints_lib
 from charrnn_jax.training import loop
 from charrnn_jax.training.checkpoints import Checkpoints, best_step
+from charrnn_jax.training.dispatch import calls, make_run_steps
 from charrnn_jax.training.json_lines import JsonLines, read_json_lines
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.progress import describe_initial_loss, describe_time_left
@@ -50,18 +52,23 @@ def rows_without_time(workdir: Path) -> list[dict]:
 def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sends a real SIGINT to this process while the loop is at about that step."""
 
-    def iterate(batches, *, start: int, stop: int):
-        for k in range(start, stop):
-            if k == step:
+    def calls_and_a_signal(*args, **kwargs):
+        for call in calls(*args, **kwargs):
+            if call.stop - call.num_steps <= step < call.stop:
                 os.kill(os.getpid(), signal.SIGINT)
-            yield batches[k]
+            yield call
 
-    monkeypatch.setattr(loop, "iterate", iterate)
+    monkeypatch.setattr(loop, "calls", calls_and_a_signal)
 
 
+@pytest.mark.parametrize("steps_per_call", [1, 4])
 @pytest.mark.parametrize("batching", ["chunks", "lanes"])
 def test_resume_is_bitwise_identical(
-    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: str
+    tiny_config: ConfigDict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batching: str,
+    steps_per_call: int,
 ) -> None:
     """Parameters, optimizer state, carry, metrics and samples; stops lie in and across epochs."""
     tiny_config.data.batching = batching
@@ -70,6 +77,7 @@ def test_resume_is_bitwise_identical(
     tiny_config.optimizer.warmup_steps = 5
     tiny_config.optimizer.clip_norm = 0.5
     tiny_config.train.num_epochs = 3
+    tiny_config.train.steps_per_call = steps_per_call
     in_one_go = train(tiny_config, tmp_path / "one")
     num_steps = int(in_one_go.step)
     for stop in (num_steps // 6, num_steps // 2, num_steps - 3):
@@ -123,15 +131,45 @@ def test_terminated_and_killed_process_resumes_bitwise(
     assert rows_without_time(workdir) == rows_without_time(tmp_path / "undisturbed")
 
 
-def test_one_step_compiles_once(tiny_config: ConfigDict, tmp_path: Path) -> None:
-    traces = []
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_training_compiles_once(
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_per_call: int
+) -> None:
+    """One trace and one program in a run, resumed or not, whatever the length of its calls."""
+    traces, programs = [], []
 
     def counted(state: TrainState, batch):
         traces.append(batch.inputs.shape)
         return train_step(state, batch)
 
-    train(tiny_config, tmp_path, train_step=counted)
-    assert traces == [(8, 20)]
+    def remembered(*args, **kwargs):
+        programs.append(make_run_steps(*args, **kwargs))
+        return programs[-1]
+
+    monkeypatch.setattr(loop, "make_run_steps", remembered)
+    tiny_config.train.steps_per_call = steps_per_call
+    tiny_config.train.checkpoint_every_steps = 7
+    for num_steps in (30, 45):
+        tiny_config.train.num_steps = num_steps
+        train(tiny_config, tmp_path, train_step=counted)
+    assert [program._cache_size() for program in programs] == [1, 1]
+    assert traces == [(8, 20)] * 2
+
+
+def test_steps_together_and_text_from_the_host_train_the_same_model(
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def params_of(name: str, steps_per_call: int):
+        tiny_config.train.steps_per_call = steps_per_call
+        return train(tiny_config, tmp_path / name).params
+
+    one, many = params_of("one", 1), params_of("many", 8)
+    monkeypatch.setattr(loop, "put_on_device", lambda tokens: None)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, params_of("from-host", 1), one)
+    jax.tree.map(close, params_of("many-from-host", 8), many)
+    jax.tree.map(close, many, one)
+    assert len(rows_without_time(tmp_path / "one")) == len(rows_without_time(tmp_path / "many"))
 
 
 def test_own_loss_and_own_step_are_used(tiny_config: ConfigDict, tmp_path: Path) -> None:

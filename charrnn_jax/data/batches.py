@@ -31,6 +31,20 @@ class Batch(NamedTuple):
     targets: np.ndarray | jax.Array
 
 
+def cut(
+    tokens: np.ndarray | jax.Array, starts: np.ndarray | jax.Array, *, sequence_length: int
+) -> Batch:
+    """Cuts B pieces of a text out, on whatever device it is.
+
+    Args:
+      tokens: [num_chars] ids.
+      starts: [B] positions of the first characters; a piece has sequence_length + 1.
+      sequence_length: T.
+    """
+    window = tokens[starts[:, None] + np.arange(sequence_length + 1)[None]].astype(np.int32)
+    return Batch(inputs=window[:, :-1], targets=window[:, 1:])
+
+
 class Batches(Protocol):
     """What the training loop needs of a kind of batching.
 
@@ -41,6 +55,9 @@ class Batches(Protocol):
 
     steps_per_epoch: int
     reset_every_steps: int
+
+    def starts(self, step: int) -> np.ndarray:
+        """Returns [B] positions in the text: where the batch of a step begins, for `cut`."""
 
     def __getitem__(self, step: int) -> Batch: ...
 
@@ -60,8 +77,9 @@ class Chunks:
         self.steps_per_epoch = self.num_chunks // batch_size
         if not self.steps_per_epoch:
             raise _too_short(len(tokens), batch_size, sequence_length, sequence_length + 1)
-        self.chunks = tokens[: self.num_chunks * (sequence_length + 1)].reshape(self.num_chunks, -1)
+        self.tokens = tokens
         self.batch_size = batch_size
+        self.sequence_length = sequence_length
         self.seed = seed
         self._order = lru_cache(maxsize=1)(self._shuffle)
 
@@ -69,11 +87,13 @@ class Chunks:
         chunks = np.arange(self.num_chunks, dtype=np.uint32)  # half the memory of int64
         return np.random.default_rng([self.seed, epoch]).permutation(chunks)
 
-    def __getitem__(self, step: int) -> Batch:
+    def starts(self, step: int) -> np.ndarray:
         epoch, index = divmod(step, self.steps_per_epoch)
-        rows = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        chunks = self.chunks[rows].astype(np.int32)  # [B, T + 1]
-        return Batch(inputs=chunks[:, :-1], targets=chunks[:, 1:])
+        chunks = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        return chunks.astype(np.int64) * (self.sequence_length + 1)
+
+    def __getitem__(self, step: int) -> Batch:
+        return cut(self.tokens, self.starts(step), sequence_length=self.sequence_length)
 
 
 class Lanes:
@@ -91,13 +111,14 @@ class Lanes:
             raise _too_short(len(tokens), batch_size, sequence_length, sequence_length)
         self.reset_every_steps = self.steps_per_epoch
         self.tokens = tokens
-        self.starts = np.arange(batch_size)[:, None] * lane_length  # [B, 1]
-        self.offsets = np.arange(sequence_length + 1)[None]  # [1, T + 1]
+        self.sequence_length = sequence_length
+        self.lanes = np.arange(batch_size) * lane_length  # [B], where each begins
+
+    def starts(self, step: int) -> np.ndarray:
+        return self.lanes + step % self.steps_per_epoch * self.sequence_length
 
     def __getitem__(self, step: int) -> Batch:
-        position = step % self.steps_per_epoch * (self.offsets.size - 1)
-        window = self.tokens[self.starts + position + self.offsets].astype(np.int32)  # [B, T + 1]
-        return Batch(inputs=window[:, :-1], targets=window[:, 1:])
+        return cut(self.tokens, self.starts(step), sequence_length=self.sequence_length)
 
 
 def make_batches(
@@ -121,11 +142,6 @@ def _too_short(num_chars: int, batch_size: int, sequence_length: int, chunk: int
         f"the training split has {num_chars} characters, too few for one batch of "
         f"{batch_size} x {sequence_length}: use more text, or {fits}"
     )
-
-
-def iterate(batches: Batches, *, start: int, stop: int) -> Iterator[Batch]:
-    """Yields the batches of the steps start, start + 1, ..., stop - 1."""
-    return (batches[step] for step in range(start, stop))
 
 
 def prefetch(items: Iterable[S], put: Callable[[S], T], *, size: int = 2) -> Iterator[T]:

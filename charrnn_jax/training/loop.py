@@ -1,8 +1,9 @@
 """`train`: from a config and a workdir to a trained model.
 
-The loop dispatches step k + 1 before it reads the metrics of step k, so the device never waits for
-the host. Whatever interrupts it, starting it again in the same workdir gives the parameters,
-optimizer state, carry and metrics that an undisturbed run would have given, bit for bit.
+The loop makes the next call of the device, of one step or of several, before it reads the metrics
+of the last, so the device never waits for the host. Whatever interrupts it, starting it again in
+the same workdir gives the parameters, optimizer state, carry and metrics that an undisturbed run
+would have given, bit for bit.
 """
 
 import os
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import diff, from_dict, to_json, validate
-from charrnn_jax.data.batches import Batch, Batches, iterate, make_batches, prefetch
+from charrnn_jax.data.batches import Batch, Batches, make_batches, prefetch
 from charrnn_jax.data.dataset import Dataset, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import Interrupted, UserError
@@ -28,6 +30,12 @@ from charrnn_jax.training.checkpoints import (
     read_metadata,
     set_aside_damaged,
     steps,
+)
+from charrnn_jax.training.dispatch import (
+    calls,
+    choose_steps_per_call,
+    make_run_steps,
+    put_on_device,
 )
 from charrnn_jax.training.interrupt import InterruptRequest
 from charrnn_jax.training.json_lines import JsonLines
@@ -82,6 +90,7 @@ def train(
       Interrupted: a signal came; the state is saved.
     """
     validate(config)
+    initial_loss_is_cross_entropy = train_step is None and loss_fn is cross_entropy
     if train_step is not None and loss_fn is not cross_entropy:
         raise UserError("train_step and loss_fn were both given: put the loss into your train_step")
     workdir = Path(workdir)
@@ -113,8 +122,9 @@ def train(
         batch_size=config.data.batch_size,
         reset_every_steps=batches.reset_every_steps,
     )
-    step_fn = jax.jit(train_step or partial(standard_train_step, loss_fn=loss_fn), donate_argnums=0)
-    _check_train_step(step_fn, state, batches[0])
+    # Jitted by itself it is traced once, however often it is looked at and put into loops.
+    train_step = jax.jit(train_step or partial(standard_train_step, loss_fn=loss_fn))
+    _check_train_step(train_step, state, batches[0])
     print(dataset.describe())
     print(summary(model))
     with InterruptRequest() as interrupt, Checkpoints(workdir) as checkpoints:
@@ -127,9 +137,9 @@ def train(
             batches=batches,
             checkpoints=checkpoints,
             num_steps=num_steps,
-            initial_loss_is_cross_entropy=train_step is None and loss_fn is cross_entropy,
+            initial_loss_is_cross_entropy=initial_loss_is_cross_entropy,
         )
-        return loop.run(state, step_fn, interrupt=interrupt)
+        return loop.run(state, train_step, interrupt=interrupt)
 
 
 def _check_workdir(workdir: Path, text: str) -> None:
@@ -235,11 +245,29 @@ class _Loop:
             if start == 0:
                 self.sample(state, 0)
                 self.recorder.resume_timing()
-            batches = iterate(self.batches, start=start, stop=self.num_steps)
-            for step, batch in enumerate(prefetch(batches, jax.device_put), start + 1):
-                state, metrics = train_step(state, batch)
-                self.recorder.add(step, metrics)
-                self.after_step(state, step, signal_number=interrupt.signal_number)
+            num_steps = self.config.train.steps_per_call or choose_steps_per_call(
+                state.model,
+                batch_size=self.config.data.batch_size,
+                sequence_length=self.config.data.sequence_length,
+            )
+            run_steps = make_run_steps(
+                train_step,
+                sequence_length=self.config.data.sequence_length,
+                num_steps=num_steps,
+            )
+            tokens = put_on_device(self.dataset.splits["train"])
+            queue = calls(
+                self.batches,
+                start=start,
+                stop=self.num_steps,
+                num_steps=num_steps,
+                next_stop=self.next_stop,
+                on_device=tokens is not None,
+            )
+            for call, where in prefetch(queue, lambda call: (call, jax.device_put(call.where))):
+                state, metrics = run_steps(state, tokens, where, np.int32(call.num_steps))
+                self.recorder.add(call.stop, metrics, count=call.num_steps)
+                self.after_step(state, call.stop, signal_number=interrupt.signal_number)
         return state
 
     def after_step(self, state: TrainState, step: int, *, signal_number: int | None) -> None:
@@ -272,6 +300,17 @@ class _Loop:
     def is_due(self, step: int, every_steps: int) -> bool:
         """Whether something happens behind `step`: every so many, and at the end; 0: an epoch."""
         return step % (every_steps or self.batches.steps_per_epoch) == 0 or step == self.num_steps
+
+    def next_stop(self, step: int) -> int:
+        """Returns the first step behind `step` after which something may be due."""
+        every = self.config.train
+        periods = {
+            self.batches.steps_per_epoch,
+            every.evaluate_every_steps,
+            every.sample_every_steps,
+            every.checkpoint_every_steps,
+        }
+        return min((step // period + 1) * period for period in periods - {0})
 
     def evaluate(self, state: TrainState, step: int) -> float | None:
         """Shows and returns the validation loss in nats/char; None without a validation split."""

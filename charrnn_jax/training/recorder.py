@@ -1,4 +1,4 @@
-"""`Recorder`: reads the metrics of the steps, one step late, and writes them down.
+"""`Recorder`: reads the metrics of the steps, one call late, and writes them down.
 
 It measures and shows; it does not know what the model or the text is.
 """
@@ -90,7 +90,7 @@ class Recorder:
         self._epoch = Tally(**saved["epoch"]) if saved else Tally()  # since the last epoch
         self._seconds = saved["seconds"] if saved else 0.0  # of the run, pauses included
         self._mark = time.perf_counter()  # up to here the seconds are counted
-        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._pending: tuple[int, int, dict[str, Any]] | None = None
         self._compiled = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,22 +101,35 @@ class Recorder:
             "seconds": self._seconds,
         }
 
-    def add(self, step: int, metrics: dict[str, Any]) -> None:
-        """Takes the metrics of a step that was just dispatched, and reads those of the one before.
+    def add(self, stop: int, metrics: dict[str, Any], *, count: int) -> None:
+        """Takes the metrics of a call that was just dispatched, and reads those of the one before.
+
+        Args:
+          stop: steps done behind the call.
+          metrics: of its steps, along the first axis.
+          count: of the steps; what stands behind them in the metrics is not read.
 
         Raises:
-          TrainingError: the loss of the step before is not finite.
+          TrainingError: a loss of the call before is not finite.
         """
         self.flush()
-        self._pending = step, metrics
+        self._pending = stop, count, metrics
 
     def flush(self) -> None:
-        """Reads the metrics that are still on the device: waits until it has done that step."""
+        """Reads the metrics that are still on the device: waits until it has done their steps."""
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (stop, count, metrics), self._pending = self._pending, None
         metrics = jax.device_get(metrics)
-        seconds = self._lap()
+        seconds = self._lap() / count
+        for index in range(count):
+            step_metrics = jax.tree.map(lambda values, i=index: values[i], metrics)
+            self._add_step(
+                stop - count + 1 + index, step_metrics, seconds if self._compiled else None
+            )
+        self._compiled = True  # the first call of a process compiles: its time says nothing
+
+    def _add_step(self, step: int, metrics: dict[str, Any], seconds: float | None) -> None:
         loss: CrossEntropy = metrics.pop("loss")
         nats_per_char = loss.nats_per_char
         if not math.isfinite(nats_per_char):
@@ -126,7 +139,7 @@ class Recorder:
                 "the last checkpoint"
             )
         for tally in (self._window, self._epoch):
-            tally.add(loss, seconds=seconds if self._compiled else None)
+            tally.add(loss, seconds=seconds)
         if step == 1 and self._vocabulary_size:
             self._progress.say(
                 describe_initial_loss(nats_per_char, vocabulary_size=self._vocabulary_size)
@@ -134,10 +147,9 @@ class Recorder:
         self._progress.update(
             step,
             loss=nats_per_char,
-            seconds=seconds if self._compiled else None,
+            seconds=seconds,
             chars_per_second=self._window.chars_per_second,
         )
-        self._compiled = True  # the first step of a process compiles: its time says nothing
         if step % self._log_every_steps == 0:
             self._write_window(step, metrics)
 

@@ -1,0 +1,122 @@
+"""Several training steps in one call of the device, and the text kept there.
+
+The host sends where the characters of a step begin, a few numbers, and the device cuts the batch
+out of the text itself. A text too large for the device's memory is sent batch by batch. However
+steps are put together into calls, one compiled program does them all, so the results are the same.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from charrnn_jax.data.batches import Batches, cut
+from charrnn_jax.data.tokens import IN_MEMORY_BYTES
+from charrnn_jax.models.char_rnn import CharRNN
+from charrnn_jax.models.fused import FUSED_CELLS
+from charrnn_jax.training.train_step import TrainState, TrainStep
+
+_ACCELERATOR_BYTES = 1 << 30  # of a text's tokens; on a CPU a text that is mapped stays so
+_MOST_STEPS = 32  # of a call
+_CALL_FLOPS = {"cpu": 1e9}  # as much as a call should hold: some 10 ms, many times its cost
+_ACCELERATOR_CALL_FLOPS = 1e12
+
+
+class Call(NamedTuple):
+    """The steps of one call.
+
+    Attributes:
+      stop: steps done behind it.
+      num_steps: in it, at most N.
+      where: with a leading axis of N steps, of which `num_steps` are used: `Batches.starts`, or whole
+        batches.
+    """
+
+    stop: int
+    num_steps: int
+    where: Any
+
+
+# (state, tokens, where, count) -> (state, metrics with a leading axis of N steps)
+RunSteps = Callable[[TrainState, Any, Any, ArrayLike], tuple[TrainState, dict[str, Any]]]
+
+
+def choose_steps_per_call(model: CharRNN, *, batch_size: int, sequence_length: int) -> int:
+    """Returns how many steps one call should hold: several where a step is too short for one.
+
+    On a CPU a large step must not be in a loop: there XLA runs what is elementwise on one core.
+    """
+    gates = len(FUSED_CELLS[model.cell].gates)
+    weights = model.hidden_size * (
+        gates * model.hidden_size * (2 * model.num_layers - 1) + model.vocabulary_size
+    )
+    step_flops = 6 * batch_size * sequence_length * weights
+    call_flops = _CALL_FLOPS.get(jax.default_backend(), _ACCELERATOR_CALL_FLOPS)
+    return int(np.clip(call_flops // step_flops, 1, _MOST_STEPS))
+
+
+def make_run_steps(train_step: TrainStep, *, sequence_length: int, num_steps: int) -> RunSteps:
+    """Compiles up to `num_steps` steps into one program; the state is donated."""
+
+    def one_step(state: TrainState, tokens: Any, where: Any) -> tuple[TrainState, dict[str, Any]]:
+        batch = where if tokens is None else cut(tokens, where, sequence_length=sequence_length)
+        return train_step(state, batch)
+
+    def run_one(state: TrainState, tokens: Any, where: Any, count: ArrayLike) -> Any:
+        state, metrics = one_step(state, tokens, jax.tree.map(lambda x: x[0], where))
+        return state, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
+
+    def run_many(state: TrainState, tokens: Any, where: Any, count: ArrayLike) -> Any:
+        shapes = jax.eval_shape(one_step, state, tokens, jax.tree.map(lambda x: x[0], where))[1]
+        metrics = jax.tree.map(lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), shapes)
+
+        def body(i: jax.Array, carried: Any) -> Any:
+            state, metrics = carried
+            state, new = one_step(state, tokens, jax.tree.map(lambda x: x[i], where))
+            return state, jax.tree.map(lambda all, x: all.at[i].set(x), metrics, new)
+
+        return jax.lax.fori_loop(0, count, body, (state, metrics))
+
+    return jax.jit(run_one if num_steps == 1 else run_many, donate_argnums=0)
+
+
+def put_on_device(tokens: np.ndarray) -> jax.Array | None:
+    """Returns the text on the device, or None if it is too large for that."""
+    limit = IN_MEMORY_BYTES if jax.default_backend() == "cpu" else _ACCELERATOR_BYTES
+    return jax.device_put(tokens) if tokens.nbytes <= limit else None
+
+
+def calls(
+    batches: Batches,
+    *,
+    start: int,
+    stop: int,
+    num_steps: int,
+    next_stop: Callable[[int], int],
+    on_device: bool,
+) -> Iterator[Call]:
+    """Yields the calls that take training from step `start` to `stop`.
+
+    Args:
+      batches: of the run.
+      start: steps done.
+      stop: steps to be done.
+      num_steps: N, the most steps of a call.
+      next_stop: steps done -> the next number of steps behind which the host has something to do.
+      on_device: the device cuts the batches out itself.
+    """
+
+    def item(step: int) -> Any:
+        return batches.starts(step).astype(np.int32) if on_device else batches[step]
+
+    size = 1  # of the first call: it compiles, and its loss and the speed after it are waited for
+    while start < stop:
+        end = min(start + size, next_stop(start), stop)
+        items = [item(step) for step in range(start, end)]
+        items += items[-1:] * (num_steps - len(items))
+        where = jax.tree.map(lambda *steps: np.stack(steps), *items)
+        yield Call(end, end - start, where)
+        start, size = end, num_steps
