@@ -31,8 +31,8 @@ class Call(NamedTuple):
     Attributes:
       stop: steps done behind it.
       num_steps: in it, at most N.
-      where: with a leading axis of N steps, of which `num_steps` are used: `Batches.starts`, or whole
-        batches.
+      where: `Batches.starts` of the steps, or whole batches; with a leading axis of N, of which
+        `num_steps` are used.
     """
 
     stop: int

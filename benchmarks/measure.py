@@ -1,0 +1,89 @@
+"""Measures one peer at one workload, `python -m benchmarks.measure REQUEST`, both as JSON.
+
+A process for each, so that no library disturbs another's threads or memory.
+"""
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from importlib import metadata
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "tensorflow", "keras")
+
+
+def main(request: dict) -> dict:
+    """request: workload (fields), peer, seconds to measure for, at least how many runs."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if request["peer"] in ("tensorflow", "keras_jax"):
+        os.environ["KERAS_BACKEND"] = "jax" if request["peer"] == "keras_jax" else "tensorflow"
+    from benchmarks import peers
+    from benchmarks.workloads import Workload
+
+    workload = Workload(**request["workload"])
+    if request["peer"] == "floor":
+        runs = [peers.floor(workload).run() for _ in range(request["min_runs"])]
+        return {"seconds": runs}
+    peer = peers.PEERS[request["peer"]]
+    for module in peer.modules:
+        importlib.import_module(module)
+    before = _resident_bytes()
+    program = peer.make(workload)
+    start = time.perf_counter()
+    program.run()
+    first, first_at = time.perf_counter() - start, time.time()
+    seconds: list[float] = []
+    if workload.kind != "start":
+        program.run()  # a second one to warm up
+        per_run = 16 if request["peer"] == "fused_16" else 1
+        end = time.perf_counter() + request["seconds"]
+        while time.perf_counter() < end or len(seconds) < request["min_runs"]:
+            start = time.perf_counter()
+            program.run()
+            seconds.append((time.perf_counter() - start) / per_run)
+    return {
+        "seconds": seconds,
+        "first_seconds": first,
+        "first_at": first_at,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "resident_bytes_before": before,
+        "device_peak_bytes": _device_peak_bytes(),
+        "num_params": program.num_params,
+        "note": program.note,
+        "versions": _versions(),
+    }
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except OSError:  # not on Linux
+        return 0
+
+
+def _device_peak_bytes() -> int | None:
+    """Of the accelerator, by whichever library has used it."""
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    if "jax" in sys.modules:
+        stats = sys.modules["jax"].devices()[0].memory_stats()
+        return stats.get("peak_bytes_in_use") if stats else None
+    return None
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
