@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -268,3 +269,39 @@ def test_help_lists_the_commands(command: str) -> None:
         check=True,
     ).stdout
     assert "known corpora, and which are here" in shown
+
+
+def test_help_and_errors_of_usage_do_not_wait_for_jax() -> None:
+    code = (
+        "import sys; from charrnn_jax.main import main\n"
+        "try: main(['sample', '--help'])\n"
+        "except SystemExit: pass\n"
+        "main(['nonsense'])\n"
+        "sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    )
+
+
+def test_a_command_finds_the_programs_that_it_compiled_before(
+    trained: Path, tmp_path: Path
+) -> None:
+    """In a folder for this kind of machine; the environment's own setting goes first."""
+    command = [sys.executable, "-m", "charrnn_jax.main", "sample", f"--workdir={trained}"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    del environment["JAX_ENABLE_COMPILATION_CACHE"]  # off in all other tests
+
+    def compiled() -> set[str]:
+        there = (tmp_path / "cache").rglob("*-cache")
+        return {path.name for path in there}
+
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    first = compiled()
+    assert first
+    again = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert compiled() == first
+    assert again.stderr.count(b"\n") <= 4  # nothing but our own lines
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "own")
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert compiled() == first

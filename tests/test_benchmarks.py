@@ -1,0 +1,57 @@
+"""The benchmark's own command at tiny sizes, with the peers that need nothing but our libraries."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from benchmarks.workloads import WORKLOADS
+
+
+def test_flops_of_a_training_step_are_three_times_those_of_its_products_forward() -> None:
+    step = WORKLOADS["T1"]
+    forward = 2 * 64 * 100 * 1024 * (3 * 1024 + 66)
+    assert step.flops == 3 * forward
+
+
+def run_benchmarks(output: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--tiny", "--rounds=1", "--seconds=0"]
+    command += ["--min_runs=1", f"--output={output}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_benchmarks_write_a_row_for_every_peer_that_can_do_a_workload(tmp_path: Path) -> None:
+    run_benchmarks(tmp_path, "--only=T3,S1,I1", "--peers=fused,fused_16")
+    workloads = json.loads((tmp_path / "benchmarks.json").read_text())["workloads"]
+    peers = {name: set(entry["runs"]) for name, entry in workloads.items()}
+    assert peers == {
+        "T3": {"fused", "fused_16", "floor"},
+        "S1": {"fused", "floor"},
+        "I1": {"fused"},
+    }
+    for entry in workloads.values():
+        assert all(run["seconds"][0] > 0 for runs in entry["runs"].values() for run in runs)
+    table = (tmp_path / "benchmarks.md").read_text()
+    assert all(f"**{name}**" in table for name in peers)
+    assert "failed" not in table
+
+
+@pytest.mark.slow
+def test_curves_have_a_point_for_every_size(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run_benchmarks(tmp_path, "--curves", "--peers=fused")
+    curves = json.loads((tmp_path / "curves.json").read_text())["curves"]
+    points = curves["hidden_size"]["fused"]
+    assert [point["x"] for point in points] == [128, 256, 512, 1024, 2048]
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_an_unknown_workload_is_named_with_those_there_are(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--only=T9", f"--output={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no 'T9'; there are T1,T2" in done.stderr
