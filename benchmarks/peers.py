@@ -68,12 +68,10 @@ def cycle(batches: Sequence[Any], step: Callable[..., Any]) -> Callable[[], Any]
 # --- ours ---------------------------------------------------------------------------------------
 
 
-def _our_model(workload: Workload, implementation: str) -> tuple[Any, Any]:
-    import jax
+def _our_model(workload: Workload, implementation: str) -> Any:
+    from charrnn_jax.models.char_rnn import CharRNN
 
-    from charrnn_jax.models.char_rnn import CharRNN, initialize_params
-
-    model = CharRNN(
+    return CharRNN(
         workload.vocabulary_size,
         workload.embedding_size,
         workload.hidden_size,
@@ -81,7 +79,6 @@ def _our_model(workload: Workload, implementation: str) -> tuple[Any, Any]:
         implementation=implementation,
         dtype=workload.dtype,
     )
-    return model, initialize_params(model, jax.random.key(0))
 
 
 def _our_train(workload: Workload, implementation: str, steps_per_call: int = 1) -> Program:
@@ -92,12 +89,11 @@ def _our_train(workload: Workload, implementation: str, steps_per_call: int = 1)
     from charrnn_jax.training.dispatch import calls, make_run_steps, put_on_device
     from charrnn_jax.training.train_step import create_train_state, train_step
 
-    model, params = _our_model(workload, implementation)
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    del params
+    model = _our_model(workload, implementation)
     state = create_train_state(
         model, optax.adam(LEARNING_RATE), seed=0, batch_size=workload.batch_size
     )
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     tokens = make_tokens(workload)
     batches = make_batches(
         tokens,
@@ -134,8 +130,10 @@ def _our_sample(workload: Workload, implementation: str) -> Program:
 
     from charrnn_jax.data.vocabulary import Vocabulary
     from charrnn_jax.generation.sampler import Sampler
+    from charrnn_jax.models.char_rnn import initialize_params
 
-    model, params = _our_model(workload, implementation)
+    model = _our_model(workload, implementation)
+    params = initialize_params(model, jax.random.key(0))
     characters = "".join(map(chr, range(33, 33 + workload.vocabulary_size - 1)))
     sampler = Sampler(params, model=model, vocabulary=Vocabulary(characters))
     prompts = ["A"] * workload.batch_size
