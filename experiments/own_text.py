@@ -3,7 +3,7 @@
   python -m charrnn_jax.main --config=experiments/own_text.py --config.data.path=FILE
 
 The model and the procedure of quick.py, for any text: the vocabulary is what the text uses, and
-samples begin at the start of a line. Ten epochs: by the speed of quick.py about eight minutes for a
+samples begin at the start of a line. Ten epochs: by the speed of quick.py about six minutes for a
 million characters on two CPU cores. A short text (under about 20,000 characters) is learned by
 heart: the best checkpoint is kept, so stop when the validation loss rises, or set
 --config.model.dropout=0.3.
