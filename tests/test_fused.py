@@ -13,7 +13,7 @@ from jax import export
 from charrnn_jax.evaluation.metrics import cross_entropy
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, forward, initialize_params, summary
-from charrnn_jax.models.fused import FUSED_CELLS, product, run_fused
+from charrnn_jax.models.fused import FUSED_CELLS, can_train_in_bfloat16, product, run_fused
 
 V, E, H = 11, 6, 8
 
@@ -69,8 +69,10 @@ def test_fused_equals_scan_in_values_and_gradients(
     scan, fused, params = make(cell, num_layers, seed=seed)
     carry = random_like(scan.initialize_carry(shape[0]), seed + 1, carry_scale)
     tokens = np.random.default_rng(seed).integers(0, V, (shape[0], shape[1] + 1))
-    expected = value_and_gradients(scan)(params, carry, tokens)
-    equal_to(1e-5, value_and_gradients(fused)(params, carry, tokens), expected)
+    # The scalar itself is a sum that may cancel to next to nothing; what it is made of may not.
+    (_, expected), expected_gradients = value_and_gradients(scan)(params, carry, tokens)
+    (_, values), gradients = value_and_gradients(fused)(params, carry, tokens)
+    equal_to(1e-5, (values, gradients), (expected, expected_gradients))
 
 
 @pytest.mark.parametrize("vocabulary_size", [5, 300])
@@ -93,6 +95,7 @@ def test_rows_of_a_projected_table_equal_projected_rows(vocabulary_size: int) ->
     equal_to(1e-5, *both(table, tokens[:1, :2]))  # fewer tokens than rows
 
 
+@pytest.mark.skipif(not can_train_in_bfloat16(), reason="this jaxlib cannot on this processor")
 @pytest.mark.parametrize("cell", CELLS)
 def test_bfloat16_rounds_the_operands_of_products_and_nothing_else(cell: str) -> None:
     """Against a Python loop over time whose products round both ways."""

@@ -18,7 +18,7 @@ Source: hoisting the products out of the loop, Appleyard et al. 2016 (arXiv:1604
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -294,3 +294,15 @@ def product(x: jax.Array, kernel: jax.Array, *, dtype: str) -> jax.Array:
     if dtype == "float32":  # autodiff does the same, and in every mode
         return dot(x, kernel, ((x.ndim - 1,), (0,)))
     return _product(x, kernel, dtype)
+
+
+@cache
+def can_train_in_bfloat16() -> bool:
+    """Whether this JAX can: jaxlib 0.7 lacks a product of the backward pass on some CPUs."""
+    inputs, kernel = jnp.ones((4, 7, 6)), jnp.ones((6, 24))
+    gradient = jax.grad(lambda *operands: product(*operands, dtype="bfloat16").sum(), (0, 1))
+    try:
+        jax.device_get(jax.jit(gradient)(inputs, kernel))
+    except RuntimeError:
+        return False
+    return True

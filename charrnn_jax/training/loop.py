@@ -25,6 +25,7 @@ from charrnn_jax.evaluation.protocols import evaluate
 from charrnn_jax.files import replacing
 from charrnn_jax.generation.sampler import encode_prompt, generate
 from charrnn_jax.models.char_rnn import make_model, summary
+from charrnn_jax.models.fused import can_train_in_bfloat16
 from charrnn_jax.training.checkpoints import (
     Checkpoints,
     read_metadata,
@@ -90,6 +91,11 @@ def train(
       Interrupted: a signal came; the state is saved.
     """
     validate(config)
+    if config.model.dtype == "bfloat16" and not can_train_in_bfloat16():
+        raise UserError(
+            f"jax {jax.__version__} cannot train in bfloat16 on this processor: take "
+            "--config.model.dtype=float32, or a newer jax"
+        )
     initial_loss_is_cross_entropy = train_step is None and loss_fn is cross_entropy
     if train_step is not None and loss_fn is not cross_entropy:
         raise UserError("train_step and loss_fn were both given: put the loss into your train_step")
