@@ -6,6 +6,7 @@ that does the work once and waits for the end; of several forms that a library o
 of a trial is taken and named in the note.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -421,20 +422,20 @@ def keras_jax(workload: Workload) -> Program:
 
 
 def floor(workload: Workload) -> Program:
-    """Nothing but the matrix products that the workload cannot do without, in XLA, one by one.
+    """Nothing but the matrix products that the workload cannot do without, in XLA.
 
-    `run` returns their seconds, each taken as often as it is needed. The small ones of sampling are
-    timed in loops on the device, where a call would take longer than they do.
+    `run` returns their seconds, each taken as often as it is needed, in the fastest arrangement:
+    either operand may be stored transposed, and the two exchanged. What is needed at every step is
+    timed in a loop on the device, where a call would take longer than a small product does.
     """
     import jax
     import jax.numpy as jnp
 
-    contracting = {"ab": ((1,), (0,)), "abT": ((1,), (1,)), "aTb": ((0,), (0,))}
-    repeats = 100 if workload.kind == "sample" else 1
+    def seconds_of(m: int, k: int, n: int, transposed: tuple[bool, bool], repeats: int) -> float:
+        contracting = ((0 if transposed[0] else 1,), (1 if transposed[1] else 0,))
 
-    def seconds_of(form: str, m: int, k: int, n: int) -> float:
         def dot(a: Any, b: Any) -> Any:
-            dims = (contracting[form], ((), ()))
+            dims = (contracting, ((), ()))
             return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
 
         def in_a_loop(a: Any, b: Any) -> Any:
@@ -443,20 +444,24 @@ def floor(workload: Workload) -> Program:
 
             return jax.lax.scan(body, a, length=repeats)[0]
 
-        a = jnp.ones((k, m) if form == "aTb" else (m, k), workload.dtype)
-        b = jnp.ones((n, k) if form == "abT" else (k, n), workload.dtype)
+        a = jnp.ones((k, m) if transposed[0] else (m, k), workload.dtype)
+        b = jnp.ones((n, k) if transposed[1] else (k, n), workload.dtype)
         jitted = jax.jit(dot if repeats == 1 else in_a_loop)
         times = []
-        for _ in range(12):
+        for _ in range(7):
             start = time.perf_counter()
             jax.block_until_ready(jitted(a, b))
             times.append((time.perf_counter() - start) / repeats)
         return float(np.median(times[2:]))
 
-    def run() -> float:
-        return sum(count * seconds_of(*sizes) for count, sizes in workload.products)
+    def fastest_of(count: int, m: int, k: int, n: int) -> float:
+        return min(
+            seconds_of(*sizes, transposed=transposed, repeats=min(count, 100))
+            for sizes in ((m, k, n), (n, k, m))
+            for transposed in itertools.product((False, True), repeat=2)
+        )
 
-    return Program(run)
+    return Program(lambda: sum(count * fastest_of(count, *s) for count, *s in workload.products))
 
 
 class Peer(NamedTuple):

@@ -34,28 +34,27 @@ class Workload:
     vocabulary_size: int = 66
 
     @property
-    def products(self) -> list[tuple[int, tuple[str, int, int, int]]]:
-        """(how often, (form, M, K, N)) of the products that the work cannot do without.
+    def products(self) -> list[tuple[int, int, int, int]]:
+        """(how often, M, K, N) of the products [M, K] @ [K, N] the work cannot do without.
 
-        Forms, as in "the rows of a times ...": "ab" forward, "abT" the gradient by a, "aTb" the
-        gradient by b. The input side is a table of V rows, which is next to nothing.
+        The input side is a table of V rows, which is next to nothing.
         """
         b, t, h, v = self.batch_size, self.length, self.hidden_size, self.vocabulary_size
         n = GATES[self.cell] * h
         if self.kind == "sample":
-            return [(t, ("ab", b, h, n)), (t, ("ab", b, h, v))]
+            return [(t, b, h, n), (t, b, h, v)]
         return [
-            (t, ("ab", b, h, n)),
-            (t, ("abT", b, n, h)),
-            (1, ("aTb", h, b * t, n)),
-            (1, ("ab", b * t, h, v)),
-            (1, ("abT", b * t, v, h)),
-            (1, ("aTb", h, b * t, v)),
+            (t, b, h, n),
+            (t, b, n, h),
+            (1, h, b * t, n),
+            (1, b * t, h, v),
+            (1, b * t, v, h),
+            (1, h, b * t, v),
         ]
 
     @property
     def flops(self) -> int:
-        return sum(2 * count * m * k * n for count, (_, m, k, n) in self.products)
+        return sum(2 * count * m * k * n for count, m, k, n in self.products)
 
     @property
     def chars(self) -> int:

@@ -10,10 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export
 
+import charrnn_jax.models.fused
 from charrnn_jax.evaluation.metrics import cross_entropy
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, forward, initialize_params, summary
-from charrnn_jax.models.fused import FUSED_CELLS, can_train_in_bfloat16, product, run_fused
+from charrnn_jax.models.fused import (
+    FUSED_CELLS,
+    can_train_in_bfloat16,
+    product,
+    run_fused,
+    times_transposed,
+)
 
 V, E, H = 11, 6, 8
 
@@ -75,6 +82,32 @@ def test_fused_equals_scan_in_values_and_gradients(
     equal_to(1e-5, (values, gradients), (expected, expected_gradients))
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_kernel_transposed_for_its_size_changes_nothing(cell: str, monkeypatch) -> None:
+    scan, fused, params = make(cell, 2)
+    carry = random_like(scan.initialize_carry(3), 1)
+    tokens = np.random.default_rng(0).integers(0, V, (3, 8))
+    monkeypatch.setattr(charrnn_jax.models.fused, "_LARGE_BYTES", 0)
+    jax.clear_caches()  # of what was traced with the true limit
+    _, gradients = jax.jit(jax.value_and_grad(partial(loss, model=fused), (0, 1), has_aux=True))(
+        params, carry, tokens
+    )
+    equal_to(1e-5, gradients, value_and_gradients(scan)(params, carry, tokens)[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 40])
+def test_product_with_a_transposed_kernel_equals_the_sum_of_rounded_products(
+    rows: int, dtype: str
+) -> None:
+    x, kernel = random_like((jnp.zeros((rows, 24)), jnp.zeros((10, 24))), 0)
+    kernel = kernel.astype(dtype)
+    result = jax.jit(times_transposed)(x, kernel)
+    rounded = np.asarray(x.astype(dtype), np.float64)
+    equal_to(1e-6, result, rounded @ np.asarray(kernel, np.float64).T)
+    assert result.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("vocabulary_size", [5, 300])
 def test_rows_of_a_projected_table_equal_projected_rows(vocabulary_size: int) -> None:
     """A table is projected as a whole if it is small; its gradient is summed in two ways."""
@@ -96,13 +129,16 @@ def test_rows_of_a_projected_table_equal_projected_rows(vocabulary_size: int) ->
 
 
 @pytest.mark.skipif(not can_train_in_bfloat16(), reason="this jaxlib cannot on this processor")
+@pytest.mark.parametrize("batch_size", [4, 16])
 @pytest.mark.parametrize("cell", CELLS)
-def test_bfloat16_rounds_the_operands_of_products_and_nothing_else(cell: str) -> None:
+def test_bfloat16_rounds_the_operands_of_products_and_nothing_else(
+    cell: str, batch_size: int
+) -> None:
     """Against a Python loop over time whose products round both ways."""
     params = random_like(make(cell, 1)[2]["layers_0"]["cell"], 3)
-    inputs = random_like(jnp.zeros((4, 7, E)), 4)
+    inputs = random_like(jnp.zeros((batch_size, 7, E)), 4)
     one_step = CELLS[cell](features=H)
-    carry = random_like(one_step.initialize_carry(jax.random.key(0), (4, E)), 5)
+    carry = random_like(one_step.initialize_carry(jax.random.key(0), (batch_size, E)), 5)
 
     def by_hand(params, carry, inputs):
         def dense(name, x):
@@ -157,6 +193,8 @@ def test_gradient_of_a_gradient_equals_scans(cell: str) -> None:
 
     second = jax.jit(jax.grad(sharpness), static_argnums=1)
     equal_to(1e-4, second(params, fused), second(params, scan))
+    with pytest.raises(NotImplementedError, match="float32, not in bfloat16"):
+        second(params, fused.clone(dtype="bfloat16"))
 
 
 def test_forward_mode_is_refused_and_left_to_the_scan() -> None:

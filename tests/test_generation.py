@@ -69,7 +69,7 @@ def test_prime_carry_equals_the_model_on_each_prompt() -> None:
     prompts = np.array([[3, 0, 0, 0], [4, 5, 6, 0], [1, 2, 3, 4]], np.int32)
     lengths = np.array([1, 3, 4], np.int32)
     key = jax.random.split(jax.random.key(0), 3)
-    weights = prepare(params, model=model, batch_size=3)
+    weights = prepare(params, model=model, transposed=False)
     state = prime(weights, prompts, lengths=lengths, key=key, model=model)
     assert state.token.tolist() == [3, 6, 4]
     for row, length in enumerate(lengths):
@@ -126,7 +126,7 @@ def test_sample_step_compiles_once_whatever_the_temperature() -> None:
     before = sample_step._cache_size()
     for temperature in (0.0, 0.7, 1.0):
         _, token = sample_step(
-            prepare(params, model=kwargs["model"], batch_size=2),
+            prepare(params, model=kwargs["model"], transposed=False),
             first_state(kwargs["model"], batch_size=2),
             model=kwargs["model"],
             temperature=temperature,
@@ -155,7 +155,7 @@ def first_state(model: CharRNN, *, batch_size: int) -> SampleState:
 def test_a_chunk_equals_single_steps() -> None:
     params, kwargs = settings("lstm")
     model = kwargs["model"]
-    weights = prepare(params, model=model, batch_size=2)
+    weights = prepare(params, model=model, transposed=False)
     state, expected = first_state(model, batch_size=2), []
     for _ in range(CHUNK):
         state, token = sample_step(weights, state, model=model, temperature=0.9)
@@ -169,15 +169,20 @@ def test_a_chunk_equals_single_steps() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
 @pytest.mark.parametrize("cell", CELLS)
-def test_prepared_step_equals_the_model(cell: str, batch_size: int, dtype: str) -> None:
-    """Both layouts of the weights, against a text of length 1."""
+def test_prepared_step_equals_the_model(
+    cell: str, batch_size: int, transposed: bool, dtype: str
+) -> None:
+    """Both layouts of the weights and every form of a product, against a text of length 1."""
     model, params, carry, tokens = make(cell, num_layers=2)
     model = model.clone(dtype=dtype)
-    carry, tokens = jax.tree.map(lambda x: x[:batch_size], (carry, tokens[:, 0]))
-    weights = prepare(params, model=model, batch_size=batch_size)
-    assert weights.transposed == (batch_size == 1)
+    carry, tokens = jax.tree.map(
+        lambda x: jnp.resize(x, (batch_size, *x.shape[1:])), (carry, tokens[:, 0])
+    )
+    weights = prepare(params, model=model, transposed=transposed)
+    assert weights.transposed == transposed
     new_carry, logits = jax.jit(partial(step, model=model))(weights, carry, tokens)
     expected_carry, expected = forward(params, carry, tokens[:, None], model=model)
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
@@ -193,7 +198,7 @@ def test_scan_and_fused_write_the_same_text_and_only_fused_rounds() -> None:
     with pytest.raises(ValueError, match="float32 or bfloat16"):
         Sampler(params, model=kwargs["model"], vocabulary=VOCABULARY, dtype="float16")
     rounded = Sampler(params, model=kwargs["model"], vocabulary=VOCABULARY, dtype="bfloat16")
-    assert rounded._prepare(batch_size=2).layers[0].kernel.dtype == jnp.bfloat16
+    assert rounded._prepare(transposed=False).layers[0].kernel.dtype == jnp.bfloat16
     assert len(rounded.generate(["bad"], num_chars=10)[0].text) == 10
 
 

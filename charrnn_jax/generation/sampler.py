@@ -24,7 +24,7 @@ from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.generation.rules import choose, forbid
 from charrnn_jax.models.char_rnn import Carry, CharRNN
-from charrnn_jax.models.stepping import check_dtype, prepare, step
+from charrnn_jax.models.stepping import check_dtype, prefers_transposed, prepare, step
 
 CHUNK = 50  # characters: at a thousand a second a reader sees them twenty times a second
 
@@ -149,10 +149,11 @@ class Sampler:
     def __init__(
         self, params: Any, *, model: CharRNN, vocabulary: Vocabulary, dtype: str | None = None
     ):
-        check_dtype(dtype or model.dtype, model=model)
+        self.dtype = dtype or model.dtype
+        check_dtype(self.dtype, model=model)
         self.model = model
         self.vocabulary = vocabulary
-        self._prepare = cache(partial(prepare, params, model=model, dtype=dtype))
+        self._prepare = cache(partial(prepare, params, model=model, dtype=self.dtype))
 
     def generate(self, prompts: Sequence[str], **settings: Any) -> list[Sample]:
         """Continues every prompt; arguments and errors: see the function `generate`."""
@@ -195,7 +196,7 @@ class Sampler:
     ) -> Iterator[np.ndarray]:
         if not encoded:
             return
-        weights = self._prepare(batch_size=min(len(encoded), 2))  # one layout for all above 1
+        weights = self._prepare(transposed=prefers_transposed(len(encoded), dtype=self.dtype))
         lengths = np.array([len(tokens) for tokens in encoded], np.int32)
         # A power of two, so that prompts of similar length share one compiled program.
         padded = np.zeros((len(encoded), 1 << int(lengths.max() - 1).bit_length()), np.int32)

@@ -85,7 +85,9 @@ class CharRNN(nn.Module):
             if self.dropout:
                 x = self.dropout_layer(x, deterministic=deterministic)
             new_carry.append(layer_carry)
-        return tuple(new_carry), self.dense(x)  # [B, T, V]
+        # Time first, as the recurrences leave it: else XLA would move [B, T, H] in memory.
+        logits = self.dense(x.swapaxes(0, 1)).swapaxes(0, 1)  # [B, T, V]
+        return tuple(new_carry), logits
 
     def initialize_carry(self, batch_size: int) -> Carry:
         """Returns the zero carry for B sequences."""

@@ -9,7 +9,8 @@ product and a pass over the whole matrix, every step. Here
   - the gradient of the recurrent kernel is one big product behind the loop.
 
 With bfloat16 the operands of products are rounded to it; sums, carry and everything elementwise
-stay in float32. Reverse mode can be nested; forward mode is refused by JAX (the scan can do it).
+stay in float32. Reverse mode can be nested in float32; forward mode is refused by JAX (the scan can
+do it).
 
 Letters: G gates; a the input side of the gates, q = h W their recurrent side; d_y the gradient of
 the loss by y. Equations: see `cells`.
@@ -26,6 +27,10 @@ import jax.numpy as jnp
 from jax import lax
 
 Blocks = tuple[jax.Array, ...]  # one [B, H] a gate
+
+# By measurement on CPUs, see `times_transposed`.
+_LARGE_BYTES = 8 << 20  # of a kernel that is better transposed for the forward loop
+_FEW_ROWS = {"float32": 2, "bfloat16": 16}  # fewer: the exchange costs more than it saves
 
 
 class CellWeights(NamedTuple):
@@ -167,7 +172,7 @@ def fused_step(
     carry: Any,
     kernel: jax.Array,
     bias: jax.Array | None,
-    kernel_axis: int = 0,
+    transposed: bool = False,
 ) -> tuple[Any, Blocks]:
     """One step.
 
@@ -177,13 +182,15 @@ def fused_step(
       carry: of the cell, for B sequences.
       kernel: [H, G H] in the dtype of the product's operands.
       bias: of `CellWeights`.
-      kernel_axis: 1 if the kernel is stored as [G H, H].
+      transposed: the kernel is [G H, H].
 
     Returns:
       (carry, saved), see `FusedCell.forward`.
     """
     num_gates = len(cell.gates)
-    q = jnp.split(dot(output(carry), kernel, ((1,), (kernel_axis,))), num_gates, axis=-1)
+    h = output(carry)
+    product_of_all = times_transposed(h, kernel) if transposed else dot(h, kernel, ((1,), (0,)))
+    q = jnp.split(product_of_all, num_gates, axis=-1)
     if bias is not None:
         q[-1] = q[-1] + bias[None]
     return cell.forward(tuple(jnp.split(a, num_gates, axis=-1)), tuple(q), carry)
@@ -194,10 +201,13 @@ def _forward(
 ) -> tuple[tuple[Any, jax.Array], Any]:
     """Returns ((carry, outputs [T, B, H]), (saved, carries before the steps) over time)."""
     kernel = kernel.astype(dtype)
+    transposed = kernel.nbytes >= _LARGE_BYTES
+    if transposed:
+        kernel = lax.optimization_barrier(kernel.T)
 
     def step(carry: Any, x: jax.Array) -> tuple[Any, Any]:
         a = x if table is None else table[x]
-        new_carry, saved = fused_step(FUSED_CELLS[name], a, carry, kernel, bias)
+        new_carry, saved = fused_step(FUSED_CELLS[name], a, carry, kernel, bias, transposed)
         return new_carry, (output(new_carry), saved, carry)
 
     carry, (outputs, *saved) = lax.scan(step, carry, xs)
@@ -224,11 +234,12 @@ def _recurrence_bwd(name: str, dtype: str, residuals: Any, gradients: Any) -> tu
         d_carry = _add_to_h(d_carry, d_output)
         blocks, d_a_last, d_carry = FUSED_CELLS[name].backward(d_carry, saved, carry)
         d_q = jnp.concatenate(blocks, axis=-1).astype(dtype)  # [B, G H]
-        return _add_to_h(d_carry, dot(d_q, cast_kernel, ((1,), (1,)))), (d_q, d_a_last)
+        d_h = times_transposed(d_q, cast_kernel)
+        return _add_to_h(d_carry, d_h), (_to_bits(d_q), d_a_last)
 
     d_carry, (d_q, d_a_last) = lax.scan(step, d_carry, (d_outputs, saved, carries), reverse=True)
-    hidden_size = kernel.shape[0]
-    d_kernel = dot(output(carries).astype(dtype), d_q, ((0, 1), (0, 1)))
+    d_q, hidden_size = _from_bits(d_q), kernel.shape[0]
+    d_kernel = dot(output(carries), d_q, ((0, 1), (0, 1)))
     d_bias = None if bias is None else d_q[..., -hidden_size:].sum((0, 1), dtype=bias.dtype)
 
     def with_last(d_a: jax.Array, last: jax.Array | None) -> jax.Array:
@@ -251,6 +262,28 @@ def _sum_rows(tokens: jax.Array, d: jax.Array, *, num_rows: int) -> jax.Array:
     return dot(jax.nn.one_hot(tokens, num_rows, dtype=d.dtype), d, ((0, 1), (0, 1)))
 
 
+@jax.custom_jvp
+def _to_bits(x: jax.Array) -> jax.Array:
+    """bfloat16 as integers, to be stored inside a loop; float32 as it is.
+
+    XLA's CPU code stores bfloat16 into an array of all steps by way of float32, value by value.
+    """
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+@_to_bits.defjvp
+def _to_bits_jvp(primals: Any, tangents: Any) -> Any:
+    if primals[0].dtype == jnp.bfloat16:
+        raise NotImplementedError(
+            "a gradient of a gradient needs a recurrence in float32, not in bfloat16"
+        )
+    return primals[0], tangents[0]
+
+
+def _from_bits(bits: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(bits, jnp.bfloat16) if bits.dtype == jnp.uint16 else bits
+
+
 def output(carry: Any) -> jax.Array:
     """What the layer above reads: h [B, H]."""
     return carry[-1] if isinstance(carry, tuple) else carry
@@ -269,6 +302,24 @@ def dot(
     """A product with float32 sums, whose left operand takes the type of the right one."""
     dimensions = (contracting, ((), ()))
     return lax.dot_general(a.astype(b.dtype), b, dimensions, preferred_element_type=jnp.float32)
+
+
+def times_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [B, K] times the transpose of kernel [N, K]; operands of the kernel's type, float32 sums.
+
+    XLA's product for CPUs rearranges its right operand at every call. Inside a loop that had better
+    be the small x than the kernel: hence (kernel x^T)^T there.
+    """
+    x = x.astype(kernel.dtype)
+    if x.shape[0] < _FEW_ROWS[kernel.dtype.name]:
+        return dot(x, kernel, ((1,), (1,)))
+    return lax.platform_dependent(
+        x,
+        kernel,
+        # The barrier keeps XLA from undoing the exchange.
+        cpu=lambda x, kernel: lax.optimization_barrier(dot(kernel, x, ((1,), (1,)))).T,
+        default=lambda x, kernel: dot(x, kernel, ((1,), (1,))),
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -2,8 +2,8 @@
 
   table     what every token gives to the gates of the first layer: the embedding and the first
             input kernel multiplied beforehand
-  kernels   the gates of a layer side by side, in the dtype of the products; for a single sequence
-            transposed, since a row times a matrix reads the matrix along its columns
+  kernels   the gates of a layer side by side, in the dtype of the products; transposed or not, see
+            `prefers_transposed`
 
 The equations are those of `cells`. A model of implementation "scan" keeps its own parameters and is
 called as it is: the reference.
@@ -25,6 +25,7 @@ from charrnn_jax.models.fused import (
     gather_weights,
     output,
     product,
+    times_transposed,
 )
 
 
@@ -47,13 +48,23 @@ class StepWeights:
     transposed: bool = struct.field(pytree_node=False)
 
 
-def prepare(params: Any, *, model: CharRNN, batch_size: int, dtype: str | None = None) -> Any:
+def prefers_transposed(batch_size: int, *, dtype: str) -> bool:
+    """Returns whether B sequences are faster with transposed kernels, by measurement on CPUs.
+
+    A row times a matrix reads the matrix along its columns. For many rows see
+    `fused.times_transposed`; a few are fastest with the kernel as it is.
+    """
+    many = {"float32": 8, "bfloat16": 16}[dtype]
+    return batch_size == 1 or batch_size >= many
+
+
+def prepare(params: Any, *, model: CharRNN, transposed: bool, dtype: str | None = None) -> Any:
     """Lays the weights out for `step`.
 
     Args:
       params: of the model.
       model: of the params.
-      batch_size: B; it decides the layout only: the result works for every B.
+      transposed: the layout of the kernels; the result works for every number of sequences.
       dtype: "float32" or "bfloat16", of the operands of products; None: the model's.
 
     Returns:
@@ -66,7 +77,7 @@ def prepare(params: Any, *, model: CharRNN, batch_size: int, dtype: str | None =
     check_dtype(dtype, model=model)
     if model.implementation == "scan":
         return params
-    return _lay_out(params, model=model, dtype=dtype, transposed=batch_size == 1)
+    return _lay_out(params, model=model, dtype=dtype, transposed=transposed)
 
 
 def check_dtype(dtype: str, *, model: CharRNN) -> None:
@@ -118,19 +129,20 @@ def step(
     if not isinstance(weights, StepWeights):
         carry, logits = forward(weights, carry, tokens[:, None], model=model)
         return carry, logits[:, 0]
-    kernel_axis = 1 if weights.transposed else 0
 
     def times(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return dot(x, kernel, ((1,), (kernel_axis,)))
+        return times_transposed(x, kernel) if weights.transposed else dot(x, kernel, ((1,), (0,)))
 
+    cell = FUSED_CELLS[model.cell]
     new_carry: list[Any] = []
     for layer, layer_carry in zip(weights.layers, carry, strict=True):
         if new_carry:
             a = times(output(new_carry[-1]), layer.input_kernel) + layer.input_bias[None]
         else:
             a = weights.table[tokens]
-        cell = FUSED_CELLS[model.cell]
-        layer_carry, _ = fused_step(cell, a, layer_carry, layer.kernel, layer.bias, kernel_axis)
+        layer_carry, _ = fused_step(
+            cell, a, layer_carry, layer.kernel, layer.bias, weights.transposed
+        )
         new_carry.append(layer_carry)
     logits = times(output(new_carry[-1]), weights.dense_kernel) + weights.dense_bias[None]
     return tuple(new_carry), logits
