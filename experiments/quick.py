@@ -3,9 +3,9 @@
   python -m charrnn_jax.main --config=experiments/quick.py
 
 GRU with 384 units (625,218 parameters), contiguous lanes with the carry kept, AdamW with a cosine
-schedule, 2,400 steps (2.4 epochs). Measured on two cores of an Intel Xeon with AVX-512: 1 min 33 s
-for the whole command; validation 1.4849 nats/char (2.142 bits/char) carried, 1.5088 (2.177)
-cold-256. In bfloat16, 2 min 2 s, 1.4851 and 1.5092.
+schedule, 2,400 steps (2.4 epochs). Measured on two cores of an AMD EPYC with AVX-512: 1 min 23 s
+for the whole command; validation 1.4835 nats/char (2.140 bits/char) carried, 1.5074 (2.175)
+cold-256. In bfloat16, 1 min 4 s, 1.4871 and 1.5110.
 """
 
 from charrnn_jax.config import UserError, default_config

@@ -28,7 +28,7 @@ from jax import lax
 
 Blocks = tuple[jax.Array, ...]  # one [B, H] a gate
 
-# By measurement on CPUs, see `times_transposed`.
+# By measurement on a CPU, see `times_transposed`.
 _LARGE_BYTES = 8 << 20  # of a kernel that is better transposed for the forward loop
 _FEW_ROWS = {"float32": 2, "bfloat16": 16}  # fewer: the exchange costs more than it saves
 
