@@ -191,7 +191,7 @@ state = charrnn_jax.train(config, workdir)
 # %%
 run = charrnn_jax.load_run(workdir)
 prompt = run.vocabulary.encode("ROMEO:").astype(np.int32)
-weights = prepare(run.params, model=run.model, batch_size=1)
+weights = prepare(run.params, model=run.model, transposed=True)  # the layout for one text
 sample_state = prime(
     weights,
     prompt[None],
