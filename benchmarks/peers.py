@@ -417,52 +417,6 @@ def keras_jax(workload: Workload) -> Program:
     return Program(cycle(make_batches(workload), model.train_on_batch), model.count_params())
 
 
-# --- the floor ----------------------------------------------------------------------------------
-
-
-def floor(workload: Workload) -> Program:
-    """Nothing but the matrix products that the workload cannot do without, in XLA.
-
-    `run` returns their seconds, each taken as often as it is needed, in the fastest arrangement:
-    either operand may be stored transposed, and the two exchanged. What is needed at every step is
-    timed in a loop on the device, where a call would take longer than a small product does.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    def seconds_of(m: int, k: int, n: int, transposed: tuple[bool, bool], repeats: int) -> float:
-        contracting = ((0 if transposed[0] else 1,), (1 if transposed[1] else 0,))
-
-        def dot(a: Any, b: Any) -> Any:
-            dims = (contracting, ((), ()))
-            return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
-
-        def in_a_loop(a: Any, b: Any) -> Any:
-            def body(a: Any, _: None) -> Any:
-                return a + (0 * dot(a, b)[:1, :1]).astype(a.dtype), None
-
-            return jax.lax.scan(body, a, length=repeats)[0]
-
-        a = jnp.ones((k, m) if transposed[0] else (m, k), workload.dtype)
-        b = jnp.ones((n, k) if transposed[1] else (k, n), workload.dtype)
-        jitted = jax.jit(dot if repeats == 1 else in_a_loop)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            jax.block_until_ready(jitted(a, b))
-            times.append((time.perf_counter() - start) / repeats)
-        return float(np.median(times[2:]))
-
-    def fastest_of(count: int, m: int, k: int, n: int) -> float:
-        return min(
-            seconds_of(*sizes, transposed, min(count, 100))
-            for sizes in ((m, k, n), (n, k, m))
-            for transposed in [(False, False), (False, True), (True, False), (True, True)]
-        )
-
-    return Program(lambda: sum(count * fastest_of(count, *s) for count, *s in workload.products))
-
-
 class Peer(NamedTuple):
     """A peer: its function, the modules it needs, the kinds and types of workloads it can do."""
 

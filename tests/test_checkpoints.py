@@ -1,0 +1,162 @@
+"""Checkpoints as training writes and reads them: damage, full disks, what is kept."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from test_training import assert_bitwise_equal
+
+from charrnn_jax.errors import TrainingError, UserError
+from charrnn_jax.run import load_run
+from charrnn_jax.training import checkpoints as checkpoints_lib
+from charrnn_jax.training.checkpoints import Checkpoints, best_step
+from charrnn_jax.training.loop import train
+
+
+def flip_a_bit(folder: Path) -> None:
+    """In the largest file: the parameters themselves."""
+    file = max(folder.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "empty folder", "no manifest", "metadata"])
+def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    tiny_config: ConfigDict, tmp_path: Path, damage: str
+) -> None:
+    workdir = tmp_path / "run"
+    train(tiny_config, workdir)
+    last = max(checkpoints_lib.steps(workdir))
+    folder = workdir / "checkpoints" / str(last)
+    if damage == "no manifest":
+        (folder / "sha256.json").unlink()
+    elif damage == "metadata":
+        (folder / "metadata" / "metadata").write_text("{}")
+        with pytest.raises(UserError, match="do not match their checksums"):
+            load_run(workdir)
+    elif damage == "empty folder":
+        last += 1
+        (workdir / "checkpoints" / str(last)).mkdir()
+    else:
+        flip_a_bit(folder / "params")
+        with pytest.raises(UserError, match="do not match their checksums"):
+            load_run(workdir, checkpoint="latest")
+    with pytest.warns(UserWarning, match=f"{last} is damaged"):
+        resumed = train(tiny_config, workdir)
+    aside = [folder.name.split("-")[0] for folder in (workdir / "damaged_checkpoints").iterdir()]
+    assert aside == [str(last)]
+    assert_bitwise_equal(resumed, train(tiny_config, tmp_path / "undisturbed"))
+
+
+def test_run_without_an_intact_checkpoint_is_not_begun_anew(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    train(tiny_config, tmp_path)
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    for step in checkpoints_lib.steps(tmp_path):
+        flip_a_bit(tmp_path / "checkpoints" / str(step))
+    with pytest.raises(UserError, match="is intact"), pytest.warns(UserWarning, match="damaged"):
+        train(tiny_config, tmp_path)
+    with pytest.raises(UserError, match="is intact"):  # nor by a second try
+        train(tiny_config, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == metrics
+
+
+def test_parameters_that_are_not_finite_are_not_saved(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    """The loss is that before the update, so it may still be finite."""
+    tiny_config.optimizer.name, tiny_config.optimizer.learning_rate = "sgd", 1e38
+    tiny_config.train.checkpoint_every_steps = 1
+    with pytest.raises(TrainingError, match="parameters behind step 1 are not finite"):
+        train(tiny_config, tmp_path)
+    assert checkpoints_lib.steps(tmp_path) == []
+
+
+def test_two_processes_cannot_train_in_one_workdir(tiny_config: ConfigDict, tmp_path: Path) -> None:
+    with Checkpoints(tmp_path), pytest.raises(UserError, match="another process is training"):
+        train(tiny_config, tmp_path)
+    train(tiny_config, tmp_path)
+
+
+def test_failed_save_is_one_error_and_leaves_the_rest(
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither at once nor in the background may it end in another error than ours."""
+
+    def full(self) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_sign", full)
+    with pytest.raises(TrainingError, match="No space left"):
+        train(tiny_config, tmp_path / "background")
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoints_lib.ocp.AsyncCheckpointer, "save", lambda *_, **__: full(None))
+    with pytest.raises(TrainingError, match="No space left"):
+        train(tiny_config, tmp_path / "at_once")
+    assert checkpoints_lib.steps(tmp_path / "background") == []
+
+
+def test_what_is_evaluated_is_saved(tiny_config: ConfigDict, tmp_path: Path) -> None:
+    tiny_config.train.checkpoint_every_steps = 4
+    train(tiny_config, tmp_path)
+    kept = {step: checkpoints_lib.read_metadata(tmp_path, step) for step in (40, 42)}
+    assert kept[40]["loss"] is None
+    assert kept[42]["loss"] is not None
+    assert load_run(tmp_path).step == 42
+
+
+def test_files_of_others_among_the_checkpoints_are_left_alone(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    own = tmp_path / "checkpoints" / "21.backup"
+    own.mkdir(parents=True)
+    train(tiny_config, tmp_path)
+    assert own.is_dir()
+
+
+def test_latest_and_best_checkpoints_are_kept(tiny_config: ConfigDict, tmp_path: Path) -> None:
+    state = train(tiny_config, tmp_path / "run")
+    metadata = checkpoints_lib.read_metadata(tmp_path / "run", int(state.step))
+    with Checkpoints(tmp_path / "kept") as checkpoints:
+        for step, loss in enumerate([3.0, 1.0, 2.0, float("inf"), None, 4.0]):
+            checkpoints.save(state, step=step, metadata={**metadata, "loss": loss})
+    assert checkpoints_lib.steps(tmp_path / "kept") == [
+        1,
+        4,
+        5,
+    ]  # the best, the one before the latest, the latest
+    assert load_run(tmp_path / "kept").step == 1
+    assert load_run(tmp_path / "kept", checkpoint="latest").step == 5
+    assert load_run(tmp_path / "kept", checkpoint="4").step == 4
+    assert load_run(tmp_path / "kept", checkpoint=4).step == 4
+    with pytest.raises(UserError, match="there are best, latest, 1, 4, 5"):
+        load_run(tmp_path / "kept", checkpoint="3")
+    assert best_step({}) is None
+    assert best_step({1: None, 2: None}) == 2
+
+
+def test_checkpoint_holds_all_that_using_the_model_needs(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    """The text may be gone, and the folder may have moved."""
+    text = Path(tiny_config.data.path).read_text()
+    own_file = tmp_path / "text.txt"
+    own_file.write_text(text)
+    tiny_config.data.path = str(own_file)
+    state = train(tiny_config, tmp_path / "run")
+    own_file.unlink()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run = load_run(tmp_path / "moved", checkpoint="latest")
+    jax.tree.map(np.testing.assert_array_equal, run.params, state.params)
+    assert run.vocabulary.characters == "".join(sorted(set(text)))
+    assert run.config == tiny_config
+    assert run.corpus["num_chars"] == len(text)
+    with pytest.raises(UserError, match="no file is there"):
+        run.load_dataset()
+    own_file.write_text(text + "!")
+    with pytest.raises(UserError, match="is now another text"):
+        run.load_dataset()
