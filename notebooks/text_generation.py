@@ -45,6 +45,7 @@ import numpy as np
 import charrnn_jax
 from charrnn_jax.data.batches import make_batches
 from charrnn_jax.data.vocabulary import UNK_ID
+from charrnn_jax.generation.rules import make_rules
 from charrnn_jax.generation.sampler import prime, sample_step
 from charrnn_jax.models.char_rnn import forward, initialize_params, make_model, summary
 from charrnn_jax.models.stepping import prepare
@@ -186,24 +187,26 @@ state = charrnn_jax.train(config, workdir)
 # ## Generate text
 # `load_run` opens the best checkpoint; `prepare` lays its weights out for generating. `sample_step`
 # makes a single step prediction: it takes the state (the carry, the last character and the random
-# key) and gives the next state and character. `[UNK]` is never chosen.
+# key) and gives the next state and character. Rules say how it is chosen; `[UNK]` never is.
 
 # %%
 run = charrnn_jax.load_run(workdir)
 prompt = run.vocabulary.encode("ROMEO:").astype(np.int32)
 weights = prepare(run.params, model=run.model, transposed=True)  # the layout for one text
+rules = make_rules(run.vocabulary, temperature=1.0)
 sample_state = prime(
     weights,
     prompt[None],
     lengths=np.array([len(prompt)], np.int32),
     key=jax.random.split(jax.random.key(0), 1),
     model=run.model,
+    rules=rules,
 )
 characters = []
 for _ in range(100):
-    sample_state, token = sample_step(weights, sample_state, model=run.model, temperature=1.0)
-    characters.append(run.vocabulary.decode(token))
-    assert token[0] != UNK_ID
+    sample_state, drawn = sample_step(weights, sample_state, model=run.model, rules=rules)
+    characters.append(run.vocabulary.decode(drawn.tokens))
+    assert drawn.tokens[0] != UNK_ID
 print("ROMEO:" + "".join(characters))
 
 # %% [markdown]

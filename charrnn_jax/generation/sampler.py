@@ -8,10 +8,8 @@ A chunk is one loop on the device, its noise drawn beforehand. All chunks are on
 of any length is written without compiling again, and is read while the next chunk is computed.
 """
 
-import math
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -20,9 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
+from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
-from charrnn_jax.generation.rules import choose, forbid
+from charrnn_jax.generation.prompts import encode_prompt, pad, row_keys
+from charrnn_jax.generation.rules import (
+    Rules,
+    apply_rules,
+    choose,
+    make_rules,
+    start_memory,
+    update_memory,
+)
+from charrnn_jax.generation.writer import Sample, Writer
 from charrnn_jax.models.char_rnn import Carry, CharRNN
 from charrnn_jax.models.stepping import check_dtype, prefers_transposed, prepare, step
 
@@ -39,17 +46,36 @@ class SampleState:
       key: [B] random keys, one a row; they never change.
       position: [B] int32, characters drawn so far; the noise of the next is drawn with
         fold_in(key, position).
+      memory: of the rules, one entry a rule.
     """
 
     carry: Carry
     token: jax.Array
     key: jax.Array
     position: jax.Array
+    memory: tuple[Any, ...] = ()
 
 
-@partial(jax.jit, static_argnames="model")
+class Drawn(NamedTuple):
+    """Tokens and what the model thought of them.
+
+    Attributes:
+      tokens: int32.
+      log_probabilities: of the tokens by the model itself, without any rule, in nats.
+    """
+
+    tokens: jax.Array
+    log_probabilities: jax.Array
+
+
 def prime(
-    weights: Any, prompts: jax.Array, *, lengths: jax.Array, key: jax.Array, model: CharRNN
+    weights: Any,
+    prompts: jax.Array,
+    *,
+    lengths: jax.Array,
+    key: jax.Array,
+    model: CharRNN,
+    rules: Rules,
 ) -> SampleState:
     """Reads prompts of different lengths.
 
@@ -59,78 +85,119 @@ def prime(
       lengths: [B] characters, each from 1 to P.
       key: [B] random keys.
       model: of the weights.
+      rules: by which will be drawn.
 
     Returns:
       The state in which each row has read just its own prompt.
     """
+    carry, last = _read_prompts(weights, prompts, lengths=lengths, model=model)
+    memory = start_memory(rules, prompts, lengths)
+    return SampleState(carry, last, key, jnp.zeros_like(last), memory)
 
-    def read(carry: Carry, column: tuple[jax.Array, jax.Array]) -> tuple[Carry, None]:
+
+@partial(jax.jit, static_argnames="model")
+def _read_prompts(
+    weights: Any, prompts: jax.Array, *, lengths: jax.Array, model: CharRNN
+) -> tuple[Carry, jax.Array]:
+    carry = model.initialize_carry(prompts.shape[0])
+    return _read_all_but_last(weights, carry, prompts, lengths=lengths, model=model)
+
+
+@partial(jax.jit, static_argnames="model")
+def read(
+    weights: Any, state: SampleState, tokens: jax.Array, *, lengths: jax.Array, model: CharRNN
+) -> SampleState:
+    """Reads texts behind a state, as if they had been drawn, but for the memory of the rules.
+
+    Args:
+      weights: of the model, from `prepare`.
+      state: without a memory.
+      tokens: [B, P] int32, padded at the end with anything.
+      lengths: [B] characters, each from 1 to P.
+      model: of the weights.
+    """
+    carry, _ = step(weights, state.carry, state.token, model=model)
+    carry, last = _read_all_but_last(weights, carry, tokens, lengths=lengths, model=model)
+    return replace(state, carry=carry, token=last)
+
+
+def _read_all_but_last(
+    weights: Any, carry: Carry, tokens: jax.Array, *, lengths: jax.Array, model: CharRNN
+) -> tuple[Carry, jax.Array]:
+    """Returns (carry, last token of each row, which the first step of drawing will read)."""
+
+    def read_column(carry: Carry, column: tuple[jax.Array, jax.Array]) -> tuple[Carry, None]:
         token, position = column
         new_carry, _ = step(weights, carry, token, model=model)
-        unread = (position < lengths - 1)[:, None]  # the last token is read by the first step
+        unread = (position < lengths - 1)[:, None]
         return jax.tree.map(lambda new, old: jnp.where(unread, new, old), new_carry, carry), None
 
-    carry = model.initialize_carry(prompts.shape[0])
-    carry, _ = jax.lax.scan(read, carry, (prompts.T, jnp.arange(prompts.shape[1])))
-    last = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
-    return SampleState(carry, last, key, jnp.zeros_like(last))
+    carry, _ = jax.lax.scan(read_column, carry, (tokens.T, jnp.arange(tokens.shape[1])))
+    return carry, jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
 
 
 def _sample_steps(
     weights: Any,
     state: SampleState,
+    num_steps: jax.Array | int,
     *,
     model: CharRNN,
-    temperature: jax.Array | float,
-    num_steps: int,
-) -> tuple[SampleState, jax.Array]:
-    """Returns (next state, tokens [N, B])."""
-    positions = state.position[None] + jnp.arange(num_steps)[:, None]  # [N, B]
+    rules: Rules,
+    size: int,
+) -> tuple[SampleState, Drawn]:
+    """Returns (next state, what was drawn [size, B]; behind num_steps: zeros)."""
+    positions = state.position[None] + jnp.arange(size)[:, None]  # [N, B]
     keys = jax.vmap(jax.vmap(jax.random.fold_in), (None, 0))(state.key, positions)
     draw = partial(jax.random.gumbel, shape=(model.vocabulary_size,))
     noise = jax.vmap(jax.vmap(draw))(keys)  # [N, B, V]
 
-    def draw_next(last: Any, noise: jax.Array) -> tuple[Any, jax.Array]:
-        carry, logits = step(weights, *last, model=model)
-        token = choose(forbid(logits, UNK_ID), noise=noise, temperature=temperature)
-        return (carry, token), token
+    def draw_next(i: jax.Array, last: Any) -> Any:
+        carry, token, memory, (tokens, log_probabilities) = last
+        carry, logits = step(weights, carry, token, model=model)
+        token = choose(apply_rules(rules, logits, memory), noise=noise[i])
+        log_probability = jnp.take_along_axis(logits, token[:, None], axis=1)[
+            :, 0
+        ] - jax.nn.logsumexp(logits, axis=1)
+        drawn = Drawn(tokens.at[i].set(token), log_probabilities.at[i].set(log_probability))
+        return carry, token, update_memory(rules, memory, token), drawn
 
-    (carry, token), tokens = jax.lax.scan(draw_next, (state.carry, state.token), noise)
-    return SampleState(carry, token, state.key, state.position + num_steps), tokens
+    shape = (size, state.token.shape[0])
+    drawn = Drawn(jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
+    first = (state.carry, state.token, state.memory, drawn)
+    carry, token, memory, drawn = jax.lax.fori_loop(0, num_steps, draw_next, first)
+    return SampleState(carry, token, state.key, state.position + num_steps, memory), drawn
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="state")
 def sample_step(
-    weights: Any, state: SampleState, *, model: CharRNN, temperature: jax.Array | float = 1.0
-) -> tuple[SampleState, jax.Array]:
-    """Draws the next token of every row; never `[UNK]`.
+    weights: Any, state: SampleState, *, model: CharRNN, rules: Rules
+) -> tuple[SampleState, Drawn]:
+    """Draws the next token of every row.
 
     Args:
       weights: of the model, from `prepare`.
       state: donated: it cannot be used again.
       model: of the weights.
-      temperature: logits are divided by it; 0 takes the most likely token.
+      rules: from `make_rules`, or your own.
 
     Returns:
-      (next state, tokens [B]).
+      (next state, what was drawn [B]).
     """
-    state, tokens = _sample_steps(weights, state, model=model, temperature=temperature, num_steps=1)
-    return state, tokens[0]
+    state, drawn = _sample_steps(weights, state, 1, model=model, rules=rules, size=1)
+    return state, Drawn(drawn.tokens[0], drawn.log_probabilities[0])
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="state")
 def sample_chunk(
-    weights: Any, state: SampleState, *, model: CharRNN, temperature: jax.Array | float = 1.0
-) -> tuple[SampleState, jax.Array]:
-    """`CHUNK` times `sample_step` in one loop on the device. Returns (state, tokens [CHUNK, B])."""
-    return _sample_steps(weights, state, model=model, temperature=temperature, num_steps=CHUNK)
-
-
-class Sample(NamedTuple):
-    """A prompt and the text that the model wrote behind it."""
-
-    prompt: str
-    text: str
+    weights: Any,
+    state: SampleState,
+    num_steps: jax.Array | int = CHUNK,
+    *,
+    model: CharRNN,
+    rules: Rules,
+) -> tuple[SampleState, Drawn]:
+    """Up to `CHUNK` times `sample_step` in one loop on the device. Returns (state, [CHUNK, B])."""
+    return _sample_steps(weights, state, num_steps, model=model, rules=rules, size=CHUNK)
 
 
 class Sampler:
@@ -155,136 +222,149 @@ class Sampler:
         self.vocabulary = vocabulary
         self._prepare = cache(partial(prepare, params, model=model, dtype=self.dtype))
 
-    def generate(self, prompts: Sequence[str], **settings: Any) -> list[Sample]:
-        """Continues every prompt; arguments and errors: see the function `generate`."""
-        pieces = list(self.stream_tokens(prompts, **settings))
-        texts = map(self.vocabulary.decode, np.concatenate(pieces, axis=1) if pieces else [])
-        return [Sample(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    def generate(
+        self, prompts: Sequence[str], *, best_of: int = 1, **settings: Any
+    ) -> list[Sample]:
+        """Continues every prompt.
+
+        Args:
+          prompts: texts; an empty one stands for a line break, the start of a line (for the first
+            known character if the text has no line breaks). The same prompt several times gives
+            several different samples.
+          num_chars: to write behind each prompt at most (for a vocabulary of bytes: bytes).
+          best_of: texts that are written for each prompt; the one with the lowest loss a character,
+            by the model itself, is returned.
+          seed: same seed, same text.
+          unk: what happens to characters of a prompt that the model does not know: "error", "skip".
+          stop: strings before which a text ends.
+          rules: your own, instead of a choice.
+          **choice: of `make_rules`: temperature, top_k, top_p, ...
+
+        Raises:
+          UserError: a prompt or stop string with unknown characters, a prompt with none that is
+            known, or a number out of its range.
+          TypeError: `prompts` or `stop` is one text.
+          ValueError: another `unk`.
+        """
+        if best_of < 1:
+            raise UserError(f"best_of is {best_of}; it must be at least 1")
+        _check_prompts(prompts)
+        repeated = [prompt for prompt in prompts for _ in range(best_of)]
+        pieces, writers = self._write(repeated, **settings)
+        for _ in pieces:
+            pass
+        samples = [writer.sample(prompt) for writer, prompt in zip(writers, repeated, strict=True)]
+        groups = [samples[i : i + best_of] for i in range(0, len(samples), best_of)]
+        return [min(group, key=_badness) for group in groups]
 
     def stream(self, prompts: Sequence[str], **settings: Any) -> Iterator[list[str]]:
         """Yields the next piece of every text as soon as it is there: [B] texts at a time.
 
-        Arguments and errors: see `generate`. The pieces put together are its texts.
+        Arguments, but for best_of, and errors, which are raised at once: see `generate`. The pieces
+        put together are its texts.
         """
-        decoders = [self.vocabulary.make_decoder() for _ in prompts]
-        return _decode_pieces(self.stream_tokens(prompts, **settings), decoders)
+        _check_prompts(prompts)
+        return self._write(prompts, **settings)[0]
 
-    def stream_tokens(
+    def _write(
         self,
         prompts: Sequence[str],
         *,
         num_chars: int,
-        temperature: float = 1.0,
         seed: int = 0,
         unk: str = "error",
-    ) -> Iterator[np.ndarray]:
-        """Yields the tokens behind every prompt as they are drawn, [B, n] at a time.
-
-        Arguments and errors: see `generate`; they are checked at once.
-        """
-        if isinstance(prompts, str):
-            raise TypeError("prompts is one text; give a list of texts: [prompt]")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature is {temperature}; it must be finite and at least 0")
+        stop: Sequence[str] = (),
+        rules: Rules | None = None,
+        **choice: Any,
+    ) -> tuple[Iterator[list[str]], list[Writer]]:
+        """Returns (what is to be run through, what collects the texts)."""
         if num_chars < 1:
-            raise ValueError(f"num_chars is {num_chars}; it must be at least 1")
+            raise UserError(f"num_chars is {num_chars}; it must be at least 1")
+        rules = self.choose_rules(rules, **choice)
         encoded = [encode_prompt(prompt, self.vocabulary, unk=unk) for prompt in prompts]
-        return self._draw(encoded, num_chars=num_chars, temperature=temperature, seed=seed)
-
-    def _draw(
-        self, encoded: list[np.ndarray], *, num_chars: int, temperature: float, seed: int
-    ) -> Iterator[np.ndarray]:
+        writers = [Writer(self.vocabulary, num_chars=num_chars, stop=stop) for _ in prompts]
         if not encoded:
-            return
-        weights = self._prepare(transposed=prefers_transposed(len(encoded), dtype=self.dtype))
-        lengths = np.array([len(tokens) for tokens in encoded], np.int32)
-        # A power of two, so that prompts of similar length share one compiled program.
-        padded = np.zeros((len(encoded), 1 << int(lengths.max() - 1).bit_length()), np.int32)
-        for row, tokens in zip(padded, encoded, strict=True):
-            row[: len(tokens)] = tokens
-        key = _row_keys(seed, encoded)
-        padded, lengths = jax.device_put((padded, lengths))
-        state = prime(weights, padded, lengths=lengths, key=key, model=self.model)
-        ahead: jax.Array | None = None
-        for _ in range(0, num_chars, CHUNK):
+            return iter(()), writers
+        return self._run(encoded, writers, num_chars=num_chars, seed=seed, rules=rules), writers
+
+    def _run(
+        self,
+        encoded: list[np.ndarray],
+        writers: list[Writer],
+        *,
+        num_chars: int,
+        seed: int,
+        rules: Rules,
+    ) -> Iterator[list[str]]:
+        state = self.prime(encoded, seed=seed, rules=rules)
+        ahead: tuple[Drawn, int] | None = None
+        for done in (*range(0, num_chars, CHUNK), None):
             drawn = ahead
-            state, ahead = sample_chunk(weights, state, model=self.model, temperature=temperature)
+            if done is not None:
+                num_steps = min(CHUNK, num_chars - done)
+                state, new = self.draw_chunk(state, num_steps, rules=rules)
+                ahead = new, num_steps
             if drawn is not None:  # read while the device goes on
-                yield jax.device_get(drawn).T
-        yield jax.device_get(ahead)[: (num_chars - 1) % CHUNK + 1].T
+                tokens, log_probabilities = fetch(*drawn)
+                rows = zip(writers, tokens.T, log_probabilities.T, strict=False)
+                yield [writer.add(*row) for writer, *row in rows]
+            if all(writer.finish for writer in writers):
+                return
 
+    def choose_rules(self, rules: Rules | None = None, **choice: Any) -> Rules:
+        """Returns your own rules, or those that `make_rules` makes of a choice."""
+        if rules is not None and choice:
+            raise TypeError(f"give rules, or {', '.join(choice)}, not both")
+        return make_rules(self.vocabulary, **choice) if rules is None else rules
 
-def _decode_pieces(
-    pieces: Iterator[np.ndarray], decoders: list[Callable[[np.ndarray | None], str]]
-) -> Iterator[list[str]]:
-    for tokens in pieces:
-        yield [decode(row) for decode, row in zip(decoders, tokens, strict=True)]
-    if any(rest := [decode(None) for decode in decoders]):
-        yield rest
+    def prime(self, encoded: Sequence[np.ndarray], *, seed: int, rules: Rules) -> SampleState:
+        """Reads prompts of ids; the state has more rows than prompts, see `pad`."""
+        padded, lengths = pad(encoded)
+        num_rows = len(padded)
+        prompts, lengths = jax.device_put((padded, lengths))
+        return prime(
+            self._weights(num_rows),
+            prompts,
+            lengths=lengths,
+            key=row_keys(seed, encoded, num_rows=num_rows),
+            model=self.model,
+            rules=rules,
+        )
+
+    def read(self, state: SampleState, tokens: np.ndarray) -> SampleState:
+        """Reads a text of ids behind a state of one row, as if it had been drawn."""
+        padded, lengths = jax.device_put(pad([tokens]))
+        return read(self._weights(1), state, padded, lengths=lengths, model=self.model)
+
+    def draw_chunk(
+        self, state: SampleState, num_steps: int, *, rules: Rules
+    ) -> tuple[SampleState, Drawn]:
+        """Calls `sample_chunk`: the state is donated."""
+        weights = self._weights(state.token.shape[0])
+        return sample_chunk(weights, state, num_steps, model=self.model, rules=rules)
+
+    def _weights(self, num_rows: int) -> Any:
+        """Returns the weights in the layout that is best for so many rows."""
+        return self._prepare(transposed=prefers_transposed(num_rows, dtype=self.dtype))
 
 
 def generate(
-    params: Any,
-    prompts: Sequence[str],
-    *,
-    model: CharRNN,
-    vocabulary: Vocabulary,
-    num_chars: int,
-    temperature: float = 1.0,
-    seed: int = 0,
-    unk: str = "error",
+    params: Any, prompts: Sequence[str], *, model: CharRNN, vocabulary: Vocabulary, **settings: Any
 ) -> list[Sample]:
-    """Continues every prompt by `num_chars` characters (for a vocabulary of bytes: bytes).
-
-    Args:
-      params: of the model.
-      prompts: texts; an empty one stands for a line break, the start of a line (for the first known
-        character if the text has no line breaks). The same prompt several times gives several
-        different samples.
-      model: of the params.
-      vocabulary: of the model.
-      num_chars: to write behind each prompt, at least 1.
-      temperature: 0 is greedy, 1 the model's own distribution.
-      seed: same seed, same text.
-      unk: what happens to characters of a prompt that the model does not know: "error" or "skip".
-
-    Raises:
-      UserError: a prompt with unknown characters, or with none that is known.
-      TypeError: `prompts` is one text.
-      ValueError: a temperature or `num_chars` out of its range, or another `unk`.
-    """
-    sampler = Sampler(params, model=model, vocabulary=vocabulary)
-    return sampler.generate(
-        prompts, num_chars=num_chars, temperature=temperature, seed=seed, unk=unk
-    )
+    """Continues every prompt; for settings and errors see `Sampler.generate`."""
+    return Sampler(params, model=model, vocabulary=vocabulary).generate(prompts, **settings)
 
 
-def encode_prompt(prompt: str, vocabulary: Vocabulary, *, unk: str = "error") -> np.ndarray:
-    """Returns [num_chars] ids, at least one; see `generate`.
-
-    Raises:
-      UserError: the prompt has unknown characters, or none that is known.
-    """
-    if not prompt:
-        line_break = vocabulary.encode("\n", unk="skip")
-        return line_break if line_break.size else np.array([UNK_ID + 1], vocabulary.dtype)
-    tokens = vocabulary.encode(prompt, unk=unk)
-    if tokens.size == 0:
-        raise UserError(
-            f"the prompt {prompt!r} has no character that the model knows: give one that has, "
-            f"such as {vocabulary.decode([UNK_ID + 1])!r}"
-        )
-    return tokens
+def _check_prompts(prompts: Sequence[str]) -> None:
+    if isinstance(prompts, str):
+        raise TypeError("prompts is one text; give a list of texts: [prompt]")
 
 
-def _row_keys(seed: int, encoded: Sequence[np.ndarray]) -> jax.Array:
-    """[B] keys that depend on the seed, the row's prompt and its number among equal prompts."""
-    seen: Counter[bytes] = Counter()
-    key = jax.random.key(seed)
-    keys = []
-    for tokens in encoded:
-        identity = tokens.astype(np.uint32).tobytes()
-        prompt_key = jax.random.fold_in(key, zlib.crc32(identity))
-        keys.append(jax.random.fold_in(prompt_key, seen[identity]))
-        seen[identity] += 1
-    return jnp.stack(keys)
+def _badness(sample: Sample) -> float:
+    return sample.nats_per_char if sample.num_chars else float("inf")
+
+
+def fetch(drawn: Drawn, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens and log-probabilities of the first steps of a chunk, [n, B] each."""
+    tokens, log_probabilities = jax.device_get(drawn)
+    return tokens[:num_steps], log_probabilities[:num_steps]

@@ -23,7 +23,8 @@ from charrnn_jax.errors import Interrupted, UserError
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
 from charrnn_jax.evaluation.protocols import evaluate
 from charrnn_jax.files import replacing
-from charrnn_jax.generation.sampler import encode_prompt, generate
+from charrnn_jax.generation.prompts import encode_prompt
+from charrnn_jax.generation.sampler import generate
 from charrnn_jax.models.char_rnn import make_model, summary
 from charrnn_jax.models.fused import can_train_in_bfloat16
 from charrnn_jax.training.checkpoints import (

@@ -1,0 +1,1 @@
+"""What each command does: `add_flags(parser)`, and `run(args, overrides)`."""

@@ -1,0 +1,126 @@
+"""What several commands share: flags, their values, and what they name: a config, a run, a text."""
+
+import argparse
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from charrnn_jax.errors import UserError
+
+
+def run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:ARG]",
+        help="experiment file; a field of it is changed by --config.SECTION.FIELD=VALUE",
+    )
+    parser.add_argument("--workdir", metavar="DIR", help="of the run; default: runs/<config name>")
+
+
+def checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    run_flags(parser)
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="best|latest|STEP", help="default: best"
+    )
+
+
+def unk_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--unk",
+        default="error",
+        choices=("error", "skip"),
+        help="what happens to characters that the model does not know; default: error",
+    )
+
+
+def positive(text: str) -> int:
+    return _number(text, int, 1)
+
+
+def natural(text: str) -> int:
+    return _number(text, int, 0)
+
+
+def real(text: str) -> float:
+    return _number(text, float, 0)
+
+
+def _number(text: str, kind: type, low: int) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not low <= value < 2**31:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no {kind.__name__} of at least {low} and below 2**31"
+        )
+    return value
+
+
+def load_config(args: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path]:
+    """Returns the config with its overrides, checked, and the workdir."""
+    if not args.config:
+        raise UserError("--config is missing: give an experiment, --config=experiments/quick.py")
+    from charrnn_jax.config import load_experiment, override, validate
+
+    file, _, arg = args.config.partition(":")
+    config = override(load_experiment(file, arg), overrides)
+    validate(config)
+    if args.workdir:
+        return config, Path(args.workdir).expanduser()
+    return config, _default_workdir(file, arg, overrides)
+
+
+def _default_workdir(file: str, arg: str, overrides: list[str]) -> Path:
+    """runs/<config name>[-argument][-overrides]"""
+    name = "-".join([Path(file).stem, arg, *(text.removeprefix("--config.") for text in overrides)])
+    name = re.sub(r"[^\w.=-]+", "_", name).replace("--", "-").rstrip("-")
+    short = name.encode()[:200].decode(errors="ignore")  # file systems allow 255 bytes
+    return Path("runs") / short
+
+
+def open_run(args: argparse.Namespace, overrides: list[str]) -> Any:
+    if args.workdir:
+        reject(overrides)
+        workdir = Path(args.workdir).expanduser()
+    elif args.config:
+        workdir = load_config(args, overrides)[1]
+    else:
+        raise UserError("which run? give --workdir=DIR, or the --config that it was trained with")
+    from charrnn_jax.compilation_cache import keep_compiled_programs
+    from charrnn_jax.data.dataset import describe_corpus
+    from charrnn_jax.run import load_run
+
+    keep_compiled_programs()
+    run = load_run(workdir, checkpoint=args.checkpoint)
+    print(
+        f"Run {workdir}, step {run.step:,}, trained on {describe_corpus(run.corpus)}",
+        file=sys.stderr,
+    )
+    return run
+
+
+def reject(leftovers: list[str]) -> None:
+    if leftovers:
+        raise UserError(f"what is {leftovers[0]!r}? See charrnn --help")
+
+
+@contextlib.contextmanager
+def hint_at_unk() -> Iterator[None]:
+    from charrnn_jax.data.vocabulary import UnknownCharacterError
+
+    try:
+        yield
+    except UnknownCharacterError as error:
+        raise UserError(f"{error}; --unk=skip drops them") from error
+
+
+def read_text(file: str, *, kind: str) -> str | bytes:
+    """Returns a text as a vocabulary of this kind encodes it. file: "-" is standard input."""
+    from charrnn_jax.data.corpora import load_corpus
+
+    blocks: list[Any] = list(load_corpus(path=file).blocks(kind))
+    return (b"" if kind == "bytes" else "").join(blocks)

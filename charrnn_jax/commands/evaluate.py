@@ -1,0 +1,60 @@
+"""`charrnn evaluate`: loss of a whole split, by protocol."""
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from charrnn_jax.commands.arguments import checkpoint_flags, open_run
+from charrnn_jax.errors import UserError
+from charrnn_jax.files import replacing
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    checkpoint_flags(parser)
+    parser.add_argument("--split", default="validation", choices=("train", "validation", "test"))
+    parser.add_argument("--protocol", default="all", choices=("all", "cold", "carried"))
+    parser.add_argument("--path", default="", metavar="TEXT", help="where the run's text is now")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    run = open_run(args, overrides)
+    from charrnn_jax.evaluation.protocols import PROTOCOLS, evaluate
+
+    tokens = run.load_dataset(args.path).splits.with_context(args.split)
+    if len(tokens) < 2:
+        raise UserError(f"the run in {run.workdir} has no {args.split} split to evaluate")
+    results = {}
+    for protocol in PROTOCOLS if args.protocol == "all" else (args.protocol,):
+        loss = evaluate(
+            run.params,
+            tokens,
+            model=run.model,
+            protocol=protocol,
+            window=run.config.evaluation.window,
+            batch_size=run.config.evaluation.batch_size,
+        )
+        label = f"cold-{run.config.evaluation.window}" if protocol == "cold" else protocol
+        print(
+            f"{args.split} {label}: {loss.describe(run.vocabulary.unit)}, perplexity "
+            f"{loss.perplexity:.3f} ({loss.count:,} {run.vocabulary.kind})"
+        )
+        results[label] = loss.to_dict()
+    _merge_into_json(
+        run.workdir / "evaluation.json",
+        {args.split: {"step": run.step, "corpus": run.corpus, "losses": results}},
+    )
+
+
+def _merge_into_json(file: Path, splits: dict[str, Any]) -> None:
+    """Adds losses to those that the file has of the same checkpoint; replaces any others."""
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        known = dict(json.loads(file.read_text()))
+    for split, entry in splits.items():
+        with contextlib.suppress(KeyError, TypeError):  # another shape: somebody else's
+            if known[split]["step"] == entry["step"]:
+                entry["losses"] = {**known[split]["losses"], **entry["losses"]}
+    with replacing(file) as partial:
+        partial.write_text(json.dumps({**known, **splits}, indent=2) + "\n")

@@ -1,0 +1,214 @@
+"""`charrnn sample --interactive`: type, see the model go on, go back, branch."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from charrnn_jax.commands.sample import CHOICES
+from charrnn_jax.errors import UserError
+from charrnn_jax.generation.continuation import Continuation
+from charrnn_jax.generation.sampler import Sampler
+
+HELP = """\
+What you type is added to the text, and the model goes on; \\n stands for a line break.
+  (empty line)        go on
+  Ctrl-C              stop here
+  /again              another text from the same place
+  /back [K]           back to the text before, or to text K
+  /tree               all texts, and which came from which
+  /show               the whole text
+  /new [TEXT]         begin anew
+  /save FILE, /open FILE
+  /set                what can be set; /set temperature 0.7
+  /quit               or Ctrl-D"""
+
+
+class Node(NamedTuple):
+    """A text: where the model took it up, and what it made of it. parent: its number, -1: none."""
+
+    parent: int
+    before: Continuation
+    after: Continuation
+
+
+@dataclass
+class Session:
+    """All texts of a session, which of them is the present one, and the settings.
+
+    Attributes:
+      sampler: that writes.
+      settings: of `Continuation.write`.
+      seed: of the next branch.
+      unk: what happens to characters that the model does not know: "error" or "skip".
+    """
+
+    sampler: Sampler
+    settings: dict[str, Any]
+    seed: int = 0
+    unk: str = "error"
+    nodes: list[Node] = field(default_factory=list)
+    now: int = -1
+
+    def run(self, prompts: list[str] | None) -> None:
+        """Reads lines until there are no more."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # `input` then has a history
+        print("Type how a text begins, and the model goes on. /help: what else there is.")
+        if prompts:
+            print(prompts[0], end="")
+            self._do(lambda: self.add(prompts[0]))
+        while True:
+            try:
+                line = input(f"[{self.now + 1}] > ")
+            except KeyboardInterrupt:
+                print("\n/quit or Ctrl-D leaves")
+                continue
+            except EOFError:
+                print()
+                return
+            if line.strip() == "/quit":
+                return
+            self._do(lambda line=line: self.obey(line))
+
+    def _do(self, action: Any) -> None:
+        """Errors are shown, and the session goes on."""
+        try:
+            action()
+        except (UserError, OSError) as error:
+            print(f"! {error}")
+
+    def obey(self, line: str) -> None:
+        """Does what a line says."""
+        if not line.startswith("/"):
+            self.add(line.replace("\\n", "\n"))
+            return
+        name, _, rest = line[1:].partition(" ")
+        commands = {
+            "help": lambda: print(HELP),
+            "again": self.again,
+            "back": lambda: self.back(rest.strip()),
+            "tree": self.tree,
+            "show": lambda: print(self._present().after.text),
+            "new": lambda: self.new(rest.replace("\\n", "\n")),
+            "save": lambda: self._present().after.save(_file(rest)),
+            "open": lambda: self.open(_file(rest)),
+            "set": lambda: self.set(rest),
+        }
+        if name not in commands:
+            raise UserError(f"there is no /{name}; /help lists what there is")
+        commands[name]()
+
+    def add(self, text: str) -> None:
+        """Adds a text of the user's, and lets the model go on."""
+        if self.now < 0:
+            return self.new(text)
+        self._write(self._present().after.read(text, unk=self.unk), parent=self.now)
+
+    def new(self, prompt: str) -> None:
+        """Begins anew."""
+        start = Continuation.start(self.sampler, prompt, seed=self.seed, unk=self.unk)
+        self.seed += 1
+        self._write(start, parent=-1)
+
+    def again(self) -> None:
+        """Another text from where the present one was taken up."""
+        node = self._present()
+        self._write(node.before.branch(self.seed), parent=node.parent)
+        self.seed += 1
+
+    def back(self, number: str) -> None:
+        """Goes to the text before the present one, or to one by its number."""
+        target = self._present().parent if not number else _whole(number) - 1
+        if not 0 <= target < len(self.nodes):
+            raise UserError("there is no text before it" if not number else f"no text {number}")
+        self.now = target
+        print(f"...{self.nodes[target].after.text[-200:]}")
+
+    def tree(self) -> None:
+        """Shows all texts under the one that they came from."""
+
+        def show(parent: int, depth: int) -> None:
+            for i, node in enumerate(self.nodes):
+                if node.parent == parent:
+                    mark = "*" if i == self.now else " "
+                    text = node.after.text
+                    written = node.after.last.num_chars if node.after.last else 0
+                    begin = text[len(text) - written :][:50]
+                    print(f"{mark}{i + 1:3} {'  ' * depth}{begin!r}")
+                    show(i, depth + 1)
+
+        show(-1, 0)
+
+    def open(self, file: str) -> None:
+        """Goes on with a saved text."""
+        loaded = Continuation.load(file, sampler=self.sampler)
+        self._append(Node(-1, loaded, loaded))
+        print(loaded.text)
+
+    def set(self, rest: str) -> None:
+        """Changes a setting, or shows them all."""
+        name, _, value = rest.strip().partition(" ")
+        if not name:
+            for setting, known in self.settings.items():
+                print(f"  {setting} {known!r}")
+            return
+        value = value.replace("\\n", "\n")
+        if name == "stop":
+            self.settings["stop"] = [value] if value else []
+        elif name == "num_chars":
+            self.settings["num_chars"] = _whole(value)
+        elif name in CHOICES:
+            kind = CHOICES[name][0]
+            try:
+                changed = {**self.settings, name: kind(value)}
+            except Exception as error:  # argparse's own type
+                raise UserError(str(error)) from error
+            self.sampler.choose_rules(**{choice: changed[choice] for choice in CHOICES})
+            self.settings = changed
+        else:
+            raise UserError(f"there is no setting {name!r}; there are {', '.join(self.settings)}")
+
+    def _present(self) -> Node:
+        if self.now < 0:
+            raise UserError("there is no text yet: type how one begins")
+        return self.nodes[self.now]
+
+    def _write(self, before: Continuation, *, parent: int) -> None:
+        with _interruptible() as interrupted:
+
+            def show(piece: str) -> bool:
+                print(piece, end="", flush=True)
+                return not interrupted
+
+            after = before.write(on_text=show, **self.settings)
+        print()
+        self._append(Node(parent, before, after))
+
+    def _append(self, node: Node) -> None:
+        self.nodes.append(node)
+        self.now = len(self.nodes) - 1
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[list[bool]]:
+    """Gives a list that is empty until Ctrl-C is pressed; the device's work is not torn apart."""
+    pressed: list[bool] = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _file(rest: str) -> str:
+    if not rest.strip():
+        raise UserError("give the name of a file")
+    return rest.strip()
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise UserError(f"{text!r} is no whole number above 0")
+    return int(text)

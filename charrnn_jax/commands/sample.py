@@ -1,0 +1,143 @@
+"""`charrnn sample`: generates text."""
+
+import argparse
+import json
+import math
+import sys
+import time
+from typing import Any
+
+from charrnn_jax.commands.arguments import (
+    checkpoint_flags,
+    hint_at_unk,
+    natural,
+    open_run,
+    positive,
+    read_text,
+    real,
+    unk_flag,
+)
+from charrnn_jax.errors import UserError
+
+# Settings of `generation.rules.make_rules`: (type, default, what they do).
+CHOICES: dict[str, tuple[Any, Any, str]] = {
+    "temperature": (real, 1.0, "0: always the likeliest character; 1: the model's distribution"),
+    "top_k": (natural, 0, "only the N likeliest characters; 0: all"),
+    "top_p": (real, 1.0, "only the likeliest characters that have this probability together"),
+    "min_p": (real, 0.0, "only characters at least this likely, next to the likeliest one"),
+    "no_repeat": (natural, 0, "no N characters in a row are written twice; 0: no such rule"),
+    "allow": (str, "", "only these characters are written"),
+    "forbid": (str, "", "these characters are not written"),
+    "pattern": (str, "", "a regular expression that the text behind the prompt matches"),
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """What to continue, how, and how it is shown."""
+    checkpoint_flags(parser)
+    parser.add_argument(
+        "--prompt", action="append", help="text to continue; give it again for several"
+    )
+    parser.add_argument(
+        "--prompt_file",
+        metavar="FILE",
+        help='text to continue, as it is in the file; "-": standard input',
+    )
+    parser.add_argument("--num_chars", type=positive, default=1000, metavar="N")
+    for name, (kind, default, does) in CHOICES.items():
+        metavar = {natural: "N", real: "X", str: "TEXT"}[kind]
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=does)
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a text ends before this; give it again for several",
+    )
+    parser.add_argument(
+        "--best_of", type=positive, default=1, metavar="N", help="the likeliest of N texts"
+    )
+    parser.add_argument("--num_samples", type=positive, default=1, metavar="N")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the operands of products; default: as the run was trained",
+    )
+    unk_flag(parser)
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--stream", action="store_true", help="one text, shown as it is written")
+    shown.add_argument("--json", action="store_true", help="a JSON object a line for every text")
+    shown.add_argument(
+        "--interactive", action="store_true", help="type, let it go on, go back, branch"
+    )
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Opens the run and generates."""
+    if args.prompt is not None and args.prompt_file is not None:
+        raise UserError("--prompt and --prompt_file were both given: take one of them")
+    run = open_run(args, overrides)
+    from charrnn_jax.generation.sampler import Sampler
+
+    try:
+        sampler = Sampler(run.params, model=run.model, vocabulary=run.vocabulary, dtype=args.dtype)
+    except ValueError as error:
+        raise UserError(f"--dtype={args.dtype}: {error}") from error
+    prompts = args.prompt
+    if args.prompt_file is not None:
+        text = read_text(args.prompt_file, kind=run.vocabulary.kind)
+        prompts = [text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text]
+    settings = {name: getattr(args, name) for name in CHOICES}
+    settings |= {"num_chars": args.num_chars, "stop": args.stop}
+    if args.interactive:
+        from charrnn_jax.commands.interactive import Session
+
+        if args.num_samples > 1 or args.best_of > 1 or len(prompts or ()) > 1:
+            raise UserError("--interactive goes with one text: one prompt, one sample, best of 1")
+        if args.prompt_file == "-":
+            raise UserError("--interactive reads standard input itself: give --prompt_file=FILE")
+        return Session(sampler, settings, seed=args.seed, unk=args.unk).run(prompts)
+    if prompts is None:
+        prompts = [run.config.sample.prompt]
+    prompts = [prompt for prompt in prompts for _ in range(args.num_samples)]
+    settings |= {"seed": args.seed, "unk": args.unk}
+    start = time.perf_counter()
+    with hint_at_unk():
+        if args.stream:
+            if len(prompts) > 1 or args.best_of > 1:
+                raise UserError("--stream shows one text: one prompt, one sample, best of 1")
+            num_chars = _stream(sampler, prompts, settings)
+        else:
+            samples = sampler.generate(prompts, best_of=args.best_of, **settings)
+            num_chars = args.best_of * sum(sample.num_chars for sample in samples)
+            _show(samples, as_json=args.json)
+    seconds = time.perf_counter() - start
+    print(
+        f"{'_' * 80}\nRun time: {seconds:.2f} s with compilation, "
+        f"{num_chars / seconds:,.0f} characters/s",
+        file=sys.stderr,
+    )
+
+
+def _stream(sampler: Any, prompts: list[str], settings: dict[str, Any]) -> int:
+    pieces = sampler.stream(prompts, **settings)
+    print(prompts[0], end="", flush=True)
+    num_chars = 0
+    for (piece,) in pieces:
+        print(piece, end="", flush=True)
+        num_chars += len(piece)
+    print(flush=True)
+    return num_chars
+
+
+def _show(samples: list[Any], *, as_json: bool) -> None:
+    if as_json:
+        for sample in samples:
+            fields = sample._asdict()
+            if math.isnan(sample.nats_per_char):  # of an empty text; JSON has no nan
+                fields["nats_per_char"] = None
+            print(json.dumps(fields))
+    else:
+        print(f"\n{'_' * 80}\n".join(sample.prompt + sample.text for sample in samples))
+    sys.stdout.flush()

@@ -1,0 +1,52 @@
+"""`charrnn score`: loss of a given text."""
+
+import argparse
+
+from charrnn_jax.commands.arguments import (
+    checkpoint_flags,
+    hint_at_unk,
+    open_run,
+    read_text,
+    unk_flag,
+)
+from charrnn_jax.errors import UserError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    checkpoint_flags(parser)
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--text", help="the text itself")
+    text.add_argument("--text_file", metavar="FILE", help='"-": standard input')
+    parser.add_argument("--per_char", action="store_true", help="also every character's bits")
+    unk_flag(parser)
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    run = open_run(args, overrides)
+    import numpy as np
+
+    from charrnn_jax.evaluation.metrics import CrossEntropy
+    from charrnn_jax.evaluation.protocols import character_losses
+
+    text = args.text
+    if text is None:
+        text = read_text(args.text_file, kind=run.vocabulary.kind)
+    with hint_at_unk():
+        tokens = run.vocabulary.encode(text, unk=args.unk)
+    if len(tokens) < 2:
+        raise UserError("nothing to score: the first character is context, so give two or more")
+    losses = np.concatenate(
+        list(
+            character_losses(
+                run.params, tokens, model=run.model, protocol="carried", window=1, batch_size=1
+            )
+        )
+    )
+    if args.per_char:
+        for token, nats in zip(tokens[1:], losses, strict=True):
+            print(f"{run.vocabulary.decode([token])!r}\t{nats / np.log(2):.4f} bits")
+    loss = CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
+    print(
+        f"{loss.describe(run.vocabulary.unit)}, perplexity {loss.perplexity:.3f} "
+        f"({loss.count:,} {run.vocabulary.kind} behind the first, carried)"
+    )

@@ -1,0 +1,166 @@
+"""`Continuation`: a text with the model's state behind it, to go on from, or to branch."""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from charrnn_jax.errors import UserError
+from charrnn_jax.files import replacing
+from charrnn_jax.generation.prompts import encode_prompt, pad
+from charrnn_jax.generation.rules import Rules, start_memory
+from charrnn_jax.generation.sampler import CHUNK, Sampler, SampleState, fetch
+from charrnn_jax.generation.writer import Sample, Writer
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """One text so far. What is done with it gives another; this one stays what it is.
+
+    >>> story = Continuation.start(sampler, "Once")  # doctest: +SKIP
+    >>> endings = [story.branch(seed).write(200) for seed in range(3)]  # doctest: +SKIP
+
+    Writing 40 characters and then 60 gives the text that writing 100 gives.
+
+    Attributes:
+      sampler: which goes on.
+      tokens: ids of the whole text, prompt included.
+      state: of the sampler behind them, one row, without a memory of rules.
+      last: what was written last; None: nothing yet.
+    """
+
+    sampler: Sampler
+    tokens: np.ndarray
+    state: SampleState
+    last: Sample | None = None
+
+    @classmethod
+    def start(
+        cls, sampler: Sampler, prompt: str = "", *, seed: int = 0, unk: str = "error"
+    ) -> "Continuation":
+        """Reads a prompt; arguments and errors: see `Sampler.generate`."""
+        tokens = encode_prompt(prompt, sampler.vocabulary, unk=unk)
+        return cls(sampler, tokens, sampler.prime([tokens], seed=seed, rules=()))
+
+    @property
+    def text(self) -> str:
+        """All of it, prompt included."""
+        return self.sampler.vocabulary.decode(self.tokens)
+
+    def write(
+        self,
+        num_chars: int,
+        *,
+        stop: Sequence[str] = (),
+        on_text: Callable[[str], bool | None] = lambda piece: None,
+        rules: Rules | None = None,
+        **choice: Any,
+    ) -> "Continuation":
+        """Writes up to so many characters more.
+
+        Args:
+          num_chars: at least 1.
+          stop: strings before which the writing ends.
+          on_text: called with every piece of text; what it returns, if False, ends the writing.
+          rules: your own, instead of a choice.
+          **choice: of `make_rules`: temperature, top_k, top_p, ...
+
+        Raises:
+          UserError: see `Sampler.generate`.
+        """
+        if num_chars < 1:
+            raise UserError(f"num_chars is {num_chars}; it must be at least 1")
+        rules = self.sampler.choose_rules(rules, **choice)
+        writer = Writer(self.sampler.vocabulary, num_chars=num_chars, stop=stop)
+        chunks = self._chunks(num_chars, rules)
+        num_drawn = 0
+        while not writer.finish:
+            state, tokens, log_probabilities = next(chunks)
+            num_drawn += len(tokens)
+            piece = writer.add(tokens, log_probabilities)
+            if on_text(piece) is False and not writer.finish:
+                writer.interrupt()
+        if num_drawn > len(writer.tokens):  # beyond the end: the same again, just so far
+            again = list(self._chunks(len(writer.tokens), rules))
+            state = again[-1][0] if again else self.state
+        tokens = np.concatenate([self.tokens, np.array(writer.tokens, self.tokens.dtype)])
+        last = writer.sample(prompt=self.text)
+        return replace(self, tokens=tokens, state=replace(state, memory=()), last=last)
+
+    def read(self, text: str, *, unk: str = "error") -> "Continuation":
+        """Adds a text of yours, as if the model had written it.
+
+        Raises:
+          UserError: it has characters that the model does not know.
+        """
+        new = self.sampler.vocabulary.encode(text, unk=unk)
+        if not new.size:
+            return self
+        tokens = np.concatenate([self.tokens, new])
+        return replace(self, tokens=tokens, state=self.sampler.read(self.state, new))
+
+    def branch(self, seed: int) -> "Continuation":
+        """Returns the same text, which another seed will go on with."""
+        key = jax.random.fold_in(jax.random.key(seed), int(self.state.position[0]))
+        return replace(self, state=replace(self.state, key=key[None]))
+
+    def save(self, file: str | Path) -> None:
+        """Writes the text and the state into a file, for `load`."""
+        leaves = jax.device_get(jax.tree.leaves(_with_plain_key(self.state)))
+        named = {f"state_{i}": leaf for i, leaf in enumerate(leaves)}
+        identity = _identity(self.sampler)
+        with replacing(Path(file)) as partial, partial.open("wb") as opened:
+            np.savez(opened, identity=identity, tokens=self.tokens, **named)
+
+    @classmethod
+    def load(cls, file: str | Path, *, sampler: Sampler) -> "Continuation":
+        """Reads what `save` wrote.
+
+        Args:
+          file: of it.
+          sampler: of the same kind of model and vocabulary; its weights may be others.
+
+        Raises:
+          UserError: there is no such file, or it is of another kind of model.
+        """
+        template = _with_plain_key(sampler.prime([np.array([1])], seed=0, rules=()))
+        num_leaves = len(jax.tree.leaves(template))
+        try:
+            with np.load(file) as saved:
+                identity, tokens = str(saved["identity"]), saved["tokens"]
+                leaves = [saved[f"state_{i}"] for i in range(num_leaves)]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{file} holds no saved text ({error}): give another file") from error
+        if identity != _identity(sampler):
+            raise UserError(f"{file} is of another model: open it with the run that wrote it")
+        state = jax.tree.unflatten(jax.tree.structure(template), jax.device_put(leaves))
+        return cls(sampler, tokens, replace(state, key=jax.random.wrap_key_data(state.key)))
+
+    def _chunks(
+        self, num_chars: int, rules: Rules
+    ) -> Iterator[tuple[SampleState, np.ndarray, np.ndarray]]:
+        """Yields (state, tokens [n], log-probabilities [n]); the rules know the whole text."""
+        memory = start_memory(rules, *jax.device_put(pad([self.tokens])))
+        state = replace(jax.tree.map(jnp.copy, self.state), memory=memory)  # it is donated
+        for done in range(0, num_chars, CHUNK):
+            num_steps = min(CHUNK, num_chars - done)
+            state, drawn = self.sampler.draw_chunk(state, num_steps, rules=rules)
+            tokens, log_probabilities = fetch(drawn, num_steps)
+            yield state, tokens[:, 0], log_probabilities[:, 0]
+
+
+def _with_plain_key(state: SampleState) -> SampleState:
+    return replace(state, key=jax.random.key_data(state.key))
+
+
+def _identity(sampler: Sampler) -> str:
+    """What must be the same for a state to make sense."""
+    model = sampler.model
+    sizes = {"cell": model.cell, "layers": model.num_layers, "hidden_size": model.hidden_size}
+    return json.dumps({**sizes, **sampler.vocabulary.to_dict()})

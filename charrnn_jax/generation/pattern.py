@@ -1,0 +1,82 @@
+"""Regular expressions over the characters of a model: `compile_pattern`.
+
+The automaton is made by outlines-core, in the syntax of Rust's regex crate (no look-around, no back
+references), with the model's characters, or bytes, as its alphabet.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.errors import UserError
+from charrnn_jax.generation.rules import Pattern
+
+
+def compile_pattern(pattern: str, vocabulary: Vocabulary, *, allowed: np.ndarray) -> Pattern:
+    """Turns a regular expression into a rule.
+
+    Args:
+      pattern: matched by the whole text behind the prompt.
+      vocabulary: of the model.
+      allowed: [V] bool, tokens that may be used.
+
+    Raises:
+      UserError: it is no such expression, or no text of the allowed characters matches it.
+    """
+    transitions, final, first = _automaton(pattern, vocabulary, allowed)
+    alive = _can_end(transitions, final)
+    if first not in alive:
+        raise UserError(f"no text of the model's characters matches the pattern {pattern!r}")
+    number = {state: i for i, state in enumerate([first, *sorted(alive - {first})])}
+    # A power of two, so that patterns of similar size share one compiled program.
+    num_states = 1 << len(number).bit_length()
+    next_state = np.full((num_states, vocabulary.size), -1, np.int32)
+    is_final = np.zeros(num_states, bool)
+    is_final[-1] = True  # behind the end: nothing but the end
+    for state, row in number.items():
+        is_final[row] = state in final
+        for token, following in transitions.get(state, {}).items():
+            if following in alive:
+                next_state[row, token] = number[following]
+    return Pattern(jnp.asarray(next_state), jnp.asarray(is_final))
+
+
+def _automaton(
+    pattern: str, vocabulary: Vocabulary, allowed: np.ndarray
+) -> tuple[dict[int, dict[int, int]], set[int], int]:
+    """Returns ({state: {token: state}}, final states, first state)."""
+    import outlines_core
+
+    symbols: dict[bytes, list[int]] = {}
+    for token in np.flatnonzero(allowed).tolist():
+        if vocabulary.kind == "bytes":
+            symbols[bytes([token - 1])] = [token]
+        else:
+            symbols[vocabulary.characters[token - 1].encode("utf-8", "surrogatepass")] = [token]
+    end = vocabulary.size  # a token that outlines-core wants; it marks final states
+    try:
+        index = outlines_core.Index(pattern, outlines_core.Vocabulary(end, symbols))
+    except ValueError as error:
+        raise UserError(
+            f"the pattern {pattern!r} cannot be used: {' '.join(str(error).split())[:200]}; "
+            "whole texts are matched, in the syntax of Rust's regex crate, without ^ and $"
+        ) from error
+    transitions = {
+        state: {token: following for token, following in row.items() if token != end}
+        for state, row in index.get_transitions().items()
+    }
+    return transitions, set(index.get_final_states()), index.get_initial_state()
+
+
+def _can_end(transitions: dict[int, dict[int, int]], final: set[int]) -> set[int]:
+    """Returns the states from which a final one can be reached."""
+    before: dict[int, set[int]] = {}
+    for state, row in transitions.items():
+        for following in row.values():
+            before.setdefault(following, set()).add(state)
+    alive, queue = set(final), list(final)
+    while queue:
+        new = before.get(queue.pop(), set()) - alive
+        alive |= new
+        queue.extend(new)
+    return alive

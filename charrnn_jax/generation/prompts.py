@@ -1,0 +1,67 @@
+"""Prompts as arrays: ids, padded together, and the random key of each."""
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
+from charrnn_jax.errors import UserError
+
+
+def encode_prompt(prompt: str, vocabulary: Vocabulary, *, unk: str = "error") -> np.ndarray:
+    """Returns [num_chars] ids, at least one; see `Sampler.generate`.
+
+    Raises:
+      UserError: the prompt has unknown characters, or none that is known.
+    """
+    if not prompt:
+        line_break = vocabulary.encode("\n", unk="skip")
+        return line_break if line_break.size else np.array([UNK_ID + 1], vocabulary.dtype)
+    tokens = vocabulary.encode(prompt, unk=unk)
+    if tokens.size == 0:
+        raise UserError(
+            f"the prompt {prompt!r} has no character that the model knows: give one that has, "
+            f"such as {vocabulary.decode([UNK_ID + 1])!r}"
+        )
+    return tokens
+
+
+def pad(encoded: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns texts of ids as (prompts [B, P], lengths [B]); rows behind the texts have length 1.
+
+    P is a power of two and B has at most three binary digits that are not 0, so that many sizes
+    share few compiled programs.
+    """
+    unit = 1 << max(len(encoded).bit_length() - 3, 0)
+    num_rows = -(-len(encoded) // unit) * unit
+    lengths = np.ones(num_rows, np.int32)
+    lengths[: len(encoded)] = [len(tokens) for tokens in encoded]
+    padded = np.zeros((num_rows, 1 << int(lengths.max() - 1).bit_length()), np.int32)
+    for row, tokens in zip(padded, encoded, strict=False):
+        row[: len(tokens)] = tokens
+    return padded, lengths
+
+
+def row_keys(seed: int, encoded: Sequence[np.ndarray], *, num_rows: int) -> jax.Array:
+    """Keys that depend on the seed, the row's prompt and its number among equal prompts.
+
+    [num_rows], of which those behind the prompts are anything.
+    """
+    seen: Counter[bytes] = Counter()
+    folded = np.zeros((num_rows, 2), np.uint32)
+    for row, tokens in zip(folded, encoded, strict=False):
+        identity = tokens.astype(np.uint32).tobytes()
+        row[:] = zlib.crc32(identity), seen[identity]
+        seen[identity] += 1
+    return _fold_in(jax.random.key(seed), jax.device_put(folded))
+
+
+@jax.jit
+def _fold_in(key: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Folds two numbers [B, 2] into one key: [B] keys."""
+    return jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(key, pair[0]), pair[1]))(
+        numbers
+    )
