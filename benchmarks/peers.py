@@ -8,6 +8,7 @@ of a trial is taken and named in the note.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,7 +126,7 @@ def _our_train(workload: Workload, implementation: str, steps_per_call: int = 1)
     return Program(run, num_params)
 
 
-def _our_sample(workload: Workload, implementation: str) -> Program:
+def _our_sample(workload: Workload, implementation: str = "fused", **choice: Any) -> Program:
     import jax
 
     from charrnn_jax.data.vocabulary import Vocabulary
@@ -138,7 +139,9 @@ def _our_sample(workload: Workload, implementation: str) -> Program:
     sampler = Sampler(params, model=model, vocabulary=Vocabulary(characters))
     prompts = ["A"] * workload.batch_size
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return Program(lambda: sampler.generate(prompts, num_chars=workload.length), num_params)
+    num_chars = workload.length
+    run = partial(sampler.generate, prompts, num_chars=num_chars, **choice)
+    return Program(run, num_params, note=" ".join(f"{k}={v}" for k, v in choice.items()))
 
 
 def _our_input(workload: Workload) -> Program:
@@ -427,6 +430,16 @@ class Peer(NamedTuple):
     only: tuple[str, ...] = ()  # names of workloads; (): all of its kinds
 
 
+# What a rule of drawing costs, next to "fused".
+_RULES: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "top_k": {"top_k": 20},
+    "top_p": {"top_p": 0.95},
+    "min_p": {"min_p": 0.05},
+    "no_repeat": {"no_repeat": 30},
+    "pattern": {"pattern": r"([A-Z]{1,12}[!-/])*"},
+    "stop": {"stop": ["ABC"]},
+}
 _OURS = ("jax", "flax", "optax", "charrnn_jax.training.dispatch")
 _BOTH = ("float32", "bfloat16")
 PEERS = {
@@ -437,4 +450,8 @@ PEERS = {
     "scan": Peer(scan, _OURS, ("train", "sample", "start")),
     "fused": Peer(fused, _OURS, ("train", "sample", "input", "start"), _BOTH),
     "fused_16": Peer(fused_16, _OURS, ("train",), only=("T3",)),
+    **{
+        rule: Peer(partial(_our_sample, **choice), _OURS, ("sample",), only=("S1", "S64"))
+        for rule, choice in _RULES.items()
+    },
 }

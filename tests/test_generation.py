@@ -205,18 +205,18 @@ def test_scan_and_fused_write_the_same_text_and_only_fused_rounds() -> None:
     assert len(rounded.generate(["bad"], num_chars=10)[0].text) == 10
 
 
-@pytest.mark.parametrize("kind", ["characters", "bytes"])
-def test_streamed_pieces_put_together_are_the_text(kind: str) -> None:
-    """Of bytes, too, where a chunk may end inside a character, or all of it be no UTF-8."""
-    vocabulary = Vocabulary(kind="bytes") if kind == "bytes" else VOCABULARY
-    model = CharRNN(vocabulary.size, E, H)
-    params = initialize_params(model, jax.random.key(0))
-    sampler = Sampler(params, model=model, vocabulary=vocabulary)
-    wanted = {"num_chars": 2 * CHUNK + 7, "seed": 4}
-    pieces = list(sampler.stream(["bad", "a"], **wanted))
-    assert len(pieces) >= 3
-    together = ["".join(rows) for rows in zip(*pieces, strict=True)]
-    assert together == [sample.text for sample in sampler.generate(["bad", "a"], **wanted)]
+def test_many_samples_share_few_programs() -> None:
+    """Any number of rows from 57 to 64 is one program, and each text what it is alone."""
+    params, kwargs = settings("rnn")
+    sampler = Sampler(params, model=kwargs["model"], vocabulary=VOCABULARY)
+    (alone,) = sampler.generate(["bad"], num_chars=9)
+    sampler.generate(["bad"] * 60, num_chars=9)
+    before = sample_chunk._cache_size()
+    for number in (57, 61, 64):
+        samples = sampler.generate(["bad"] * number, num_chars=9)
+        assert len(samples) == number
+        assert samples[0].text == alone.text
+    assert sample_chunk._cache_size() == before
 
 
 def test_unknown_characters_of_a_prompt_are_named_or_skipped() -> None:

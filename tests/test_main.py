@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, SENTENCE
 
+from charrnn_jax.commands.arguments import _default_workdir
 from charrnn_jax.data.corpora import KNOWN_CORPORA
-from charrnn_jax.main import _default_workdir, main
+from charrnn_jax.main import main
 from charrnn_jax.run import load_run
 
 EPOCHS = "--config.train.num_epochs"

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_rules import sampler
+
+from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.errors import UserError
+from charrnn_jax.generation.continuation import Continuation
+
+
+def test_writing_in_parts_gives_the_text_of_writing_at_once() -> None:
+    start = Continuation.start(sampler(), "bad", seed=3)
+    rules = {"temperature": 0.9, "no_repeat": 7}
+    whole = start.write(120, **rules)
+    parts = start.write(1, **rules).write(49, **rules).write(70, **rules)
+    assert parts.text == whole.text
+    (sample,) = sampler().generate(["bad"], num_chars=120, seed=3, **rules)
+    assert whole.text == "bad" + sample.text
+    jax.tree.map(np.testing.assert_array_equal, parts.state.carry, whole.state.carry)
+
+
+def test_after_a_stop_it_goes_on_as_if_nothing_more_had_been_drawn() -> None:
+    start = Continuation.start(sampler(), "a", seed=1)
+    whole = start.write(300)
+    at = whole.text.index("\n", 60)
+    stopped = start.write(300, stop=[whole.text[at : at + 2]])
+    assert stopped.last is not None
+    assert stopped.last.finish == "stop"
+    assert whole.text.startswith(stopped.text)
+    assert len(stopped.text) < 300
+    assert stopped.write(300 - stopped.last.num_chars).text == whole.text
+
+
+def test_branches_leave_the_text_that_they_come_from_as_it_is() -> None:
+    trunk = Continuation.start(sampler(), "bad").write(20)
+    text, first = trunk.text, trunk.write(60)
+    others = [trunk.branch(seed).write(60) for seed in range(3)]
+    assert trunk.text == text
+    assert all(other.text.startswith(text) for other in others)
+    assert len({first.text, *(other.text for other in others)}) == 4
+    assert trunk.branch(2).write(60).text == others[2].text
+    assert trunk.write(60).text == first.text
+
+
+def test_a_text_of_the_users_is_read_like_one_of_the_models() -> None:
+    read = Continuation.start(sampler(), "b").read("ad").read("").read("cafe")
+    assert read.text == "badcafe"
+    start = Continuation.start(sampler(), "badcafe")
+    assert read.write(50, temperature=0.0).text == start.write(50, temperature=0.0).text
+    with pytest.raises(UserError, match="'Z' at position 0"):
+        read.read("Z")
+
+
+def test_the_reader_of_the_pieces_can_end_the_writing() -> None:
+    start = Continuation.start(sampler(), "a")
+    pieces: list[str] = []
+
+    def show(piece: str) -> bool:
+        pieces.append(piece)
+        return len(pieces) < 2
+
+    ended = start.write(1000, on_text=show)
+    assert ended.last is not None
+    assert ended.last.finish == "interrupted"
+    assert ended.text == "a" + "".join(pieces)
+    assert ended.write(30).text == start.write(len(ended.text) - 1 + 30).text
+
+
+def test_saved_and_loaded_it_goes_on_the_same(tmp_path: Path) -> None:
+    text = Continuation.start(sampler(), "bad").branch(5).write(70)
+    text.save(tmp_path / "text.npz")
+    loaded = Continuation.load(tmp_path / "text.npz", sampler=sampler())
+    assert loaded.text == text.text
+    assert loaded.write(70).text == text.write(70).text
+
+
+def test_what_is_no_saved_text_of_this_model_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "text.npz"
+    Continuation.start(sampler(), "bad").save(file)
+    other = sampler()
+    other.vocabulary = Vocabulary("\nabcdefghj")
+    with pytest.raises(UserError, match="of another model"):
+        Continuation.load(file, sampler=other)
+    for content in (b"", b"nothing", file.read_bytes()[:200]):
+        (tmp_path / "broken.npz").write_bytes(content)
+        with pytest.raises(UserError, match="holds no saved text"):
+            Continuation.load(tmp_path / "broken.npz", sampler=sampler())
+    with pytest.raises(UserError, match="holds no saved text"):
+        Continuation.load(tmp_path / "none.npz", sampler=sampler())
+    with pytest.raises(UserError, match="num_chars is 0"):
+        Continuation.start(sampler(), "bad").write(0)

@@ -1,0 +1,187 @@
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from test_main import SMOKE, last_line_of_error
+
+from charrnn_jax.main import main
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a text that is none of HTML's, JSON's or a terminal's friends."""
+    folder = tmp_path_factory.mktemp("hostile")
+    text = folder / "text.txt"
+    text.write_bytes(("</script>\"'\\ <!-- 🙂 é漢\x00\u2028\x1b[31m\n" * 150).encode())
+    own = [f"--config.data.path={text}", "--config.sample.prompt=<"]
+    assert main([SMOKE, f"--workdir={folder / 'run'}", *own]) == 0
+    return folder / "run"
+
+
+def command(trained: Path, *flags: str) -> list[str]:
+    return ["sample", f"--workdir={trained}", "--num_chars=40", *flags]
+
+
+def test_json_holds_every_text_in_ascii_a_line_each(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    prompt = '</script>🙂\x00\u2028"'
+    flags = ["--json", f"--prompt={prompt}", "--prompt=é", "--num_samples=2", "--stop=\n"]
+    assert main(command(trained, *flags)) == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    samples = [json.loads(line) for line in out.splitlines()]
+    assert [sample["prompt"] for sample in samples] == [prompt, prompt, "é", "é"]
+    for sample in samples:
+        assert sample["finish"] in ("stop", "length")
+        assert sample["num_chars"] == len(sample["text"]) <= 40
+        assert "\n" not in sample["text"]
+    # In Python the same.
+    assert main(command(trained, "--json", "--prompt=é", "--stop=\n")) == 0
+    assert json.loads(capsys.readouterr().out) == samples[2]
+    assert main(command(trained, "--json", "--prompt=é", "--pattern=é?", "--forbid=é")) == 0
+    empty = json.loads(capsys.readouterr().out)
+    assert (empty["text"], empty["finish"], empty["nats_per_char"]) == ("", "match", None)
+
+
+def test_a_streamed_text_is_the_text_and_a_prompt_comes_from_a_file_or_standard_input(
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rules = ["--temperature=0.7", "--top_k=9", "--top_p=0.9", "--min_p=0.01", "--no_repeat=20"]
+    assert main(command(trained, "--prompt=é漢\n<", *rules)) == 0
+    expected = capsys.readouterr().out
+    (tmp_path / "prompt.txt").write_text("é漢\n<", encoding="utf-8")
+    assert main(command(trained, f"--prompt_file={tmp_path / 'prompt.txt'}", *rules)) == 0
+    assert capsys.readouterr().out == expected
+    standard_input = io.TextIOWrapper(io.BytesIO("é漢\n<".encode()))
+    monkeypatch.setattr("sys.stdin", standard_input)
+    assert main(command(trained, "--prompt_file=-", "--stream", *rules)) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_best_of_shows_the_likeliest(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def losses(*flags: str) -> list[float]:
+        capsys.readouterr()
+        assert main(command(trained, "--json", "--prompt=<", *flags)) == 0
+        return [json.loads(line)["nats_per_char"] for line in capsys.readouterr().out.splitlines()]
+
+    assert losses("--best_of=3") == [min(losses("--num_samples=3"))]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--top_p=2"], "top_p is 2.0; it must be above 0 and at most 1"),
+        (["--pattern=("], "the pattern '(' cannot be used"),
+        (["--stop="], "a stop string is empty"),
+        (["--stop=Z"], "'Z' at position 0"),
+        (["--allow=Z"], "'Z' at position 0"),
+        (["--stream", "--num_samples=2"], "--stream shows one text"),
+        (["--stream", "--json"], "not allowed with argument"),
+        (["--interactive", "--best_of=2"], "--interactive goes with one text"),
+        (["--interactive", "--prompt_file=-"], "--interactive reads standard input itself"),
+        (["--prompt=a", "--prompt_file=b"], "take one of them"),
+        (["--prompt_file=/absent"], "no file is there: '/absent'"),
+        (["--no_repeat=-1"], "'-1' is no int of at least 0"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_line(
+    trained: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(command(trained, *flags)) == 2
+    assert message in last_line_of_error(capsys)
+
+
+def test_an_interactive_session_goes_on_goes_back_and_branches(
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved = tmp_path / "text.npz"
+    lines = ["<", "/set temperature 0.5", "", "/again", "/tree", "/back", "/back", "é\\n", "Z"]
+    lines += ["/set top_p 7", "/set num_chars 0", "/set speed 1", "/set", "/what", "/back 9"]
+    lines += [f"/save {saved}", "/show", f"/open {saved}", "/open /absent", "/new 漢", "/help"]
+    typed = iter(lines)
+
+    def answer(prompt: str) -> str:
+        print(prompt, end="")
+        try:
+            line = next(typed)
+        except StopIteration:
+            raise EOFError from None
+        print(line)
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert main(command(trained, "--interactive")) == 0
+    out = capsys.readouterr().out
+    after = {}
+    for line, shown in re.findall(r"\[\d+\] > (.*)\n((?:(?!\[\d+\] > )[\s\S])*)", out):
+        after.setdefault(line, shown)
+    assert len(after["<"]) == 41
+    tree = after["/tree"].splitlines()
+    assert [line[:8] for line in tree] == ["   1 '" + tree[0][6:8], "   2   '", "*  3   '"]
+    assert after["/back"].startswith("...<")
+    assert "! there is no text before it" in out
+    assert "! not in the vocabulary: 'Z' at position 0" in after["Z"]
+    assert "top_p is 7.0" in after["/set top_p 7"]
+    assert "'0' is no whole number above 0" in after["/set num_chars 0"]
+    assert "no setting 'speed'" in after["/set speed 1"]
+    assert "temperature 0.5" in after["/set"]
+    assert "there is no /what" in after["/what"]
+    assert "no text 9" in after["/back 9"]
+    assert after["/show"] == after[f"/open {saved}"]
+    assert after["/show"].startswith("<")
+    assert "é\n" in after["/show"]
+    assert "holds no saved text" in after["/open /absent"]
+    assert "/again" in after["/help"]
+
+
+def test_ctrl_c_ends_a_text_and_not_the_session(trained: Path) -> None:
+    """In a real terminal."""
+    ours, theirs = pty.openpty()
+    flags = command(trained, "--interactive", "--prompt=<", "--num_chars=2000000000")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "charrnn_jax.main", *flags],
+        cwd=ROOT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown = b""
+
+    def wait_for(mark: bytes, seconds: float = 120) -> None:
+        nonlocal shown
+        end = time.time() + seconds
+        while mark not in shown:
+            assert time.time() < end, shown[-500:]
+            shown += os.read(ours, 65536)
+
+    try:
+        wait_for(b"script")  # it is writing
+        process.send_signal(signal.SIGINT)
+        wait_for(b"[1] > ")
+        os.write(ours, b"/set\n")
+        wait_for(b"temperature 1.0")
+        os.write(ours, b"/quit\n")
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        os.close(ours)
