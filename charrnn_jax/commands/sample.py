@@ -75,8 +75,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Opens the run and generates."""
-    if args.prompt is not None and args.prompt_file is not None:
-        raise UserError("--prompt and --prompt_file were both given: take one of them")
+    _check_flags(args)
     run = open_run(args, overrides)
     from charrnn_jax.generation.sampler import Sampler
 
@@ -93,10 +92,6 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.interactive:
         from charrnn_jax.commands.interactive import Session
 
-        if args.num_samples > 1 or args.best_of > 1 or len(prompts or ()) > 1:
-            raise UserError("--interactive goes with one text: one prompt, one sample, best of 1")
-        if args.prompt_file == "-":
-            raise UserError("--interactive reads standard input itself: give --prompt_file=FILE")
         return Session(sampler, settings, seed=args.seed, unk=args.unk).run(prompts)
     if prompts is None:
         prompts = [run.config.sample.prompt]
@@ -105,8 +100,6 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     start = time.perf_counter()
     with hint_at_unk():
         if args.stream:
-            if len(prompts) > 1 or args.best_of > 1:
-                raise UserError("--stream shows one text: one prompt, one sample, best of 1")
             num_chars = _stream(sampler, prompts, settings)
         else:
             samples = sampler.generate(prompts, best_of=args.best_of, **settings)
@@ -118,6 +111,17 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         f"{num_chars / seconds:,.0f} characters/s",
         file=sys.stderr,
     )
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    if args.prompt is not None and args.prompt_file is not None:
+        raise UserError("--prompt and --prompt_file were both given: take one of them")
+    if args.interactive and args.prompt_file == "-":
+        raise UserError("--interactive reads standard input itself: give --prompt_file=FILE")
+    several = len(args.prompt or ()) > 1 or args.num_samples > 1 or args.best_of > 1
+    if several and (args.stream or args.interactive):
+        flag = "--stream" if args.stream else "--interactive"
+        raise UserError(f"{flag} shows one text: give one --prompt, no --num_samples or --best_of")
 
 
 def _stream(sampler: Any, prompts: list[str], settings: dict[str, Any]) -> int:

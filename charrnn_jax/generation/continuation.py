@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,8 +88,8 @@ class Continuation:
             if on_text(piece) is False and not writer.finish:
                 writer.interrupt()
         if num_drawn > len(writer.tokens):  # beyond the end: the same again, just so far
-            again = list(self._chunks(len(writer.tokens), rules))
-            state = again[-1][0] if again else self.state
+            again = deque(self._chunks(len(writer.tokens), rules), maxlen=1)
+            state = again[0][0] if again else self.state
         tokens = np.concatenate([self.tokens, np.array(writer.tokens, self.tokens.dtype)])
         last = writer.sample(prompt=self.text)
         return replace(self, tokens=tokens, state=replace(state, memory=()), last=last)
@@ -132,7 +133,8 @@ class Continuation:
         template = _with_plain_key(sampler.prime([np.array([1])], seed=0, rules=()))
         num_leaves = len(jax.tree.leaves(template))
         try:
-            with np.load(file) as saved:
+            # Opened here: of a broken file, np.load would leave its own open.
+            with open(file, "rb") as opened, np.load(opened) as saved:
                 identity, tokens = str(saved["identity"]), saved["tokens"]
                 leaves = [saved[f"state_{i}"] for i in range(num_leaves)]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

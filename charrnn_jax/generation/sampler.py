@@ -11,6 +11,7 @@ of any length is written without compiling again, and is read while the next chu
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
@@ -155,10 +156,9 @@ def _sample_steps(
         carry, token, memory, (tokens, log_probabilities) = last
         carry, logits = step(weights, carry, token, model=model)
         token = choose(apply_rules(rules, logits, memory), noise=noise[i])
-        log_probability = jnp.take_along_axis(logits, token[:, None], axis=1)[
-            :, 0
-        ] - jax.nn.logsumexp(logits, axis=1)
-        drawn = Drawn(tokens.at[i].set(token), log_probabilities.at[i].set(log_probability))
+        of_all = jax.nn.log_softmax(logits)
+        of_drawn = jnp.take_along_axis(of_all, token[:, None], axis=1)[:, 0]
+        drawn = Drawn(tokens.at[i].set(token), log_probabilities.at[i].set(of_drawn))
         return carry, token, update_memory(rules, memory, token), drawn
 
     shape = (size, state.token.shape[0])
@@ -298,7 +298,7 @@ class Sampler:
     ) -> Iterator[list[str]]:
         state = self.prime(encoded, seed=seed, rules=rules)
         ahead: tuple[Drawn, int] | None = None
-        for done in (*range(0, num_chars, CHUNK), None):
+        for done in chain(range(0, num_chars, CHUNK), (None,)):
             drawn = ahead
             if done is not None:
                 num_steps = min(CHUNK, num_chars - done)
