@@ -28,10 +28,13 @@ def replacing(file: Path) -> Iterator[Path]:
 def creating(folder: Path) -> Iterator[Path]:
     """Gives a new neighbour to write files to; renames it to `folder` once all went well.
 
+    Killed or failed in the middle, there is no `folder`; an empty one counts as none.
+
     Raises:
       UserError: there is something already; it is left as it is.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    folder = folder.resolve()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} is there already: delete it, or give another folder")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had our number

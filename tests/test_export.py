@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 from flax.traverse_util import flatten_dict
 from jax import export as jax_export
 from markdown_it import MarkdownIt
@@ -19,6 +21,7 @@ from test_models import H, V, make
 
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
+from charrnn_jax.files import creating
 from charrnn_jax.generation.export import (
     EQUATIONS,
     PLATFORMS,
@@ -135,8 +138,8 @@ def run_alone(folder: Path, packages: Path, *flags: str) -> tuple[int, str, str]
 @pytest.mark.parametrize(
     ("vocabulary", "cell", "prompt", "temperature"),
     [
-        (VOCABULARY, "gru", "bad", 0.8),
-        (Vocabulary(kind="bytes"), "lstm", "", 1.0),
+        (VOCABULARY, "lstm", "bad", 0.8),
+        (Vocabulary(kind="bytes"), "gru", "", 1.0),
         (Vocabulary.build([HOSTILE]), "rnn", "'😀`\n</script>", 1.0),
     ],
 )
@@ -251,6 +254,21 @@ def test_a_folder_appears_whole_or_not_at_all(exported: Path, tmp_path: Path) ->
     assert contents(tmp_path / "x") == there
 
 
+def test_killed_in_the_middle_there_is_no_folder(tmp_path: Path) -> None:
+    code = f"""
+import os, pathlib, signal
+from charrnn_jax.files import creating
+with creating(pathlib.Path({str(tmp_path)!r}, "x")) as partial:
+    (partial / "README.md").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -signal.SIGKILL
+    assert not (tmp_path / "x").exists()
+    with creating(tmp_path / "x") as partial:
+        (partial / "README.md").touch()
+    assert list(contents(tmp_path / "x")) == ["README.md"]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
@@ -269,6 +287,6 @@ def test_card_has_the_losses_of_this_checkpoint_by_protocol(
     card = (tmp_path / "x" / "README.md").read_text()
     assert "| validation | cold-32 | 2.0000 | 2.8854 | 7.389 |" in card
     assert "| train | carried | 2.5000 |" in card
-    assert f"- sha256: ` {CORPUS['sha256']} `" in card
+    assert f"- sha256: `{CORPUS['sha256']}`" in card
     assert json.loads((tmp_path / "x" / "config.json").read_text()) == tiny_config.to_dict()
     assert "Not evaluated." in _losses({}, "char")

@@ -193,6 +193,7 @@ def _card(
     unit = vocabulary.unit
     carry = "(c, h)" if model.cell == "lstm" else "h"
     num_parameters = sum(tensor.size for tensor in weights.values())
+    install = f'pip install "jax>={jax.__version__}" flatbuffers'
     command = f"python generate.py --prompt {shlex.quote(origin.prompt)} --seed 0"
     command += f" --num_chars {SAMPLE_CHARS} --temperature {SAMPLE_TEMPERATURE}"
     tensors = "\n".join(f"| `{name}` | {list(x.shape)} |" for name, x in weights.items())
@@ -211,10 +212,10 @@ whole configuration of the training is in `config.json`.
 
 ## Use
 
-{_fenced(f"pip install jax flatbuffers{chr(10)}{command}", "sh")}
+{_fenced(f"{install}{chr(10)}{command}", "sh")}
 
 No other package is needed: `generate.py` reads the files of this folder. In a program of your own
-(`pip install jax flatbuffers safetensors`):
+(`pip install safetensors`, too):
 
 ```python
 import jax
@@ -276,7 +277,7 @@ Products (@) have operands of {model.dtype}; all else is float32.
 {files}
 
 Written by charrnn_jax {__version__} with jax {jax.__version__}. Newer versions of jax read the
-programs for at least six months; weights and equations do not age.
+programs for at least six months, older ones need not; weights and equations do not age.
 """
 
 
@@ -317,7 +318,8 @@ def _fenced(text: str, language: str) -> str:
 def _code(text: str) -> str:
     """Code inside a line: Markdown and HTML in the text are shown, not obeyed."""
     fence = "`" * (1 + _longest_run_of_backticks(text))
-    return f"{fence} {repr(text)[1:-1]} {fence}"
+    space = " " if "`" in text else ""  # not shown
+    return f"{fence}{space}{repr(text)[1:-1]}{space}{fence}"
 
 
 def _longest_run_of_backticks(text: str) -> int:

@@ -1,16 +1,14 @@
-"""Writes text with the model of this folder; needs no more than `pip install jax flatbuffers`.
+"""Writes text with the model of this folder; needs no package but jax and flatbuffers.
 
 python generate.py --prompt "ROMEO:" --num_chars 100 --temperature 0.8 --seed 0
 """
 
 import argparse
-import io
 import json
 import math
 import sys
 import zlib
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +28,7 @@ def load_weights(name: str) -> dict[str, np.ndarray]:
     data = (FOLDER / name).read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     tensors = json.loads(data[8:start])
-    tensors.pop("__metadata__")
+    tensors.pop("__metadata__", None)
     weights = {}
     for key, tensor in tensors.items():
         first, end = tensor["data_offsets"]
@@ -44,7 +42,7 @@ def generate(prompt: np.ndarray, *, num_chars: int, temperature: float, seed: in
     program = load_function("step.stablehlo")
     prepare = jax.jit(load_function("prepare.stablehlo").call)
     weights = prepare(load_weights("weights.safetensors"))
-    # The key of a text: of the seed, the prompt, and its number (0) among equal prompts.
+    # The key of a text is of the seed, its prompt, and its number, 0, among equal prompts.
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(prompt.astype(np.uint32).tobytes()))
     key = jax.random.fold_in(key, 0)
 
@@ -54,7 +52,7 @@ def generate(prompt: np.ndarray, *, num_chars: int, temperature: float, seed: in
         return program.call(weights, ids, carry, step_key[None], temperature)
 
     (_, _, carry, _, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
-    carry = jax.tree.map(lambda c: jnp.zeros((1, *c.shape[1:])), carry)
+    carry = jax.tree.map(lambda c: jnp.zeros((1, *c.shape[1:]), c.dtype), carry)
     for token in prompt[:-1]:
         _, carry = step(weights, jnp.array([token], jnp.int32), carry, 0)  # its draw is not used
     ids, drawn = jnp.array(prompt[-1:], jnp.int32), []
@@ -73,33 +71,29 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     args = parser.parse_args()
 
-    def fail(message: str) -> NoReturn:
-        parser.exit(2, f"{parser.prog}: error: {message}\n")
-
-    if args.num_chars < 1:
-        fail(f"--num_chars is {args.num_chars}; it must be at least 1")
-    if not 0 <= args.temperature < math.inf:
-        fail(f"--temperature is {args.temperature}; it must be finite and at least 0")
     vocabulary = json.loads((FOLDER / "vocabulary.json").read_text())
-    characters = vocabulary["characters"]  # their ids are 1, 2, ...; 0 is [UNK], never drawn
-    if vocabulary["kind"] == "bytes":  # byte b has the id b + 1
-        text = args.prompt or "\n"
-        prompt = np.array([1 + byte for byte in text.encode("utf-8", "surrogateescape")])
-    else:
-        text = args.prompt or ("\n" if "\n" in characters else characters[0])
-        prompt = np.array([1 + characters.find(character) for character in text])
-        if unknown := [character for character in text if character not in characters]:
-            fail(f"the model does not know {''.join(unknown)!r}, which is in --prompt")
-    ids = generate(
-        prompt, num_chars=args.num_chars, temperature=args.temperature, seed=args.seed
-    ).tolist()
-    if vocabulary["kind"] == "bytes":
-        written = bytes(i - 1 for i in ids).decode("utf-8", "replace")
-    else:
-        written = "".join(characters[i - 1] for i in ids)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    print(args.prompt + written)
+    of_bytes = vocabulary["kind"] == "bytes"  # they are handled as the characters 0 to 255
+    characters = "".join(map(chr, range(256))) if of_bytes else vocabulary["characters"]
+    text = args.prompt or ("\n" if "\n" in characters else characters[0])
+    if of_bytes:
+        text = text.encode("utf-8", "surrogateescape").decode("latin-1")
+    problem = ""
+    if unknown := "".join(character for character in text if character not in characters):
+        problem = f"the model does not know {unknown!r}, which is in --prompt"
+    elif args.num_chars < 1:
+        problem = f"--num_chars is {args.num_chars}; it must be at least 1"
+    elif not 0 <= args.temperature < math.inf:
+        problem = f"--temperature is {args.temperature}; it must be finite and at least 0"
+    if problem:
+        parser.exit(2, f"{parser.prog}: error: {problem}\n")
+
+    # Characters have the ids 1, 2, ...; 0 is [UNK], which is never drawn.
+    prompt = np.array([1 + characters.index(character) for character in text])
+    ids = generate(prompt, num_chars=args.num_chars, temperature=args.temperature, seed=args.seed)
+    written = "".join(characters[i - 1] for i in ids)
+    if of_bytes:
+        written = written.encode("latin-1").decode("utf-8", "replace")
+    sys.stdout.buffer.write(f"{args.prompt}{written}\n".encode("utf-8", "backslashreplace"))
 
 
 if __name__ == "__main__":
