@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from charrnn_jax.config import from_dict
 from charrnn_jax.data.dataset import Dataset, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.protocols import label
 from charrnn_jax.generation.export import Origin, export
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params, make_model
@@ -56,25 +57,32 @@ class Run:
         return load_dataset(config, vocabulary=self.vocabulary, recorded=self.corpus)
 
     def losses(self) -> dict[str, dict[str, float]]:
-        """Returns what was measured of the checkpoint: {split: {protocol: nats/char}}."""
+        """Returns what was measured of the checkpoint: {split: {protocol: nats/char}}.
+
+        Raises:
+          UserError: `evaluation.json` is damaged.
+        """
         losses: dict[str, dict[str, float]] = {}
         if self.loss is not None:
             settings = self.config.evaluation
             losses["validation"] = {label(settings.protocol, window=settings.window): self.loss}
         file = self.workdir / "evaluation.json"
-        evaluated = json.loads(file.read_text()) if file.exists() else {}
-        for split, entry in evaluated.items():
-            if entry["step"] == self.step:
-                by_protocol = losses.setdefault(split, {})
-                for protocol, loss in entry["losses"].items():
-                    by_protocol[protocol] = loss["nats_per_char"]
+        try:
+            evaluated = json.loads(file.read_text()) if file.exists() else {}
+            for split, entry in evaluated.items():
+                if entry["step"] == self.step:
+                    by_protocol = losses.setdefault(split, {})
+                    for protocol, loss in entry["losses"].items():
+                        by_protocol[protocol] = float(loss["nats_per_char"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{file} is damaged: delete it, and evaluate again") from error
         return losses
 
     def export(self, folder: str | Path) -> None:
         """Writes a folder that needs none of this code; see `generation.export`.
 
         Raises:
-          UserError: the folder holds something already.
+          UserError: the folder holds something already, or `evaluation.json` is damaged.
         """
         origin = Origin(
             name=self.workdir.resolve().name,
