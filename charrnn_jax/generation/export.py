@@ -236,8 +236,8 @@ ids, carry = step(weights, ids, carry, key, temperature)
 - `key`: [B] keys of `jax.random.key`, a new one for every step: `fold_in(key, position)`.
 - `temperature`: logits are divided by it; 0 takes the most likely id. `[UNK]` is never drawn.
 
-`functools.partial(step, weights)` is (ids, carry, key, temperature) -> (ids, carry). The programs are
-lowered for {", ".join(PLATFORMS)}. They take any weights of these names and shapes; the form in
+`functools.partial(step, weights)` is (ids, carry, key, temperature) -> (ids, carry). The programs
+are lowered for {", ".join(PLATFORMS)}. They take any weights of these names and shapes; the form in
 which `prepare` lays them out is its own affair and `step`'s.
 
 ## Data
