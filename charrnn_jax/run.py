@@ -1,5 +1,6 @@
 """`load_run`: opens a finished or running training for everything that comes after it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from ml_collections import ConfigDict
 from charrnn_jax.config import from_dict
 from charrnn_jax.data.dataset import Dataset, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.protocols import label
+from charrnn_jax.generation.export import Origin, export
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params, make_model
 from charrnn_jax.training.checkpoints import choose_step, read_metadata, read_params
 
@@ -26,6 +30,8 @@ class Run:
       corpus: what it was trained on; `data.dataset.Dataset.identity()`.
       model: the module.
       params: its parameters.
+      loss: of the checkpoint on the validation split, in nats/char by the protocol of
+        `config.evaluation`; None: it was not measured.
     """
 
     workdir: Path
@@ -35,6 +41,7 @@ class Run:
     corpus: dict[str, Any]
     model: CharRNN
     params: Any
+    loss: float | None
 
     def load_dataset(self, path: str = "") -> Dataset:
         """Reads the text of the run again, and makes sure that it is the same.
@@ -48,6 +55,46 @@ class Run:
         config = self.config.data.copy_and_resolve_references()
         config.path = path or config.path
         return load_dataset(config, vocabulary=self.vocabulary, recorded=self.corpus)
+
+    def losses(self) -> dict[str, dict[str, float]]:
+        """Returns what was measured of the checkpoint: {split: {protocol: nats/char}}.
+
+        Raises:
+          UserError: `evaluation.json` is damaged.
+        """
+        losses: dict[str, dict[str, float]] = {}
+        if self.loss is not None:
+            settings = self.config.evaluation
+            losses["validation"] = {label(settings.protocol, window=settings.window): self.loss}
+        file = self.workdir / "evaluation.json"
+        try:
+            evaluated = json.loads(file.read_text()) if file.exists() else {}
+            for split, entry in evaluated.items():
+                if entry["step"] == self.step:
+                    by_protocol = losses.setdefault(split, {})
+                    for protocol, loss in entry["losses"].items():
+                        by_protocol[protocol] = float(loss["nats_per_char"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{file} is damaged: delete it, and evaluate again") from error
+        return losses
+
+    def export(self, folder: str | Path) -> None:
+        """Writes a folder that needs none of this code; see `generation.export`.
+
+        Raises:
+          UserError: the folder holds something already, or `evaluation.json` is damaged.
+        """
+        origin = Origin(
+            name=self.workdir.resolve().name,
+            step=self.step,
+            config=self.config.to_dict(),
+            corpus=self.corpus,
+            losses=self.losses(),
+            prompt=self.config.sample.prompt,
+        )
+        export(
+            Path(folder), self.params, model=self.model, vocabulary=self.vocabulary, origin=origin
+        )
 
 
 def load_run(workdir: str | Path, *, checkpoint: str | int = "best") -> Run:
@@ -69,4 +116,6 @@ def load_run(workdir: str | Path, *, checkpoint: str | int = "best") -> Run:
     model = make_model(config.model, vocabulary_size=vocabulary.size)
     template = jax.eval_shape(lambda: initialize_params(model, jax.random.key(0)))
     params = read_params(workdir, step, template=template)
-    return Run(workdir, step, config, vocabulary, metadata["corpus"], model, params)
+    return Run(
+        workdir, step, config, vocabulary, metadata["corpus"], model, params, metadata["loss"]
+    )

@@ -23,6 +23,11 @@ PROTOCOLS = ("cold", "carried")
 _SEGMENT = 1024  # characters a call of the carried pass; the result does not depend on it
 
 
+def label(protocol: str, *, window: int) -> str:
+    """Returns the name under which losses of a protocol are reported: "cold-256", "carried"."""
+    return f"cold-{window}" if protocol == "cold" else protocol
+
+
 @partial(jax.jit, static_argnames="model")
 def eval_step(params: Any, carry: Carry, batch: Batch, *, model: CharRNN) -> tuple[Carry, Any]:
     """Scores one batch.

@@ -311,7 +311,8 @@ def times_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
     be the small x than the kernel: hence (kernel x^T)^T there.
     """
     x = x.astype(kernel.dtype)
-    if x.shape[0] < _FEW_ROWS[kernel.dtype.name]:
+    num_rows = x.shape[0] if isinstance(x.shape[0], int) else 2  # symbolic, in an export: any
+    if num_rows < _FEW_ROWS[kernel.dtype.name]:
         return dot(x, kernel, ((1,), (1,)))
     return lax.platform_dependent(
         x,

@@ -1,0 +1,100 @@
+"""Writes text with the model of this folder; needs no package but jax and flatbuffers.
+
+python generate.py --prompt "ROMEO:" --num_chars 100 --temperature 0.8 --seed 0
+"""
+
+import argparse
+import json
+import math
+import sys
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+FOLDER = Path(__file__).parent
+
+
+def load_function(name: str) -> export.Exported:
+    """Reads a program that `jax.export` wrote."""
+    return export.deserialize(bytearray((FOLDER / name).read_bytes()))
+
+
+def load_weights(name: str) -> dict[str, np.ndarray]:
+    """Reads safetensors: the size of a header in 8 bytes, the header in JSON, the numbers."""
+    data = (FOLDER / name).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    tensors = json.loads(data[8:start])
+    tensors.pop("__metadata__", None)
+    weights = {}
+    for key, tensor in tensors.items():
+        first, end = tensor["data_offsets"]
+        numbers = np.frombuffer(data[start + first : start + end], "<f4")
+        weights[key] = numbers.reshape(tensor["shape"])
+    return weights
+
+
+def generate(prompt: np.ndarray, *, num_chars: int, temperature: float, seed: int) -> np.ndarray:
+    """Continues the ids of a prompt by `num_chars` ids."""
+    program = load_function("step.stablehlo")
+    prepare = jax.jit(load_function("prepare.stablehlo").call)
+    weights = prepare(load_weights("weights.safetensors"))
+    # The key of a text is of the seed, its prompt, and its number, 0, among equal prompts.
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(prompt.astype(np.uint32).tobytes()))
+    key = jax.random.fold_in(key, 0)
+
+    @jax.jit
+    def step(weights, ids, carry, position):
+        step_key = jax.random.fold_in(key, position)
+        return program.call(weights, ids, carry, step_key[None], temperature)
+
+    (_, _, carry, _, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+    carry = jax.tree.map(lambda c: jnp.zeros((1, *c.shape[1:]), c.dtype), carry)
+    for token in prompt[:-1]:
+        _, carry = step(weights, jnp.array([token], jnp.int32), carry, 0)  # its draw is not used
+    ids, drawn = jnp.array(prompt[-1:], jnp.int32), []
+    for position in range(num_chars):
+        ids, carry = step(weights, ids, carry, position)
+        drawn.append(ids)
+    return np.concatenate(jax.device_get(drawn))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Writes text with the model of this folder.")
+    parser.add_argument("--prompt", default="", help="text to continue; none: a line break")
+    parser.add_argument("--num_chars", type=int, default=1000, metavar="N")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: greedy")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    args = parser.parse_args()
+
+    vocabulary = json.loads((FOLDER / "vocabulary.json").read_text())
+    of_bytes = vocabulary["kind"] == "bytes"  # they are handled as the characters 0 to 255
+    characters = "".join(map(chr, range(256))) if of_bytes else vocabulary["characters"]
+    text = args.prompt or ("\n" if "\n" in characters else characters[0])
+    if of_bytes:
+        text = text.encode("utf-8", "surrogateescape").decode("latin-1")
+    problem = ""
+    if unknown := "".join(character for character in text if character not in characters):
+        problem = f"the model does not know {unknown!r}, which is in --prompt"
+    elif args.num_chars < 1:
+        problem = f"--num_chars is {args.num_chars}; it must be at least 1"
+    elif not 0 <= args.temperature < math.inf:
+        problem = f"--temperature is {args.temperature}; it must be finite and at least 0"
+    if problem:
+        parser.exit(2, f"{parser.prog}: error: {problem}\n")
+
+    # Characters have the ids 1, 2, ...; 0 is [UNK], which is never drawn.
+    prompt = np.array([1 + characters.index(character) for character in text])
+    ids = generate(prompt, num_chars=args.num_chars, temperature=args.temperature, seed=args.seed)
+    written = "".join(characters[i - 1] for i in ids)
+    if of_bytes:
+        written = written.encode("latin-1").decode("utf-8", "replace")
+    sys.stdout.buffer.write(f"{args.prompt}{written}\n".encode("utf-8", "backslashreplace"))
+
+
+if __name__ == "__main__":
+    main()

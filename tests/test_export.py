@@ -1,0 +1,298 @@
+import importlib.util
+import json
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from flax.traverse_util import flatten_dict
+from jax import export as jax_export
+from markdown_it import MarkdownIt
+from ml_collections import ConfigDict
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from test_models import H, V, make
+
+from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.errors import UserError
+from charrnn_jax.files import creating
+from charrnn_jax.generation.export import (
+    EQUATIONS,
+    PLATFORMS,
+    Origin,
+    _losses,
+    export,
+    make_functions,
+)
+from charrnn_jax.generation.sampler import Sampler, SampleState, sample_step
+from charrnn_jax.models.cells import CELLS
+from charrnn_jax.models.char_rnn import CharRNN, initialize_params
+from charrnn_jax.models.stepping import prepare, step
+from charrnn_jax.run import Run
+
+VOCABULARY = Vocabulary("\nabcdefghi")  # 11 ids, as the model of `make`
+HOSTILE = "</script>\n# head\n````\n\"'`\\|*&\0\r\u2028\u202e\ud800😀é"
+CORPUS = {"name": "corpus", "sha256": "5" * 64, "num_chars": 1000, "instead_of": ""}
+ORIGIN = Origin("name", 7, {"seed": 0}, CORPUS, {"validation": {"carried": 1.5}}, prompt="bad")
+
+
+def reloaded(model: CharRNN) -> dict:
+    functions = make_functions(model)
+    return {name: jax_export.deserialize(f.serialize()) for name, f in functions.items()}
+
+
+def export_tiny(folder: Path, params, *, model=None, vocabulary=VOCABULARY, **origin) -> None:
+    model = model or CharRNN(V, 6, H)
+    export(folder, params, model=model, vocabulary=vocabulary, origin=replace(ORIGIN, **origin))
+
+
+@pytest.mark.parametrize(
+    ("cell", "num_layers", "batch_sizes", "changes"),
+    [
+        ("gru", 1, (1, 17), {}),
+        ("lstm", 2, (1,), {"dtype": "bfloat16"}),
+        ("rnn", 2, (5,), {}),
+        ("gru", 2, (5,), {"implementation": "scan"}),
+    ],
+)
+def test_exported_step_equals_ours_bit_for_bit(
+    cell: str, num_layers: int, batch_sizes: tuple[int, ...], changes: dict
+) -> None:
+    """One artifact, several numbers of texts and temperatures; ids and carry."""
+    model, params, carry, _ = make(cell, num_layers)
+    model = model.clone(**changes)
+    functions = reloaded(model)
+    weights = jax.jit(functions["prepare"].call)(flatten_dict(params, sep="/"))
+    exported = jax.jit(functions["step"].call)
+    ours = prepare(params, model=model, transposed=True)
+    for batch_size in batch_sizes:
+        rows = jax.tree.map(lambda c, n=batch_size: np.resize(c, (n, H)), carry)
+        ids = np.arange(batch_size, dtype=np.int32) % V
+        for temperature in (0.0, 0.8):
+            keys = jax.random.split(jax.random.key(0), batch_size)
+            keys_of_step = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)
+            new_ids, new_carry = exported(weights, ids, rows, keys_of_step, temperature)
+            state = SampleState(rows, ids, keys, np.full_like(ids, 3))
+            state, expected = sample_step(ours, state, model=model, temperature=temperature)
+            assert np.array_equal(new_ids, expected)
+            jax.tree.map(np.testing.assert_array_equal, new_carry, state.carry)
+
+
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+def test_one_artifact_serves_every_platform_and_any_number_of_texts(implementation: str) -> None:
+    functions = reloaded(CharRNN(V, 6, H, 2, implementation=implementation))
+    assert all(f.platforms == PLATFORMS == ("cpu", "cuda", "tpu") for f in functions.values())
+    (_, ids, carry, key, temperature), _ = jax.tree.unflatten(
+        functions["step"].in_tree, functions["step"].in_avals
+    )
+    assert [str(x.shape) for x in (ids, key, temperature)] == ["(B,)", "(B,)", "()"]
+    assert {str(x.shape) for x in carry} == {f"(B, {H})"}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An LSTM of two layers."""
+    folder = tmp_path_factory.mktemp("exports") / "lstm"
+    model, params, _, _ = make("lstm", 2)
+    export_tiny(folder, params, model=model)
+    return folder
+
+
+# --- without our code ---------------------------------------------------------------------------
+
+# Starts a program like `python generate.py`, with the packages of one folder and no others.
+ALONE = """
+import importlib.util, runpy, sys
+sys.path.append(sys.argv[1])
+assert not any(map(importlib.util.find_spec, ("charrnn_jax", "flax", "safetensors")))
+del sys.argv[:2]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what `pip install jax flatbuffers` installs."""
+    folder = tmp_path_factory.mktemp("packages")
+    for name in ("jax", "jaxlib", "numpy", "scipy", "ml_dtypes", "opt_einsum", "flatbuffers"):
+        package = Path(importlib.util.find_spec(name).origin).parent
+        for path in (package, package.with_name(f"{name}.libs")):
+            if path.exists():
+                (folder / path.name).symlink_to(path)
+    return folder
+
+
+def run_alone(folder: Path, packages: Path, *flags: str) -> tuple[int, str, str]:
+    """Returns (exit code, standard output, standard error)."""
+    command = [sys.executable, "-I", "-S", "-c", ALONE, packages, folder / "generate.py", *flags]
+    done = subprocess.run(command, capture_output=True)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "cell", "prompt", "temperature"),
+    [
+        (VOCABULARY, "lstm", "bad", 0.8),
+        (Vocabulary(kind="bytes"), "gru", "", 1.0),
+        (Vocabulary.build([HOSTILE]), "rnn", "'😀`\n</script>", 1.0),
+    ],
+)
+def test_a_fresh_process_without_our_code_writes_the_same_text(
+    vocabulary: Vocabulary,
+    cell: str,
+    prompt: str,
+    temperature: float,
+    tmp_path: Path,
+    packages: Path,
+) -> None:
+    model = CharRNN(vocabulary.size, 6, H, 2, cell)
+    params = initialize_params(model, jax.random.key(0))
+    export_tiny(tmp_path / "x", params, model=model, vocabulary=vocabulary, prompt=prompt)
+    flags = (f"--prompt={prompt}", "--num_chars=100", f"--temperature={temperature}", "--seed=5")
+    alone = run_alone(tmp_path / "x", packages, *flags)
+    sampler = Sampler(params, model=model, vocabulary=vocabulary)
+    (ours,) = sampler.generate([prompt], num_chars=100, temperature=temperature, seed=5)
+    text = prompt + ours.text + "\n"
+    assert alone == (0, text.encode("utf-8", "backslashreplace").decode(), "")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--prompt=aZb", "the model does not know 'Z', which is in --prompt"),
+        ("--temperature=nan", "--temperature is nan; it must be finite and at least 0"),
+    ],
+)
+def test_wrong_flags_of_generate_py_end_in_one_line(
+    flag: str, message: str, exported: Path, packages: Path
+) -> None:
+    assert run_alone(exported, packages, flag) == (2, "", f"generate.py: error: {message}\n")
+
+
+# --- the files ----------------------------------------------------------------------------------
+
+
+def test_weights_are_the_parameters_bit_for_bit(exported: Path) -> None:
+    _, params, _, _ = make("lstm", 2)
+    weights, expected = load_file(exported / "weights.safetensors"), flatten_dict(params, sep="/")
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        assert tensor.dtype == np.float32
+        assert tensor.tobytes() == np.asarray(expected[name]).tobytes()
+    with safe_open(exported / "weights.safetensors", "np") as file:
+        assert json.loads(file.metadata()["model"])["cell"] == "lstm"
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_equations_of_the_card_are_what_the_model_computes(cell: str) -> None:
+    """Run as Python, with the parameters that they name."""
+    model, params, carry, tokens = jax.device_get(make(cell, num_layers=2))
+    weights = flatten_dict(params, sep="/")
+    names = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "tanh": np.tanh, "p": weights}
+    x = weights["embedding/embedding"][tokens[:, 0]]
+    for layer, layer_carry in enumerate(carry):
+        state = dict(
+            zip("ch" if cell == "lstm" else "h", jax.tree.leaves(layer_carry), strict=True)
+        )
+        equations = re.sub(r"(\w+/(kernel|bias))", rf"p['layers_{layer}/cell/\1']", EQUATIONS[cell])
+        exec(equations, scope := {**names, **state, "x": x})
+        x = scope["h"]
+    logits = x @ weights["dense/kernel"] + weights["dense/bias"][None]
+    _, expected = step(params, carry, tokens[:, 0], model=model.clone(implementation="scan"))
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_card_shows_hostile_text_and_does_not_obey_it(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.build([HOSTILE])
+    model = CharRNN(vocabulary.size, 6, H)
+    params = initialize_params(model, jax.random.key(0))
+    cards = {}
+    for text in ("plain", HOSTILE):
+        corpus = {**CORPUS, "name": text, "instead_of": text}
+        folder = tmp_path / str(len(text))
+        hostile = {"model": model, "vocabulary": vocabulary, "prompt": HOSTILE}
+        export_tiny(folder, params, **hostile, name=text, corpus=corpus, config={"a": text})
+        cards[text] = MarkdownIt().enable("table").parse((folder / "README.md").read_text("utf-8"))
+        known = (folder / "vocabulary.json").read_text()
+        assert Vocabulary.from_json(known) == vocabulary
+    plain, hostile = (
+        [(token.type, [child.type for child in token.children or ()]) for token in card]
+        for card in cards.values()
+    )
+    assert plain == hostile
+    assert "html" not in str(hostile)
+    # Markdown has no NUL, and reads CR as the end of a line.
+    shown = HOSTILE.replace("\0", "\ufffd").replace("\r", "\n").replace("\ud800", "\\ud800")
+    assert any(token.content.startswith(shown) for token in cards[HOSTILE])
+
+
+def test_programs_name_no_file_of_the_machine(exported: Path) -> None:
+    for name in ("prepare", "step"):
+        assert b".py" not in (exported / f"{name}.stablehlo").read_bytes()
+
+
+def test_a_folder_appears_whole_or_not_at_all(exported: Path, tmp_path: Path) -> None:
+    model, params, _, _ = make("lstm", 2)
+    with pytest.raises(UserError, match="'Z' at position 0"):
+        export_tiny(tmp_path / "x", params, model=model, prompt="Z")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "x").mkdir()  # an empty folder is as good as none
+    export_tiny(tmp_path / "x", params, model=model)
+    there = contents(tmp_path / "x")
+    assert there == contents(exported)
+    assert set(there) == {
+        *("README.md", "config.json", "generate.py", "vocabulary.json", "weights.safetensors"),
+        *("prepare.stablehlo", "step.stablehlo"),
+    }
+    (tmp_path / "file").touch()
+    for name in ("x", "file"):
+        with pytest.raises(UserError, match="is there already: delete it, or give another folder"):
+            export_tiny(tmp_path / name, params, model=model)
+    assert contents(tmp_path / "x") == there
+
+
+def test_killed_in_the_middle_there_is_no_folder(tmp_path: Path) -> None:
+    code = f"""
+import os, pathlib, signal
+from charrnn_jax.files import creating
+with creating(pathlib.Path({str(tmp_path)!r}, "x")) as partial:
+    (partial / "README.md").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -signal.SIGKILL
+    assert not (tmp_path / "x").exists()
+    with creating(tmp_path / "x") as partial:
+        (partial / "README.md").touch()
+    assert list(contents(tmp_path / "x")) == ["README.md"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_card_has_the_losses_of_this_checkpoint_by_protocol(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    model, params, _, _ = make("lstm", 2)
+    tiny_config.sample.prompt = "bad"
+    run = Run(tmp_path, 5, tiny_config, VOCABULARY, CORPUS, model, params, loss=2.0)
+    carried = {"carried": {"nats_per_char": 2.5}}
+    evaluated = {"train": {"step": 5, "losses": carried}, "test": {"step": 4, "losses": carried}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluated))
+    assert run.losses() == {"validation": {"cold-32": 2.0}, "train": {"carried": 2.5}}
+    run.export(tmp_path / "x")
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert "| validation | cold-32 | 2.0000 | 2.8854 | 7.389 |" in card
+    assert "| train | carried | 2.5000 |" in card
+    assert f"- sha256: `{CORPUS['sha256']}`" in card
+    assert json.loads((tmp_path / "x" / "config.json").read_text()) == tiny_config.to_dict()
+    assert "Not evaluated." in _losses({}, "char")
+    (tmp_path / "evaluation.json").write_text('{"train": 3}')
+    with pytest.raises(UserError, match="is damaged: delete it, and evaluate again"):
+        run.export(tmp_path / "y")
