@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "loss of a whole split, by protocol",
     "sample": "generate text",
     "score": "loss of a given text",
+    "export": "a model for places without this code: a folder, or a web page",
     "corpora": "known corpora, and which are here",
 }
 

@@ -30,6 +30,7 @@ from charrnn_jax.generation.export import (
     export,
     make_functions,
 )
+from charrnn_jax.generation.rules import make_rules
 from charrnn_jax.generation.sampler import Sampler, SampleState, sample_step
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
@@ -75,12 +76,13 @@ def test_exported_step_equals_ours_bit_for_bit(
         rows = jax.tree.map(lambda c, n=batch_size: np.resize(c, (n, H)), carry)
         ids = np.arange(batch_size, dtype=np.int32) % V
         for temperature in (0.0, 0.8):
+            rules = make_rules(VOCABULARY, temperature=temperature)
             keys = jax.random.split(jax.random.key(0), batch_size)
             keys_of_step = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)
             new_ids, new_carry = exported(weights, ids, rows, keys_of_step, temperature)
-            state = SampleState(rows, ids, keys, np.full_like(ids, 3))
-            state, expected = sample_step(ours, state, model=model, temperature=temperature)
-            assert np.array_equal(new_ids, expected)
+            state = SampleState(rows, ids, keys, np.full_like(ids, 3), memory=((), ()))
+            state, expected = sample_step(ours, state, model=model, rules=rules)
+            assert np.array_equal(new_ids, expected.tokens)
             jax.tree.map(np.testing.assert_array_equal, new_carry, state.carry)
 
 

@@ -111,7 +111,10 @@ def test_score_agrees_with_its_characters(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "no command 'trian'; there are train, evaluate, sample, score, corpora"),
+        (
+            ["trian"],
+            "no command 'trian'; there are train, evaluate, sample, score, export, import, corpora",
+        ),
         ([], "--config is missing"),
         (["--config=absent.py"], "no experiment file 'absent.py'"),
         ([SMOKE + ":large"], "smoke.py knows :builtin, not :large"),

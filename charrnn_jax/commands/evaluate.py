@@ -20,7 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     run = open_run(args, overrides)
-    from charrnn_jax.evaluation.protocols import PROTOCOLS, evaluate
+    from charrnn_jax.evaluation.protocols import PROTOCOLS, evaluate, label
 
     tokens = run.load_dataset(args.path).splits.with_context(args.split)
     if len(tokens) < 2:
@@ -35,12 +35,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             window=run.config.evaluation.window,
             batch_size=run.config.evaluation.batch_size,
         )
-        label = f"cold-{run.config.evaluation.window}" if protocol == "cold" else protocol
+        name = label(protocol, window=run.config.evaluation.window)
         print(
-            f"{args.split} {label}: {loss.describe(run.vocabulary.unit)}, perplexity "
+            f"{args.split} {name}: {loss.describe(run.vocabulary.unit)}, perplexity "
             f"{loss.perplexity:.3f} ({loss.count:,} {run.vocabulary.kind})"
         )
-        results[label] = loss.to_dict()
+        results[name] = loss.to_dict()
     _merge_into_json(
         run.workdir / "evaluation.json",
         {args.split: {"step": run.step, "corpus": run.corpus, "losses": results}},

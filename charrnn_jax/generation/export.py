@@ -31,7 +31,7 @@ from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.evaluation.metrics import CrossEntropy
 from charrnn_jax.files import creating
 from charrnn_jax.generation import standalone
-from charrnn_jax.generation.rules import choose, forbid
+from charrnn_jax.generation.rules import Allow, Temperature, apply_rules, choose
 from charrnn_jax.generation.sampler import Sampler
 from charrnn_jax.models.char_rnn import Carry, CharRNN, initialize_params
 from charrnn_jax.models.stepping import prepare, step
@@ -156,7 +156,8 @@ def _no_source_lines() -> Iterator[None]:
 def _draw(logits: jax.Array, *, key: jax.Array, temperature: jax.Array) -> jax.Array:
     """[B] ids as `sampler` draws them: key [B] of this step, one a row."""
     noise = jax.vmap(partial(jax.random.gumbel, shape=logits.shape[-1:]))(key)
-    return choose(forbid(logits, UNK_ID), noise=noise, temperature=temperature)
+    rules = (Allow(jnp.arange(logits.shape[-1]) != UNK_ID), Temperature(temperature))
+    return choose(apply_rules(rules, logits, memory=((), ())), noise=noise)
 
 
 # --- the card -----------------------------------------------------------------------------------
