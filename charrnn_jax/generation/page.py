@@ -1,14 +1,15 @@
 """A trained model as a web page: one file that generates in the browser, without any network.
 
 The page holds the weights as `step` reads them, the embedding and the first input kernel multiplied
-beforehand. Matrices are rounded:
+beforehand. Matrices are rounded, biases are not:
 
   float16   every number to the nearest half
-  int8      row n of kernel [N, K] to s[n] * integers in [-127, 127], s[n] = max_k |kernel[n, k]| / 127
+  int8      kernel[n, k] to s[n] i[n, k], where s[n] = max_k |kernel[n, k]| / 127 and i are
+            integers
 
-Biases stay float32. Texts (title, prompt, vocabulary, ...) come from anywhere: they enter the page
-as JSON in ASCII without a "<", and its script inserts them as text only. The page's policy runs
-just that one script, which is known by its hash. Knows nothing of runs and workdirs.
+Texts (title, prompt, vocabulary, ...) come from anywhere. They enter the page as JSON in ASCII
+without a "<", its script inserts them as text only, and the policy of the page lets no other script
+run: that one is known by its hash. Knows nothing of runs and workdirs.
 """
 
 import base64
@@ -36,8 +37,8 @@ class PageWeights(NamedTuple):
     """Rounded weights, twice: `packed` for the page, and the same numbers for `step`.
 
     Attributes:
-      packed: little-endian; the leaves of `StepWeights` in order: matrices in the page's dtype (int8:
-        behind the float32 scales of their rows), vectors in float32.
+      packed: the leaves of `StepWeights` in order, little-endian: matrices in the dtype of the page
+        (int8 behind the scales of the rows), vectors and scales in float32.
       weights: float32, kernels as [N, K].
     """
 
@@ -61,18 +62,19 @@ def page_weights(params: Any, *, model: CharRNN, dtype: str) -> PageWeights:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(PAGE_DTYPES)}")
     fused = model.clone(implementation="fused")
     weights = prepare(params, model=fused, transposed=True, dtype="float32")
-    leaves, treedef = jax.tree.flatten(jax.device_get(weights))
+    leaves, structure = jax.tree.flatten(jax.device_get(weights))
     pack = {"int8": _pack_int8, "float16": _pack_float16}[dtype]
-    packed, rounded = zip(
-        *(pack(leaf) if leaf.ndim == 2 else (_to_bytes(leaf, "<f4"), leaf) for leaf in leaves),
-        strict=True,
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is refused
+        pairs = [
+            pack(leaf) if leaf.ndim == 2 else (_to_bytes(leaf, "<f4"), leaf) for leaf in leaves
+        ]
+    packed, rounded = zip(*pairs, strict=True)
     if not all(np.isfinite(leaf).all() for leaf in rounded):
         raise UserError(
             f"the weights are not all finite in {dtype}: export another checkpoint, or weights too "
             "large for float16 as int8"
         )
-    return PageWeights(b"".join(packed), treedef.unflatten(rounded))
+    return PageWeights(b"".join(packed), jax.device_put(jax.tree.unflatten(structure, rounded)))
 
 
 def _pack_int8(matrix: np.ndarray) -> tuple[bytes, np.ndarray]:
@@ -83,8 +85,7 @@ def _pack_int8(matrix: np.ndarray) -> tuple[bytes, np.ndarray]:
 
 
 def _pack_float16(matrix: np.ndarray) -> tuple[bytes, np.ndarray]:
-    with np.errstate(over="ignore"):  # to infinity, which is refused
-        values = matrix.astype("<f2")
+    values = matrix.astype("<f2")
     return values.tobytes(), values.astype(np.float32)
 
 
@@ -143,6 +144,8 @@ def write_page(
     (script,) = re.findall(r'<script type="module">(.*?)</script>', template, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     html = template.replace("{{script_hash}}", f"sha256-{digest}")
-    html = html.replace("{{page}}", json.dumps(page).replace("<", "\\u003c"))  # last: may hold marks
+    html = html.replace(
+        "{{page}}", json.dumps(page).replace("<", "\\u003c")
+    )  # last: may hold marks
     with replacing(file) as partial:
         partial.write_text(html, encoding="utf-8", newline="\n")
