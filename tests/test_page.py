@@ -265,7 +265,8 @@ def test_drawn_frequencies_follow_the_tempered_distribution_without_unk(page: Pa
     page.open(model, params, vocabulary=Vocabulary("abcd"), prompt="a")
     for temperature in (0.5, 2.0):
         page.generate(temperature=temperature, length=4000)
-        observed = np.array([page.text[1:].count(c) for c in "abcd"])
+        drawn = page.text[1:]
+        observed = np.array([drawn.count(c) for c in "abcd"])
         assert observed.sum() == 4000
         expected = 4000 * np.asarray(jax.nn.softmax(bias[1:] / temperature))
         assert ((observed - expected) ** 2 / expected).sum() < 30.7  # 3 degrees of freedom
@@ -298,6 +299,16 @@ def test_stop_text_and_stop_button_end_the_text(page: Page) -> None:
     )
     assert page.wait().startswith("Stopped after")
     assert len(page.text) < 10**6
+
+
+def test_wrong_numbers_are_refused_where_they_show(page: Page) -> None:
+    page.open(*make_model())
+    page.colour_by("neuron")
+    page.generate(neuron=10, length=20)  # of 0 to 9
+    assert page.text == ""
+    page.colour_by("probability")  # what is hidden is not asked for
+    page.generate()
+    assert len(page.text) == len("bad") + 20
 
 
 def test_unknown_characters_are_named_and_an_empty_prompt_starts_a_line(page: Page) -> None:
