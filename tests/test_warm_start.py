@@ -95,10 +95,10 @@ def test_resume_is_bitwise_identical_and_needs_no_source(
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model.cell", "lstm", r"cell is 'lstm', but 'gru' .* set --config\.model\.cell=gru"),
-        ("model.hidden_size", 17, "hidden_size is 17, but 16 in"),
-        ("model.embedding_size", 9, "embedding_size is 9, but 8 in"),
-        ("model.num_layers", 2, "num_layers is 2, but 1 in"),
+        ("model.cell", "lstm", r"cell is 'lstm', there 'gru'\): set --config\.model\.cell=gru, or"),
+        ("model.hidden_size", 17, "hidden_size is 17, there 16"),
+        ("model.embedding_size", 9, "embedding_size is 9, there 8"),
+        ("model.num_layers", 2, "num_layers is 2, there 1"),
         ("data.vocabulary", "bytes", r"set --config\.data\.vocabulary=characters"),
     ],
 )

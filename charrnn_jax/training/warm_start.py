@@ -48,14 +48,14 @@ def warm_start(
     step = choose_step(workdir, "best")
     metadata = read_metadata(workdir, step)
     old_config = from_dict(metadata["config"]).model
-    for name in _MUST_AGREE:
-        if old_config[name] != config[name]:
-            raise UserError(
-                f"config.model.{name} is {config[name]!r}, but {old_config[name]!r} in the run "
-                f"{workdir} to start from: set --config.model.{name}={old_config[name]}, or "
-                "another --config.train.init_from"
-            )
-    kept: str | bytes
+    differing = [name for name in _MUST_AGREE if old_config[name] != config[name]]
+    if differing:
+        values = (f"{name} is {config[name]!r}, there {old_config[name]!r}" for name in differing)
+        flags = (f"--config.model.{name}={old_config[name]}" for name in differing)
+        raise UserError(
+            f"config.model is not the model of the run {workdir} to start from ({'; '.join(values)}"
+            f"): set {' '.join(flags)}, or another --config.train.init_from"
+        )
     old = Vocabulary.from_dict(metadata["vocabulary"])
     if old.kind != vocabulary.kind:
         raise UserError(
@@ -66,6 +66,7 @@ def warm_start(
     model = make_model(old_config, vocabulary_size=old.size)
     template = jax.eval_shape(lambda: initialize_params(model, jax.random.key(0)))
     params = jax.device_get(read_params(workdir, step, template=template))
+    kept: str | bytes
     if vocabulary.kind == "bytes":
         kept, added, dropped = bytes(range(256)), "", ""
     else:
