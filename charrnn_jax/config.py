@@ -67,6 +67,7 @@ def default_config() -> ConfigDict:
     config.optimizer.momentum = 0.0  # sgd
 
     config.train = ConfigDict()
+    config.train.init_from = ""  # workdir of another run, to start from its best weights; "": none
     config.train.num_epochs = 20  # passes over the training split
     config.train.num_steps = 0  # ends after so many steps instead; 0: num_epochs decides
     config.train.steps_per_call = 0  # steps at once on the device; 0: several if they are small
@@ -138,6 +139,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.epsilon": _POSITIVE,
     "optimizer.rms_decay": _between(0, 1),
     "optimizer.momentum": _between(0, 1),
+    "train.init_from": _ANY,
     "train.num_epochs": _at_least(1),
     "train.num_steps": _at_least(0),
     "train.steps_per_call": _at_least(0),

@@ -17,13 +17,14 @@ from typing import Any, NoReturn
 
 from charrnn_jax.errors import Interrupted, TrainingError, UserError
 
-# What each does; it is the module of its name in `charrnn_jax.commands`.
+# What each does; it is the module of its name in `charrnn_jax.commands` ("import" is `import_`).
 COMMANDS = {
     "train": "train a model, or go on with a run (the default)",
     "evaluate": "loss of a whole split, by protocol",
     "sample": "generate text",
     "score": "loss of a given text",
     "export": "a model for places without this code: a folder, or a web page",
+    "import": "a model of PyTorch or Keras becomes a run",
     "corpora": "known corpora, and which are here",
 }
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = argv.pop(0) if argv and not argv[0].startswith("-") else "train"
         if name not in COMMANDS:
             raise UserError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
-        command = import_module(f"charrnn_jax.commands.{name}")
+        command = import_module(f"charrnn_jax.commands.{name.replace('import', 'import_')}")
         args, overrides = _make_parser(name, command).parse_known_args(argv)
         command.run(args, overrides)
         return 0

@@ -27,7 +27,8 @@ class Run:
       step: of the checkpoint.
       config: of the run.
       vocabulary: of the model.
-      corpus: what it was trained on; `data.dataset.Dataset.identity()`.
+      corpus: what it was trained on; `data.dataset.Dataset.identity()`. An imported model's text is
+        not known: num_chars is 0, and sha256 that of the file of weights.
       model: the module.
       params: its parameters.
       loss: of the checkpoint on the validation split, in nats/char by the protocol of
@@ -47,14 +48,21 @@ class Run:
         """Reads the text of the run again, and makes sure that it is the same.
 
         Args:
-          path: where the text is now; "": where it was.
+          path: where the text is now; "": where it was. For an imported model any text will do.
 
         Raises:
           UserError: the text is not there any more, or is another one.
         """
+        imported = not self.corpus["num_chars"]
+        if imported and not path:
+            raise UserError(
+                f"the run in {self.workdir} is an imported model, whose text is not known: give "
+                "one with --path=TEXT"
+            )
         config = self.config.data.copy_and_resolve_references()
         config.path = path or config.path
-        return load_dataset(config, vocabulary=self.vocabulary, recorded=self.corpus)
+        recorded = None if imported else self.corpus
+        return load_dataset(config, vocabulary=self.vocabulary, recorded=recorded)
 
     def losses(self) -> dict[str, dict[str, float]]:
         """Returns what was measured of the checkpoint: {split: {protocol: nats/char}}.

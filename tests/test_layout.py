@@ -18,6 +18,7 @@ LAYERS = [
     "generation",
     "training",
     "run",
+    "import_run",
     "commands",
     "main",
 ]

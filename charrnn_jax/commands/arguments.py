@@ -12,6 +12,7 @@ from charrnn_jax.errors import UserError
 
 
 def run_flags(parser: argparse.ArgumentParser) -> None:
+    """--config and --workdir."""
     parser.add_argument(
         "--config",
         metavar="FILE[:ARG]",
@@ -21,6 +22,7 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    """Those of a run, and which checkpoint of it."""
     run_flags(parser)
     parser.add_argument(
         "--checkpoint", default="best", metavar="best|latest|STEP", help="default: best"
@@ -28,6 +30,7 @@ def checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def unk_flag(parser: argparse.ArgumentParser) -> None:
+    """What to do with unknown characters."""
     parser.add_argument(
         "--unk",
         default="error",
@@ -37,14 +40,17 @@ def unk_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
+    """A whole number above 0."""
     return _number(text, int, 1)
 
 
 def natural(text: str) -> int:
+    """A whole number from 0."""
     return _number(text, int, 0)
 
 
 def real(text: str) -> float:
+    """A finite number from 0."""
     return _number(text, float, 0)
 
 
@@ -83,6 +89,7 @@ def _default_workdir(file: str, arg: str, overrides: list[str]) -> Path:
 
 
 def open_run(args: argparse.Namespace, overrides: list[str]) -> Any:
+    """Opens the run that --workdir or --config names, and says on stderr what it is."""
     if args.workdir:
         reject(overrides)
         workdir = Path(args.workdir).expanduser()
@@ -104,12 +111,14 @@ def open_run(args: argparse.Namespace, overrides: list[str]) -> Any:
 
 
 def reject(leftovers: list[str]) -> None:
+    """Raises UserError for arguments that nothing reads."""
     if leftovers:
         raise UserError(f"what is {leftovers[0]!r}? See charrnn --help")
 
 
 @contextlib.contextmanager
 def hint_at_unk() -> Iterator[None]:
+    """Errors about unknown characters name the flag that drops them."""
     from charrnn_jax.data.vocabulary import UnknownCharacterError
 
     try:

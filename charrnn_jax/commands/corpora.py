@@ -10,6 +10,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Shows the list."""
     reject(overrides)
     from charrnn_jax.data.corpora import (
         BUILT_IN,

@@ -12,6 +12,7 @@ from charrnn_jax.files import replacing
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint, and on what."""
     checkpoint_flags(parser)
     parser.add_argument("--split", default="validation", choices=("train", "validation", "test"))
     parser.add_argument("--protocol", default="all", choices=("all", "cold", "carried"))
@@ -19,10 +20,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Shows the losses, and writes them into `evaluation.json`."""
     run = open_run(args, overrides)
     from charrnn_jax.evaluation.protocols import PROTOCOLS, evaluate, label
 
-    tokens = run.load_dataset(args.path).splits.with_context(args.split)
+    dataset = run.load_dataset(args.path)
+    tokens = dataset.splits.with_context(args.split)
     if len(tokens) < 2:
         raise UserError(f"the run in {run.workdir} has no {args.split} split to evaluate")
     results = {}
@@ -43,18 +46,18 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         results[name] = loss.to_dict()
     _merge_into_json(
         run.workdir / "evaluation.json",
-        {args.split: {"step": run.step, "corpus": run.corpus, "losses": results}},
+        {args.split: {"step": run.step, "corpus": dataset.identity(), "losses": results}},
     )
 
 
 def _merge_into_json(file: Path, splits: dict[str, Any]) -> None:
-    """Adds losses to those that the file has of the same checkpoint; replaces any others."""
+    """Adds losses to those the file has of the same checkpoint and text; replaces any others."""
     known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, TypeError):
         known = dict(json.loads(file.read_text()))
     for split, entry in splits.items():
         with contextlib.suppress(KeyError, TypeError):  # another shape: somebody else's
-            if known[split]["step"] == entry["step"]:
+            if all(known[split][name] == entry[name] for name in ("step", "corpus")):
                 entry["losses"] = {**known[split]["losses"], **entry["losses"]}
     with replacing(file) as partial:
         partial.write_text(json.dumps({**known, **splits}, indent=2) + "\n")

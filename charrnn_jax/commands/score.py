@@ -13,6 +13,7 @@ from charrnn_jax.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint, and which text."""
     checkpoint_flags(parser)
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--text", help="the text itself")
@@ -22,6 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Shows the loss."""
     run = open_run(args, overrides)
     import numpy as np
 

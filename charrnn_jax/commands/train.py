@@ -9,6 +9,7 @@ add_flags = run_flags
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Trains, and says what can be done next."""
     config, workdir = load_config(args, overrides)
     from charrnn_jax.compilation_cache import keep_compiled_programs
     from charrnn_jax.training.loop import train

@@ -47,7 +47,8 @@ class Dataset:
 
 def describe_corpus(identity: dict[str, Any]) -> str:
     """Returns one line on what a run was trained on, as every command shows it."""
-    line = f"{identity['name']}, {identity['num_chars']:,} long, sha256 {identity['sha256'][:12]}"
+    long = f"{identity['num_chars']:,} long, " if identity["num_chars"] else ""
+    line = f"{identity['name']}, {long}sha256 {identity['sha256'][:12]}"
     if identity["instead_of"]:
         line += f" (INSTEAD OF {identity['instead_of']!r}, which was not available)"
     return line

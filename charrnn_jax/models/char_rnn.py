@@ -107,6 +107,26 @@ def initialize_params(model: CharRNN, key: jax.Array) -> Any:
     return model.init(key, model.initialize_carry(1), tokens)["params"]
 
 
+def change_vocabulary(params: Any, *, tokens: Any, new: Any, new_tokens: Any) -> Any:
+    """Returns the parameters of the same model for another vocabulary.
+
+    Args:
+      params: of the model.
+      tokens: [n] ids of what both vocabularies have, in the old one: their embedding rows, dense
+        columns and dense biases are kept, bit for bit.
+      new: parameters for the new vocabulary, of which all other tokens take theirs; its recurrent
+        layers are not used.
+      new_tokens: [n] the same tokens in the new vocabulary.
+    """
+    embedding, dense = jax.device_get((new["embedding"]["embedding"], new["dense"]))
+    embedding, kernel, bias = map(np.array, (embedding, dense["kernel"], dense["bias"]))
+    embedding[new_tokens] = params["embedding"]["embedding"][tokens]
+    kernel[:, new_tokens] = params["dense"]["kernel"][:, tokens]
+    bias[new_tokens] = params["dense"]["bias"][tokens]
+    ends = {"embedding": {"embedding": embedding}, "dense": {"kernel": kernel, "bias": bias}}
+    return {**params, **ends}
+
+
 def forward(
     params: Any,
     carry: Carry,

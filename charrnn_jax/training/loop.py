@@ -6,7 +6,6 @@ the same workdir gives the parameters, optimizer state, carry and metrics that a
 would have given, bit for bit.
 """
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from charrnn_jax.config import diff, from_dict, to_json, validate
+from charrnn_jax.config import to_json, validate
 from charrnn_jax.data.batches import Batch, Batches, make_batches, prefetch
 from charrnn_jax.data.dataset import Dataset, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
@@ -27,12 +26,7 @@ from charrnn_jax.generation.prompts import encode_prompt
 from charrnn_jax.generation.sampler import generate
 from charrnn_jax.models.char_rnn import make_model, summary
 from charrnn_jax.models.fused import can_train_in_bfloat16
-from charrnn_jax.training.checkpoints import (
-    Checkpoints,
-    read_metadata,
-    set_aside_damaged,
-    steps,
-)
+from charrnn_jax.training.checkpoints import Checkpoints
 from charrnn_jax.training.dispatch import (
     calls,
     choose_steps_per_call,
@@ -44,6 +38,7 @@ from charrnn_jax.training.json_lines import JsonLines
 from charrnn_jax.training.optimizer import make_optimizer, make_schedule
 from charrnn_jax.training.progress import Progress
 from charrnn_jax.training.recorder import Recorder
+from charrnn_jax.training.resume import read_saved
 from charrnn_jax.training.train_step import (
     LossFn,
     TrainState,
@@ -51,18 +46,7 @@ from charrnn_jax.training.train_step import (
     create_train_state,
 )
 from charrnn_jax.training.train_step import train_step as standard_train_step
-
-# A run may go on with other values of these; all others are part of what it is. (The protocol is:
-# the best checkpoint is found by comparing losses. The path of a text may change, its sha256 not.)
-_MAY_CHANGE = (
-    "data.path",
-    "model.implementation",
-    "train.",
-    "sample.",
-    "evaluation.batch_size",
-    "optimizer.learning_rate",
-    "optimizer.schedule",
-)
+from charrnn_jax.training.warm_start import warm_start
 
 
 def train(
@@ -97,14 +81,13 @@ def train(
             f"jax {jax.__version__} cannot train in bfloat16 on this processor: take "
             "--config.model.dtype=float32, or a newer jax"
         )
-    initial_loss_is_cross_entropy = train_step is None and loss_fn is cross_entropy
+    initial_loss_is_known = (
+        train_step is None and loss_fn is cross_entropy and not config.train.init_from
+    )
     if train_step is not None and loss_fn is not cross_entropy:
         raise UserError("train_step and loss_fn were both given: put the loss into your train_step")
     workdir = Path(workdir)
-    _check_workdir(workdir, config.data.path)
-    saved = _saved_metadata(workdir)
-    if saved:
-        _check_same_run(saved, config, workdir)
+    saved = read_saved(workdir, config=config)
     vocabulary = Vocabulary.from_dict(saved["vocabulary"]) if saved else None
     dataset = load_dataset(
         config.data, vocabulary=vocabulary, recorded=saved["corpus"] if saved else None
@@ -129,6 +112,11 @@ def train(
         batch_size=config.data.batch_size,
         reset_every_steps=batches.reset_every_steps,
     )
+    origin = saved.get("origin") if saved else None
+    if config.train.init_from and not saved:
+        state, origin = warm_start(
+            state, config.train.init_from, config=config.model, vocabulary=dataset.vocabulary
+        )
     # Jitted by itself it is traced once, however often it is looked at and put into loops.
     train_step = jax.jit(train_step or partial(standard_train_step, loss_fn=loss_fn))
     _check_train_step(train_step, state, batches[0])
@@ -144,45 +132,10 @@ def train(
             batches=batches,
             checkpoints=checkpoints,
             num_steps=num_steps,
-            initial_loss_is_cross_entropy=initial_loss_is_cross_entropy,
+            initial_loss_is_known=initial_loss_is_known,
+            origin=origin,
         )
         return loop.run(state, train_step, interrupt=interrupt)
-
-
-def _check_workdir(workdir: Path, text: str) -> None:
-    """What is wrong with a workdir is said before a text is read and a model is made."""
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"{workdir} is no folder: give another --workdir")
-    there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    if not os.access(there, os.W_OK):
-        raise UserError(f"cannot write to {there}: give another --workdir")
-    folder = Path(text).expanduser().resolve()
-    if text and folder.is_dir() and folder in (workdir.resolve(), *workdir.resolve().parents):
-        raise UserError(
-            f"the workdir {workdir} is inside the folder of the text, {folder}, and would become a "
-            "part of it: give another --workdir"
-        )
-
-
-def _saved_metadata(workdir: Path) -> dict[str, Any] | None:
-    set_aside_damaged(workdir)
-    there = steps(workdir)
-    return read_metadata(workdir, there[-1]) if there else None
-
-
-def _check_same_run(saved: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
-    changes = {
-        name: f"{name} {old!r} -> {new!r}"
-        for name, (old, new) in diff(from_dict(saved["config"]), config).items()
-    }
-    forbidden = [text for name, text in changes.items() if not name.startswith(_MAY_CHANGE)]
-    if forbidden:
-        raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(forbidden)}): give another "
-            "--workdir, or the same config"
-        )
-    for text in changes.values():
-        print(f"Changed since the run was saved: {text}")
 
 
 def _check_train_step(step_fn: TrainStep, state: TrainState, batch: Batch) -> None:
@@ -213,7 +166,8 @@ class _Loop:
         batches: Batches,
         checkpoints: Checkpoints,
         num_steps: int,
-        initial_loss_is_cross_entropy: bool,
+        initial_loss_is_known: bool,
+        origin: dict[str, Any] | None,
     ):
         self.config = config
         self.workdir = workdir
@@ -221,7 +175,8 @@ class _Loop:
         self.batches = batches
         self.checkpoints = checkpoints
         self.num_steps = num_steps
-        self.initial_loss_is_cross_entropy = initial_loss_is_cross_entropy
+        self.initial_loss_is_known = initial_loss_is_known
+        self.origin = origin
 
     def run(
         self, state: TrainState, train_step: TrainStep, *, interrupt: InterruptRequest
@@ -245,7 +200,7 @@ class _Loop:
                 log_every_steps=self.config.train.log_every_steps,
                 steps_per_epoch=steps_per_epoch,
                 vocabulary_size=(
-                    self.dataset.vocabulary.size if self.initial_loss_is_cross_entropy else None
+                    self.dataset.vocabulary.size if self.initial_loss_is_known else None
                 ),
                 saved=saved,
             )
@@ -356,7 +311,8 @@ class _Loop:
             temperature=settings.temperature,
             seed=self.config.seed,
         )
-        trained = "untrained model" if step == 0 else f"step {step:,}"
+        start = f"weights of {self.origin['workdir']}" if self.origin else "untrained model"
+        trained = start if step == 0 else f"step {step:,}"
         for sample in samples:
             self.progress.say(f"--- sample, {trained} ---\n{sample.prompt}{sample.text}\n---")
             self.samples.write(
@@ -381,5 +337,6 @@ class _Loop:
             "config": self.config.to_dict(),
             "vocabulary": self.dataset.vocabulary.to_dict(),
             "corpus": self.dataset.identity(),
+            "origin": self.origin,
         }
         self.checkpoints.save(state, step=step, metadata=metadata)

@@ -1,0 +1,35 @@
+"""`charrnn import`: a model trained with PyTorch or Keras becomes a run."""
+
+import argparse
+
+from charrnn_jax.commands.arguments import reject
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """What is read, and where the run is made."""
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        required=True,
+        help=".safetensors of a PyTorch state dict, or .npz of Keras's model.get_weights()",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        metavar="FILE",
+        required=True,
+        help="JSON list of the characters in the order of the model's ids",
+    )
+    parser.add_argument("--workdir", metavar="DIR", required=True, help="of the new run")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Reads both files and writes the run."""
+    reject(overrides)
+    from charrnn_jax.import_run import import_run
+
+    run = import_run(args.weights, args.vocabulary, args.workdir)
+    model = run.model
+    print(
+        f"Imported {model.num_layers} x {model.hidden_size} {model.cell.upper()}, "
+        f"{run.vocabulary.size - 1} characters; the run is in {run.workdir}"
+    )

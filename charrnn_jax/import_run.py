@@ -1,0 +1,175 @@
+"""`import_run`: a model trained with PyTorch or Keras becomes a run.
+
+Two files are read: the weights, as plain arrays and never as a pickle, and the characters in the
+order of the model's ids. Ours have `[UNK]` first and then the code points in order, so rows and
+columns change places; the logits stay what they were.
+"""
+
+import hashlib
+import json
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from charrnn_jax.config import default_config, to_json
+from charrnn_jax.data.vocabulary import UNK, Vocabulary
+from charrnn_jax.errors import UserError
+from charrnn_jax.files import replacing
+from charrnn_jax.models.char_rnn import change_vocabulary, make_model
+from charrnn_jax.models.foreign import from_keras, from_pytorch
+from charrnn_jax.run import Run, load_run
+from charrnn_jax.training.checkpoints import Checkpoints, steps
+from charrnn_jax.training.train_step import TrainState
+
+# Of [UNK] where a model has none: exp(-1e4) is 0, so every other probability is what it was; and
+# unlike -inf it is a number, in gradients too.
+_IMPOSSIBLE = -1e4
+
+_SAVE_PYTORCH = 'safetensors.torch.save_model(model, "model.safetensors")'
+_SAVE_KERAS = 'numpy.savez("model.npz", *model.get_weights())'
+_SAVE_VOCABULARY = (
+    'json.dump(characters, open("vocabulary.json", "w")), for the TensorFlow tutorial with '
+    "characters = ids_from_chars.get_vocabulary()"
+)
+
+
+def import_run(weights: str | Path, vocabulary: str | Path, workdir: str | Path) -> Run:
+    """Writes a run, at step 0, that can be sampled, scored and trained further from.
+
+    Args:
+      weights: a .safetensors or .npz file: the state dict of a PyTorch model, see
+        `models.foreign.from_pytorch`, or the arrays of a Keras model, see `from_keras`.
+      vocabulary: a JSON list of the characters in the order of the model's ids; one of them may be
+        "[UNK]".
+      workdir: of the new run.
+
+    Returns:
+      The run, opened from the workdir.
+
+    Raises:
+      UserError: a file cannot be used, they do not fit, or the workdir holds a run; nothing was
+        written.
+    """
+    weights, vocabulary, workdir = (
+        Path(path).expanduser() for path in (weights, vocabulary, workdir)
+    )
+    if (workdir / "config.json").exists() or steps(workdir):
+        raise UserError(f"{workdir} holds a run: give another --workdir")
+    arrays = _read_arrays(weights)
+    # Keras's arrays are told apart by their order, which a .safetensors file does not keep.
+    is_pytorch = weights.suffix == ".safetensors" or any("weight_ih_l0" in name for name in arrays)
+    try:
+        settings, params = (from_pytorch if is_pytorch else from_keras)(arrays)
+    except UserError as error:
+        raise UserError(f"{weights} cannot be imported: {error}") from error
+    symbols = _read_symbols(vocabulary)
+    size = len(params["embedding"]["embedding"])
+    if len(symbols) != size:
+        raise UserError(
+            f"{vocabulary} lists {len(symbols)} characters, but the model of {weights} has {size} "
+            "ids: give the list in the order of its ids"
+        )
+    known = Vocabulary.build(symbol for symbol in symbols if symbol != UNK)
+    ids = {symbol: token for token, symbol in enumerate([UNK, *known.characters])}
+    config = default_config()
+    config.model.update(settings)
+    config.data.corpus = ""
+    config.sample.prompt = ""
+    model = make_model(config.model, vocabulary_size=known.size)
+    without_unk = {
+        "embedding": {"embedding": np.zeros((known.size, model.embedding_size), np.float32)},
+        "dense": {
+            "kernel": np.zeros((model.hidden_size, known.size), np.float32),
+            "bias": np.full(known.size, _IMPOSSIBLE, np.float32),
+        },
+    }
+    params = change_vocabulary(
+        params,
+        tokens=np.arange(size),
+        new=without_unk,
+        new_tokens=[ids[symbol] for symbol in symbols],
+    )
+    metadata = {
+        "step": 0,
+        "loss": None,
+        "recorder": None,
+        "config": config.to_dict(),
+        "vocabulary": known.to_dict(),
+        "corpus": {
+            "name": f"an unknown text (imported from {weights.name})",
+            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "num_chars": 0,
+            "instead_of": "",
+        },
+    }
+    state = TrainState(  # of training that never began; only the parameters are ever read
+        step=jnp.zeros((), jnp.int32),
+        params=jax.device_put(params),
+        opt_state=(),
+        carry=(),
+        key=jax.random.key(0),
+        model=model,
+        optimizer=optax.identity(),
+        reset_every_steps=1,
+    )
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(state, step=0, metadata=metadata)
+    with replacing(workdir / "config.json") as partial_file:
+        partial_file.write_text(to_json(config) + "\n")
+    return load_run(workdir)
+
+
+def _read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file by name, for an .npz in the order in which they were saved."""
+    if not file.is_file():
+        raise UserError(f"there is no file {file}: give the model's weights")
+    if file.suffix not in (".safetensors", ".npz"):
+        raise UserError(
+            f"{file} is neither .safetensors nor .npz, and a pickle is not opened: save the "
+            f"weights again, of a PyTorch model by {_SAVE_PYTORCH}, of a Keras model by "
+            f"{_SAVE_KERAS}"
+        )
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise UserError(f"{file} cannot be read ({error}): save float32 weights again") from error
+
+
+def _read_symbols(file: Path) -> list[str]:
+    """The characters of a model, and perhaps `[UNK]`, in the order of its ids."""
+    try:
+        symbols = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON: write it by {_SAVE_VOCABULARY}") from error
+    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise UserError(f"{file} is no JSON list of strings: write it by {_SAVE_VOCABULARY}")
+    if longer := [symbol for symbol in symbols if len(symbol) != 1 and symbol != UNK]:
+        raise UserError(
+            f"{file} has tokens that are no single characters: {', '.join(map(repr, longer[:8]))}; "
+            f"one that stands for unknown characters must be called {UNK!r}, and a model with "
+            "others cannot be imported"
+        )
+    if twice := [symbol for symbol, count in Counter(symbols).items() if count > 1]:
+        raise UserError(f"{file} has {', '.join(map(repr, twice[:8]))} more than once")
+    return symbols

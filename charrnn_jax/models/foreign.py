@@ -1,0 +1,209 @@
+"""Weights of PyTorch's and Keras's recurrent language models -> ours. Knows arrays, not files.
+
+What can be taken over is Embedding -> GRU, LSTM or RNN of any number of layers -> Linear (Dense).
+Cell and sizes are found from names and shapes. What arrays do not show is taken to be the default
+of those libraries: tanh, and nothing between the layers but dropout.
+
+With G gates, a layer of ours (see `fused.CellWeights`) is, in their terms:
+
+  gates           PyTorch                            Keras
+  input kernel    weight_ih_l* [G H, E], transposed  kernel [E, G H]
+  kernel          weight_hh_l* [G H, H], transposed  recurrent_kernel [H, G H]
+  biases          bias_ih_l*, bias_hh_l* [G H]       GRU bias [2, G H]; LSTM, RNN bias [G H]
+  order, GRU      r z n                              z r n (they say h)
+  order, LSTM     i f g o                            i f g o (they say c for g)
+
+Both keep two biases a gate where their sum alone matters; only the GRU's n needs them apart.
+
+Sources: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html (and LSTM, RNN),
+https://keras.io/api/layers/recurrent_layers/gru (`reset_after=True`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from charrnn_jax.errors import UserError
+from charrnn_jax.models.fused import FUSED_CELLS
+
+_CELL_OF_NUM_GATES: dict[float, str] = {1: "rnn", 3: "gru", 4: "lstm"}
+_KERAS_GATES = {"gru": ("z", "r", "n"), "lstm": ("i", "f", "g", "o"), "rnn": ("",)}
+_PYTORCH_GATES = {name: cell.gates for name, cell in FUSED_CELLS.items()}
+_WHAT_CAN_BE = "what can be imported is embedding -> GRU, LSTM or RNN layers -> linear, no more"
+
+
+class _Layer(NamedTuple):
+    """A recurrent layer, gates side by side: [in, G H], [H, G H], [G H], [G H]."""
+
+    input_kernel: np.ndarray
+    kernel: np.ndarray
+    input_bias: np.ndarray
+    bias: np.ndarray
+
+
+def from_pytorch(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Any]:
+    """Converts the state dict of nn.Embedding -> nn.GRU, nn.LSTM or nn.RNN -> nn.Linear.
+
+    Args:
+      arrays: by the names of the state dict; the modules may be called anything. Without biases
+        they are zero; embedding and linear layer may share one weight.
+
+    Returns:
+      (cell and sizes for `config.model`, params).
+
+    Raises:
+      UserError: it is another model, or has numbers that are not finite.
+    """
+    rest = _as_finite_float32(arrays)
+    for name in rest:
+        if name.endswith("_reverse") or "weight_hr_l" in name:
+            kind = "bidirectional" if name.endswith("_reverse") else "projected"
+            raise UserError(f"tensor {name} belongs to a {kind} layer: {_WHAT_CAN_BE}")
+    modules = [name.removesuffix("weight_ih_l0") for name in rest if name.endswith("weight_ih_l0")]
+    if len(modules) != 1:
+        raise UserError(
+            f"there are {len(modules)} recurrent modules (tensors called weight_ih_l0), not one "
+            f"with all of the layers: {_WHAT_CAN_BE}"
+        )
+    (module,) = modules
+    layers: list[_Layer] = []
+    while f"{module}weight_ih_l{len(layers)}" in rest:
+        layers.append(_pop_pytorch_layer(rest, module, len(layers)))
+    table, kernel, bias = _pop_pytorch_ends(rest, layers[0].kernel.shape[0])
+    if rest:
+        raise UserError(f"tensors of an unknown kind: {', '.join(sorted(rest))}: {_WHAT_CAN_BE}")
+    return _assemble(table, layers, kernel.T, bias, gates=_PYTORCH_GATES)
+
+
+def _pop_pytorch_layer(rest: dict[str, np.ndarray], module: str, layer: int) -> _Layer:
+    input_kernel = rest.pop(f"{module}weight_ih_l{layer}").T
+    kernel = rest.pop(f"{module}weight_hh_l{layer}", np.empty((0, 0))).T  # its shape is refused
+    zeros = np.zeros(input_kernel.shape[-1:], np.float32)
+    input_bias, bias = (rest.pop(f"{module}bias_{side}_l{layer}", zeros) for side in ("ih", "hh"))
+    return _Layer(input_kernel, kernel, input_bias, bias)
+
+
+def _pop_pytorch_ends(
+    rest: dict[str, np.ndarray], hidden_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The embedding [V, E], and weight [V, H] and bias [V] of the linear layer."""
+    matrices = [name for name, array in rest.items() if array.ndim == 2]
+    biases = [name for name, array in rest.items() if array.ndim == 1]
+    if biases:
+        linear = [name for name in matrices if name.removesuffix("weight") + "bias" in biases]
+    else:
+        linear = [name for name in matrices if rest[name].shape[1] == hidden_size]
+    if len(matrices) == 1:  # shared weights may be there under one name alone
+        linear = matrices
+    if len(linear) != 1 or len(matrices) > 2 or len(biases) > 1:
+        raise UserError(
+            "beside the recurrent layers there should be an embedding, and a linear layer that "
+            "its bias or its shape tells apart from it; there are "
+            f"{', '.join(sorted(rest)) or 'none'}: {_WHAT_CAN_BE}"
+        )
+    (kernel_name,) = linear
+    (table_name,) = set(matrices) - {kernel_name} or linear
+    table, kernel = rest[table_name], rest[kernel_name]
+    bias = rest[biases[0]] if biases else np.zeros(len(kernel), np.float32)
+    for name in (*matrices, *biases):
+        del rest[name]
+    return table, kernel, bias
+
+
+def from_keras(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Any]:
+    """Converts the weights of Embedding -> GRU, LSTM or SimpleRNN layers -> Dense.
+
+    Args:
+      arrays: in the order of `model.get_weights()`, which is all that tells them apart; the names
+        are not read.
+
+    Returns:
+      (cell and sizes for `config.model`, params).
+
+    Raises:
+      UserError: it is another model, or has numbers that are not finite.
+    """
+    if len(arrays) < 6 or len(arrays) % 3:
+        raise UserError(
+            f"there are {len(arrays)} arrays; with L recurrent layers there should be 3 L + 3: "
+            "embeddings; kernel, recurrent kernel and bias a layer; dense kernel and bias: "
+            f"{_WHAT_CAN_BE}"
+        )
+    table, *recurrent, kernel, bias = _as_finite_float32(arrays).values()
+    threes = zip(recurrent[::3], recurrent[1::3], recurrent[2::3], strict=True)
+    layers = [_keras_layer(*three) for three in threes]
+    return _assemble(table, layers, kernel, bias, gates=_KERAS_GATES)
+
+
+def _keras_layer(input_kernel: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> _Layer:
+    if bias.ndim == 2 and len(bias) == 2:
+        return _Layer(input_kernel, kernel, *bias)
+    if kernel.ndim == 2 and 3 * len(kernel) == kernel.shape[1] == bias.size:
+        raise UserError(
+            f"a GRU with a bias of the shape {list(bias.shape)}, not [2, {bias.size}], has "
+            "reset_after=False, which is another GRU than ours: train it with Keras's default, "
+            "reset_after=True"
+        )
+    return _Layer(input_kernel, kernel, bias, np.zeros_like(bias))
+
+
+def _as_finite_float32(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    for name, array in arrays.items():
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)  # NumPy's does not know bfloat16
+        if not (array.size and is_float and np.isfinite(array).all()):
+            raise UserError(f"array {name} is empty, or has values that are no finite floats")
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def _assemble(
+    table: np.ndarray,
+    layers: Sequence[_Layer],
+    kernel: np.ndarray,
+    bias: np.ndarray,
+    *,
+    gates: Mapping[str, Sequence[str]],
+) -> tuple[dict[str, Any], Any]:
+    """Checks all shapes, and gives every gate its own arrays. gates: by cell, in their order."""
+    if table.ndim != 2 or layers[0].kernel.ndim != 2:
+        raise UserError(f"the embedding or the recurrent kernel is no matrix: {_WHAT_CAN_BE}")
+    (V, E), (H, width) = table.shape, layers[0].kernel.shape
+    cell = _CELL_OF_NUM_GATES.get(width / max(H, 1), "")
+    if not cell:
+        raise UserError(
+            f"the recurrent kernel has the shape [{H}, {width}]: for {H} units a GRU has "
+            f"{3 * H} columns, an LSTM {4 * H} and an RNN {H}"
+        )
+    shapes = {"linear layer's kernel": (kernel, (H, V)), "linear layer's bias": (bias, (V,))}
+    for index, layer in enumerate(layers):
+        expected = ((H if index else E, width), (H, width), (width,), (width,))
+        for name, array, shape in zip(layer._fields, layer, expected, strict=True):
+            shapes[f"recurrent layer {index + 1}'s {name}"] = (array, shape)
+    for name, (array, shape) in shapes.items():
+        if array.shape != shape:
+            raise UserError(
+                f"the {name} has the shape {list(array.shape)}, which does not fit the other "
+                f"arrays: it should be {list(shape)}; {_WHAT_CAN_BE}"
+            )
+    settings = {"cell": cell, "embedding_size": E, "hidden_size": H, "num_layers": len(layers)}
+    params: dict[str, Any] = {
+        "embedding": {"embedding": table},
+        "dense": {"kernel": kernel, "bias": bias},
+    }
+    for index, layer in enumerate(layers):
+        params[f"layers_{index}"] = {"cell": _split_gates(layer, cell=cell, gates=gates[cell])}
+    return settings, params
+
+
+def _split_gates(layer: _Layer, *, cell: str, gates: Sequence[str]) -> dict[str, Any]:
+    """Returns the parameters of the Flax cell: the reverse of `fused.gather_weights`."""
+    params: dict[str, Any] = {}
+    blocks = zip(*(np.split(array, len(gates), axis=-1) for array in layer), strict=True)
+    for gate, (input_kernel, kernel, input_bias, bias) in zip(gates, blocks, strict=True):
+        params[f"i{gate}"], params[f"h{gate}"] = {"kernel": input_kernel}, {"kernel": kernel}
+        if cell == "gru" and gate == "n":  # the reset gate stands between the two
+            params["in"]["bias"], params["hn"]["bias"] = input_bias, bias
+        else:
+            params[FUSED_CELLS[cell].biased + gate]["bias"] = input_bias + bias
+    return params
