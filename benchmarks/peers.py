@@ -437,7 +437,7 @@ _RULES: dict[str, dict[str, Any]] = {
     "top_p": {"top_p": 0.95},
     "min_p": {"min_p": 0.05},
     "no_repeat": {"no_repeat": 30},
-    "pattern": {"pattern": r"([A-Z]{1,12}[!-/])*"},
+    "pattern": {"pattern": "[!-Z]{1001,}"},  # which cannot end within 1000
     "stop": {"stop": ["ABC"]},
 }
 _OURS = ("jax", "flax", "optax", "charrnn_jax.training.dispatch")

@@ -31,7 +31,7 @@ from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.evaluation.metrics import CrossEntropy
 from charrnn_jax.files import creating
 from charrnn_jax.generation import standalone
-from charrnn_jax.generation.rules import Allow, Temperature, apply_rules, choose
+from charrnn_jax.generation.rules import Allow, Greedy, Temperature, choose
 from charrnn_jax.generation.sampler import Sampler
 from charrnn_jax.models.char_rnn import Carry, CharRNN, initialize_params
 from charrnn_jax.models.stepping import prepare, step
@@ -155,9 +155,11 @@ def _no_source_lines() -> Iterator[None]:
 
 def _draw(logits: jax.Array, *, key: jax.Array, temperature: jax.Array) -> jax.Array:
     """[B] ids as `sampler` draws them: key [B] of this step, one a row."""
+    logits = Allow(jnp.arange(logits.shape[-1]) != UNK_ID)(logits)
+    is_greedy = temperature == 0
+    tempered = Temperature(jnp.where(is_greedy, 1, temperature))(logits)
     noise = jax.vmap(partial(jax.random.gumbel, shape=logits.shape[-1:]))(key)
-    rules = (Allow(jnp.arange(logits.shape[-1]) != UNK_ID), Temperature(temperature))
-    return choose(apply_rules(rules, logits, memory=((), ())), noise=noise)
+    return choose(jnp.where(is_greedy, Greedy()(logits), tempered), noise=noise)
 
 
 # --- the card -----------------------------------------------------------------------------------

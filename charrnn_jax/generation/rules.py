@@ -58,13 +58,12 @@ class Greedy(Rule):
 
 @struct.dataclass
 class Temperature(Rule):
-    """logits / temperature: below 1 the likely becomes likelier; 0 is `Greedy`."""
+    """logits / temperature, which is above 0: below 1 the likely becomes likelier."""
 
     temperature: jax.Array | float
 
     def __call__(self, logits: jax.Array, memory: Any = ()) -> jax.Array:
-        greedy = self.temperature == 0
-        return jnp.where(greedy, Greedy()(logits), logits / jnp.where(greedy, 1, self.temperature))
+        return logits / self.temperature
 
 
 @struct.dataclass
@@ -299,7 +298,7 @@ def make_rules(
         rules.append(compile_pattern(pattern, vocabulary, allowed=allowed))
     if no_repeat:
         rules.append(NoRepeat(no_repeat))
-    rules.append(Temperature(temperature))
+    rules.append(Temperature(temperature) if temperature else Greedy())
     if top_k:
         rules.append(TopK(top_k))
     if top_p < 1:

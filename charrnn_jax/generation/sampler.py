@@ -146,25 +146,25 @@ def _sample_steps(
     rules: Rules,
     size: int,
 ) -> tuple[SampleState, Drawn]:
-    """Returns (next state, what was drawn [size, B]; behind num_steps: zeros)."""
+    """Returns (next state, what was drawn [size, B]; behind num_steps anything)."""
     positions = state.position[None] + jnp.arange(size)[:, None]  # [N, B]
     keys = jax.vmap(jax.vmap(jax.random.fold_in), (None, 0))(state.key, positions)
     draw = partial(jax.random.gumbel, shape=(model.vocabulary_size,))
     noise = jax.vmap(jax.vmap(draw))(keys)  # [N, B, V]
 
     def draw_next(i: jax.Array, last: Any) -> Any:
-        carry, token, memory, (tokens, log_probabilities) = last
+        carry, token, memory, tokens, of_all = last
         carry, logits = step(weights, carry, token, model=model)
         token = choose(apply_rules(rules, logits, memory), noise=noise[i])
-        of_all = jax.nn.log_softmax(logits)
-        of_drawn = jnp.take_along_axis(of_all, token[:, None], axis=1)[:, 0]
-        drawn = Drawn(tokens.at[i].set(token), log_probabilities.at[i].set(of_drawn))
-        return carry, token, update_memory(rules, memory, token), drawn
+        memory = update_memory(rules, memory, token)
+        return carry, token, memory, tokens.at[i].set(token), of_all.at[i].set(logits)
 
-    shape = (size, state.token.shape[0])
-    drawn = Drawn(jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
-    first = (state.carry, state.token, state.memory, drawn)
-    carry, token, memory, drawn = jax.lax.fori_loop(0, num_steps, draw_next, first)
+    tokens, of_all = jnp.zeros(noise.shape[:2], jnp.int32), jnp.zeros_like(noise)
+    first = (state.carry, state.token, state.memory, tokens, of_all)
+    carry, token, memory, tokens, of_all = jax.lax.fori_loop(0, num_steps, draw_next, first)
+    # Behind the loop: there every operation, however small, would cost a step its time.
+    of_all = jax.nn.log_softmax(of_all)
+    drawn = Drawn(tokens, jnp.take_along_axis(of_all, tokens[..., None], axis=2)[..., 0])
     return SampleState(carry, token, state.key, state.position + num_steps, memory), drawn
 
 
