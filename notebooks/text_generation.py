@@ -35,6 +35,7 @@ if "google.colab" in sys.modules:  # elsewhere: pip install -e . in a clone of t
     os.system("pip install -q /content/charrnn_jax")
 
 # %%
+import subprocess
 import tempfile
 import time
 
@@ -232,6 +233,19 @@ start = time.time()
 for sample in sampler.generate(prompts, num_chars=1000, seed=1, temperature=0.8):
     print(sample.prompt + sample.text[:200] + "\n" + "_" * 80)
 print(f"Run time: {time.time() - start:.2f} s")
+
+# %% [markdown]
+# ## Export the generator
+# The folder holds the model as programs of XLA, its weights and a `generate.py` that needs nothing
+# of this package. Reload it in another process (on the CPU: the device is taken), and generate 100
+# characters:
+
+# %%
+exported = tempfile.mkdtemp()
+run.export(exported)
+generate = [sys.executable, exported + "/generate.py", "--prompt=ROMEO:", "--num_chars=100"]
+environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+print(subprocess.run(generate, env=environment, stdout=subprocess.PIPE, text=True).stdout)
 
 # %% [markdown]
 # ## Advanced: customized training

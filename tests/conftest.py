@@ -1,9 +1,15 @@
 """Strict set-up: two CPU devices, rank promotion raises, warnings are errors (pyproject.toml)."""
 
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Most of the time goes into compiling: the processes of one session share what they compiled.
+if _is_first_process := "CHARRNN_TESTS" not in os.environ:
+    os.environ["CHARRNN_TESTS"] = tempfile.mkdtemp(prefix="charrnn-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["CHARRNN_TESTS"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 )
@@ -20,6 +26,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parent.parent
 SENTENCE = "The quick brown fox jumps over the lazy dog; 'twas brillig, and the slithy toves.\n"
+
+
+def pytest_unconfigure() -> None:
+    if _is_first_process:
+        shutil.rmtree(os.environ["CHARRNN_TESTS"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -294,7 +294,8 @@ def test_a_command_finds_the_programs_that_it_compiled_before(
     """In a folder for this kind of machine; the environment's own setting goes first."""
     command = [sys.executable, "-m", "charrnn_jax.main", "sample", f"--workdir={trained}"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    del environment["JAX_ENABLE_COMPILATION_CACHE"]  # off in all other tests
+    del environment["JAX_COMPILATION_CACHE_DIR"]  # of all other tests
+    del environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]
 
     def compiled() -> set[str]:
         # Smaller programs are kept or not by how long they took to compile.

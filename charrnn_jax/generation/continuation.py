@@ -148,7 +148,8 @@ class Continuation:
         self, num_chars: int, rules: Rules
     ) -> Iterator[tuple[SampleState, np.ndarray, np.ndarray]]:
         """Yields (state, tokens [n], log-probabilities [n]); the rules know the whole text."""
-        memory = start_memory(rules, *jax.device_put(pad([self.tokens])))
+        padded, lengths = jax.device_put(pad([self.tokens]), self.state.token.sharding)
+        memory = start_memory(rules, padded, lengths)
         state = replace(jax.tree.map(jnp.copy, self.state), memory=memory)  # it is donated
         for done in range(0, num_chars, CHUNK):
             num_steps = min(CHUNK, num_chars - done)

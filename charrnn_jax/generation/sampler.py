@@ -93,7 +93,9 @@ def prime(
     """
     carry, last = _read_prompts(weights, prompts, lengths=lengths, model=model)
     memory = start_memory(rules, prompts, lengths)
-    return SampleState(carry, last, key, jnp.zeros_like(last), memory)
+    state = SampleState(carry, last, key, jnp.zeros_like(last), memory)
+    # Committed to a device, as it will be behind a step: else the first step would compile apart.
+    return jax.device_put(state, last.sharding)
 
 
 @partial(jax.jit, static_argnames="model")
