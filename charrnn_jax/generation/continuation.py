@@ -24,8 +24,8 @@ from charrnn_jax.generation.writer import Sample, Writer
 class Continuation:
     """One text so far. What is done with it gives another; this one stays what it is.
 
-    >>> story = Continuation.start(sampler, "Once")  # doctest: +SKIP
-    >>> endings = [story.branch(seed).write(200) for seed in range(3)]  # doctest: +SKIP
+        story = Continuation.start(sampler, "Once")
+        endings = [story.branch(seed).write(200) for seed in range(3)]
 
     Writing 40 characters and then 60 gives the text that writing 100 gives.
 

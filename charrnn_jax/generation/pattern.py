@@ -4,6 +4,8 @@ The automaton is made by outlines-core, in the syntax of Rust's regex crate (no 
 references), with the model's characters, or bytes, as its alphabet.
 """
 
+from functools import lru_cache
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,7 +15,7 @@ from charrnn_jax.generation.rules import Pattern
 
 
 def compile_pattern(pattern: str, vocabulary: Vocabulary, *, allowed: np.ndarray) -> Pattern:
-    """Turns a regular expression into a rule.
+    """Turns a regular expression into a rule; those that were wanted last are kept.
 
     Args:
       pattern: matched by the whole text behind the prompt.
@@ -23,7 +25,12 @@ def compile_pattern(pattern: str, vocabulary: Vocabulary, *, allowed: np.ndarray
     Raises:
       UserError: it is no such expression, or no text of the allowed characters matches it.
     """
-    transitions, final, first = _automaton(pattern, vocabulary, allowed)
+    return _compile(pattern, vocabulary, tuple(np.flatnonzero(allowed).tolist()))
+
+
+@lru_cache(maxsize=16)
+def _compile(pattern: str, vocabulary: Vocabulary, tokens: tuple[int, ...]) -> Pattern:
+    transitions, final, first = _automaton(pattern, vocabulary, tokens)
     alive = _can_end(transitions, final)
     if first not in alive:
         raise UserError(f"no text of the model's characters matches the pattern {pattern!r}")
@@ -42,13 +49,13 @@ def compile_pattern(pattern: str, vocabulary: Vocabulary, *, allowed: np.ndarray
 
 
 def _automaton(
-    pattern: str, vocabulary: Vocabulary, allowed: np.ndarray
+    pattern: str, vocabulary: Vocabulary, tokens: tuple[int, ...]
 ) -> tuple[dict[int, dict[int, int]], set[int], int]:
     """Returns ({state: {token: state}}, final states, first state)."""
     import outlines_core
 
     symbols: dict[bytes, list[int]] = {}
-    for token in np.flatnonzero(allowed).tolist():
+    for token in tokens:
         if vocabulary.kind == "bytes":
             symbols[bytes([token - 1])] = [token]
         else:
