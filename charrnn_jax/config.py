@@ -152,7 +152,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "evaluation.batch_size": _at_least(1),
     "sample.prompt": _ANY,
     "sample.num_chars": _at_least(1),
-    "sample.temperature": _at_least(0),
+    "sample.temperature": (
+        lambda value: value == 0 or 1e-6 <= value <= 1e6,
+        "0, or from 1e-6 to 1e6",
+    ),
     "sample.num_samples": _at_least(1),
 }
 

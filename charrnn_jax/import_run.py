@@ -41,7 +41,7 @@ _SAVE_VOCABULARY = (
 )
 
 
-def import_run(weights: str | Path, vocabulary: str | Path, workdir: str | Path) -> Run:
+def import_run(weights: str | Path, vocabulary: str | Path, *, workdir: str | Path) -> Run:
     """Writes a run, at step 0, that can be sampled, scored and trained further from.
 
     Args:

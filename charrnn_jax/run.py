@@ -65,7 +65,8 @@ class Run:
         return load_dataset(config, vocabulary=self.vocabulary, recorded=recorded)
 
     def losses(self) -> dict[str, dict[str, float]]:
-        """Returns what was measured of the checkpoint: {split: {protocol: nats/char}}.
+        """Returns what was measured of the checkpoint on its own text, as nats/char by protocol by
+        split.
 
         Raises:
           UserError: `evaluation.json` is damaged.
@@ -78,7 +79,8 @@ class Run:
         try:
             evaluated = json.loads(file.read_text()) if file.exists() else {}
             for split, entry in evaluated.items():
-                if entry["step"] == self.step:
+                same_text = entry["corpus"]["sha256"] == self.corpus["sha256"]
+                if entry["step"] == self.step and same_text:
                     by_protocol = losses.setdefault(split, {})
                     for protocol, loss in entry["losses"].items():
                         by_protocol[protocol] = float(loss["nats_per_char"])
@@ -86,17 +88,24 @@ class Run:
             raise UserError(f"{file} is damaged: delete it, and evaluate again") from error
         return losses
 
+    def public_corpus(self) -> dict[str, Any]:
+        """Returns `corpus` without the folders of an own text, which are nobody else's business."""
+        return {**self.corpus, "name": Path(self.corpus["name"]).name}
+
     def export(self, folder: str | Path) -> None:
         """Writes a folder that needs none of this code; see `generation.export`.
 
         Raises:
           UserError: the folder holds something already, or `evaluation.json` is damaged.
         """
+        config = self.config.to_dict()
+        config["data"]["path"] = Path(config["data"]["path"]).name
+        config["train"]["init_from"] = Path(config["train"]["init_from"]).name
         origin = Origin(
             name=self.workdir.resolve().name,
             step=self.step,
-            config=self.config.to_dict(),
-            corpus=self.corpus,
+            config=config,
+            corpus=self.public_corpus(),
             losses=self.losses(),
             prompt=self.config.sample.prompt,
         )

@@ -3,11 +3,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_rules import sampler
+from test_models import E, H, make
+from test_rules import VOCABULARY, sampler
 
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.generation.continuation import Continuation
+from charrnn_jax.generation.sampler import Sampler, sample_chunk
+from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 
 
 def test_writing_in_parts_gives_the_text_of_writing_at_once() -> None:
@@ -42,6 +45,30 @@ def test_branches_leave_the_text_that_they_come_from_as_it_is() -> None:
     assert len({first.text, *(other.text for other in others)}) == 4
     assert trunk.branch(2).write(60).text == others[2].text
     assert trunk.write(60).text == first.text
+
+
+def test_pieces_of_bytes_put_together_are_the_text() -> None:
+    """Wherever a writing ends inside of a character."""
+    vocabulary = Vocabulary(kind="bytes")
+    model = CharRNN(vocabulary.size, E, H)
+    params = initialize_params(model, jax.random.key(0))
+    ours = Sampler(params, model=model, vocabulary=vocabulary)
+    text, pieces = Continuation.start(ours, "é"), ["é"]
+    for _ in range(4):
+        text = text.write(3, on_text=pieces.append, pattern="(é|漢){9}")
+        text = text.write(2, on_text=pieces.append, allow="é漢")
+    assert "".join(pieces).rstrip("\ufffd") == text.text.rstrip("\ufffd")
+
+
+def test_branches_and_loaded_texts_run_the_same_program(tmp_path: Path) -> None:
+    model, params, _, _ = make("gru", num_layers=2)
+    committed = jax.device_put(params, jax.devices()[0])  # as those of a run that was opened
+    ours = Sampler(committed, model=model, vocabulary=VOCABULARY)
+    text = Continuation.start(ours, "bad").write(60, no_repeat=4)
+    before = sample_chunk._cache_size()
+    text.branch(1).write(60, no_repeat=4).save(tmp_path / "text.npz")
+    Continuation.load(tmp_path / "text.npz", sampler=ours).read("a").write(60, no_repeat=4)
+    assert sample_chunk._cache_size() == before
 
 
 def test_a_text_of_the_users_is_read_like_one_of_the_models() -> None:

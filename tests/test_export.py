@@ -168,7 +168,7 @@ def test_a_fresh_process_without_our_code_writes_the_same_text(
     ("flag", "message"),
     [
         ("--prompt=aZb", "the model does not know 'Z', which is in --prompt"),
-        ("--temperature=nan", "--temperature is nan; it must be finite and at least 0"),
+        ("--temperature=nan", "--temperature is nan; it must be 0, or from 1e-6 to 1e6"),
     ],
 )
 def test_wrong_flags_of_generate_py_end_in_one_line(
@@ -283,9 +283,12 @@ def test_card_has_the_losses_of_this_checkpoint_by_protocol(
 ) -> None:
     model, params, _, _ = make("lstm", 2)
     tiny_config.sample.prompt = "bad"
-    run = Run(tmp_path, 5, tiny_config, VOCABULARY, CORPUS, model, params, loss=2.0)
-    carried = {"carried": {"nats_per_char": 2.5}}
-    evaluated = {"train": {"step": 5, "losses": carried}, "test": {"step": 4, "losses": carried}}
+    tiny_config.data.path = "secret/text.txt"
+    corpus = {**CORPUS, "name": "secret/text.txt"}
+    run = Run(tmp_path, 5, tiny_config, VOCABULARY, corpus, model, params, loss=2.0)
+    entry = {"step": 5, "corpus": corpus, "losses": {"carried": {"nats_per_char": 2.5}}}
+    other_text = {**entry, "corpus": {**corpus, "sha256": "0"}}
+    evaluated = {"train": entry, "validation": other_text, "test": {**entry, "step": 4}}
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluated))
     assert run.losses() == {"validation": {"cold-32": 2.0}, "train": {"carried": 2.5}}
     run.export(tmp_path / "x")
@@ -293,7 +296,9 @@ def test_card_has_the_losses_of_this_checkpoint_by_protocol(
     assert "| validation | cold-32 | 2.0000 | 2.8854 | 7.389 |" in card
     assert "| train | carried | 2.5000 |" in card
     assert f"- sha256: `{CORPUS['sha256']}`" in card
+    tiny_config.data.path = "text.txt"
     assert json.loads((tmp_path / "x" / "config.json").read_text()) == tiny_config.to_dict()
+    assert not any(b"secret" in file.read_bytes() for file in (tmp_path / "x").iterdir())
     assert "Not evaluated." in _losses({}, "char")
     (tmp_path / "evaluation.json").write_text('{"train": 3}')
     with pytest.raises(UserError, match="is damaged: delete it, and evaluate again"):

@@ -166,7 +166,7 @@ def test_a_chunk_equals_single_steps() -> None:
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     close(chunk.log_probabilities, [drawn.log_probabilities for drawn in steps])
     jax.tree.map(close, (end.carry, end.memory), (state.carry, state.memory))
-    part, begun = sample_chunk(weights, first(), 7, model=model, rules=rules)
+    part, begun = sample_chunk(weights, first(), num_steps=7, model=model, rules=rules)
     assert np.array_equal(begun.tokens[:7], chunk.tokens[:7])
     assert part.position.tolist() == [7, 7]
 

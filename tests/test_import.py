@@ -99,7 +99,7 @@ def test_pytorch_model_gives_the_same_logits_loss_and_text(
 
     safetensors.torch.save_model(model, tmp_path / "model.safetensors")
     vocabulary = write_vocabulary(tmp_path, CHARACTERS)
-    run = import_run(tmp_path / "model.safetensors", vocabulary, tmp_path / "run")
+    run = import_run(tmp_path / "model.safetensors", vocabulary, workdir=tmp_path / "run")
 
     ids = random_ids(len(CHARACTERS), (100, 3))
     with torch.no_grad():
@@ -250,7 +250,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("imported")
     np.savez(folder / "model.npz", *keras_arrays("gru").values())
     vocabulary = write_vocabulary(folder, ["[UNK]", *CHARACTERS])
-    import_run(folder / "model.npz", vocabulary, folder / "run")
+    import_run(folder / "model.npz", vocabulary, workdir=folder / "run")
     return folder / "run"
 
 
@@ -358,7 +358,7 @@ def test_keras_arrays_without_their_order_are_refused(tmp_path: Path) -> None:
     save_file(keras_arrays("gru"), tmp_path / "model.safetensors")
     vocabulary = write_vocabulary(tmp_path, ["[UNK]", *CHARACTERS])
     with pytest.raises(UserError, match="there are 0 recurrent modules"):
-        import_run(tmp_path / "model.safetensors", vocabulary, tmp_path / "run")
+        import_run(tmp_path / "model.safetensors", vocabulary, workdir=tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_vocabularies_that_do_not_fit_are_refused(
     weights = tmp_path / "model.npz"
     np.savez(weights, *keras_arrays("rnn").values())
     with pytest.raises(UserError, match=message):
-        import_run(weights, write_vocabulary(tmp_path, symbols), tmp_path / "run")
+        import_run(weights, write_vocabulary(tmp_path, symbols), workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -396,12 +396,16 @@ def test_files_that_are_no_plain_arrays_are_refused(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        import_run(tmp_path / name, write_vocabulary(tmp_path, CHARACTERS), tmp_path / "run")
+        import_run(
+            tmp_path / name, write_vocabulary(tmp_path, CHARACTERS), workdir=tmp_path / "run"
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_workdir_with_a_run_is_not_overwritten(imported: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in imported.rglob("*")}
     with pytest.raises(UserError, match="holds a run: give another --workdir"):
-        import_run(imported.parent / "model.npz", imported.parent / "vocabulary.json", imported)
+        import_run(
+            imported.parent / "model.npz", imported.parent / "vocabulary.json", workdir=imported
+        )
     assert {file: file.stat().st_mtime_ns for file in imported.rglob("*")} == before

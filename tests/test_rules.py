@@ -183,6 +183,17 @@ def test_no_repeat_forbids_what_would_repeat_a_stretch(
         assert (logits[token] == -np.inf) == ((*end, token) in stretches)
 
 
+def test_no_repeat_knows_the_same_of_a_text_that_was_written_and_of_one_that_was_read() -> None:
+    """Also when the text is longer than the window."""
+    rule, text = NoRepeat(3, window=8), [1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1, 2]
+    memory = start_no_repeat(rule, jnp.array([text[:1]]), jnp.array([1]))
+    for length in range(2, len(text) + 1):
+        memory = update_no_repeat(rule, memory, jnp.array([text[length - 1]]))
+        padded = jnp.array([text[:length] + [0] * (len(text) - length)])
+        read = start_no_repeat(rule, padded, jnp.array([length]))
+        jax.tree.map(np.testing.assert_array_equal, memory, read)
+
+
 def test_no_repeat_breaks_a_loop_and_gives_way_where_nothing_else_is_left() -> None:
     wanted = {"num_chars": 300, "temperature": 0.0}
     (looping,) = sampler().generate(["bad"], **wanted)
@@ -245,6 +256,12 @@ def test_what_a_pattern_does_not_permit_stands_for_the_end() -> None:
     assert np.flatnonzero(np.isfinite(rule(logits, behind)[0])).tolist() == [UNK_ID]
 
 
+def test_what_is_not_allowed_may_stand_for_the_end_of_a_pattern() -> None:
+    samples = sampler().generate(["a"] * 9, num_chars=200, pattern="[a-c]+", allow="abc")
+    assert {sample.finish for sample in samples} == {"match"}
+    assert {len(sample.text) for sample in samples} - {1}
+
+
 def test_a_pattern_never_leads_where_it_cannot_end() -> None:
     """ "b" could only be followed by what is forbidden."""
     for _ in range(3):
@@ -257,15 +274,21 @@ def test_a_pattern_never_leads_where_it_cannot_end() -> None:
     [
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 1e-40}, "temperature is 1e-40; it must be 0, or from 1e-6"),
+        ({"temperature": 1e39}, r"temperature is 1e\+39"),
         ({"top_k": -1}, "top_k is -1"),
-        ({"top_p": 0.0}, r"top_p is 0.0; it must be above 0"),
+        ({"top_k": 2**31}, "top_k is 2147483648"),
+        ({"top_p": 1e-40}, "top_p is 1e-40"),
+        ({"top_p": 0.0}, "top_p is 0.0; it must be from 1e-6 to 1"),
         ({"min_p": 1.5}, "min_p is 1.5"),
         ({"no_repeat": -2}, "no_repeat is -2"),
-        ({"allow": "aZ"}, "'Z' at position 1"),
+        ({"no_repeat": 513}, "no_repeat is 513; it must be from 0 to 512"),
+        ({"allow": "aZ"}, "allow has characters not in the vocabulary: 'Z' at position 1"),
         ({"forbid": "\nabcdefghi"}, "no character to write"),
         ({"pattern": "("}, r"pattern '\(' cannot be used"),
         ({"pattern": "Z+"}, r"pattern 'Z\+'"),
         ({"pattern": "(a)*(?=b)"}, "cannot be used"),
+        ({"pattern": "(a{1000}){11}"}, "repeats too often"),
     ],
 )
 def test_wrong_choices_are_refused(choice: dict, message: str) -> None:

@@ -3,10 +3,10 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -83,11 +83,11 @@ def test_best_of_shows_the_likeliest(trained: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--top_p=2"], "top_p is 2.0; it must be above 0 and at most 1"),
+        (["--top_p=2"], "top_p is 2.0; it must be from 1e-6 to 1"),
         (["--pattern=("], "the pattern '(' cannot be used"),
         (["--stop="], "a stop string is empty"),
-        (["--stop=Z"], "'Z' at position 0"),
-        (["--allow=Z"], "'Z' at position 0"),
+        (["--stop=Z"], "a stop string has characters not in the vocabulary: 'Z' at position 0"),
+        (["--allow=Z", "--unk=skip"], "allow has characters not in the vocabulary: 'Z'"),
         (["--stream", "--num_samples=2"], "--stream shows one text"),
         (["--stream", "--json"], "not allowed with argument"),
         (["--interactive", "--best_of=2"], "--interactive shows one text"),
@@ -113,7 +113,15 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
 ) -> None:
     saved = tmp_path / "text.npz"
     lines = ["<", "/set temperature 0.5", "", "/again", "/tree", "/back", "/back", "é\\n", "Z"]
-    lines += ["/set top_p 7", "/set num_chars 0", "/set speed 1", "/set", "/what", "/back 9"]
+    lines += [
+        "/set stop Z",
+        "/set top_p 7",
+        "/set num_chars 0",
+        "/set speed 1",
+        "/set",
+        "/what",
+        "/back 9",
+    ]
     lines += [f"/save {saved}", "/show", f"/open {saved}", "/open /absent", "/new 漢", "/help"]
     typed = iter(lines)
 
@@ -138,6 +146,7 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
     assert after["/back"].startswith("...<")
     assert "! there is no text before it" in out
     assert "! not in the vocabulary: 'Z' at position 0" in after["Z"]
+    assert "a stop string has characters not" in after["/set stop Z"]
     assert "top_p is 7.0" in after["/set top_p 7"]
     assert "'0' is no whole number above 0" in after["/set num_chars 0"]
     assert "no setting 'speed'" in after["/set speed 1"]
@@ -149,6 +158,15 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
     assert "é\n" in after["/show"]
     assert "holds no saved text" in after["/open /absent"]
     assert "/again" in after["/help"]
+
+
+def test_an_empty_line_goes_on_behind_the_stop_string(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = iter(["<", "", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed, "/quit"))
+    assert main(command(trained, "--interactive", "--stop=p", "--temperature=0")) == 0
+    assert capsys.readouterr().out.count("scri\nt>") == 2
 
 
 def test_ctrl_c_ends_a_text_and_not_the_session(trained: Path) -> None:
@@ -166,11 +184,10 @@ def test_ctrl_c_ends_a_text_and_not_the_session(trained: Path) -> None:
     os.close(theirs)
     shown = b""
 
-    def wait_for(mark: bytes, seconds: float = 120) -> None:
+    def wait_for(mark: bytes) -> None:
         nonlocal shown
-        end = time.time() + seconds
         while mark not in shown:
-            assert time.time() < end, shown[-500:]
+            assert select.select([ours], [], [], 120)[0], shown[-500:]
             shown += os.read(ours, 65536)
 
     try:

@@ -104,4 +104,4 @@ def test_wrong_stop_strings_are_refused(stop, message: str) -> None:
 def test_the_end_of_a_pattern_is_no_character() -> None:
     writer = Writer(VOCABULARY, num_chars=9)
     assert writer.add(np.array([1, 2, UNK_ID, UNK_ID]), np.zeros(4)) == "ab"
-    assert writer.sample("b") == ("b", "ab", "match", 2, 0.0)
+    assert writer.sample("b") == ("b", "ab", "match", 2, 0.0, "")

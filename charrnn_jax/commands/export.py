@@ -45,7 +45,7 @@ def _write_page(file: Path, run: Any, *, dtype: str) -> None:
     from charrnn_jax.data.dataset import describe_corpus
     from charrnn_jax.generation.page import write_page
 
-    unit = run.vocabulary.unit
+    unit, corpus = run.vocabulary.unit, run.public_corpus()
     losses = {
         f"Loss, {split}, {protocol}": f"{nats:.4f} nats/{unit}"
         for split, by_protocol in run.losses().items()
@@ -59,9 +59,9 @@ def _write_page(file: Path, run: Any, *, dtype: str) -> None:
         dtype=dtype,
         title=run.workdir.resolve().name,
         description=(
-            f"A recurrent network that has read {run.corpus['name']} and writes on, {unit} by "
+            f"A recurrent network that has read {corpus['name']} and writes on, {unit} by "
             f"{unit}. It runs in this page; nothing is sent anywhere."
         ),
-        facts={"Text": describe_corpus(run.corpus), "Step": f"{run.step:,}", **losses},
+        facts={"Text": describe_corpus(corpus), "Step": f"{run.step:,}", **losses},
         prompt=run.config.sample.prompt,
     )

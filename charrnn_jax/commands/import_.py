@@ -27,7 +27,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     reject(overrides)
     from charrnn_jax.import_run import import_run
 
-    run = import_run(args.weights, args.vocabulary, args.workdir)
+    run = import_run(args.weights, args.vocabulary, workdir=args.workdir)
     model = run.model
     print(
         f"Imported {model.num_layers} x {model.hidden_size} {model.cell.upper()}, "

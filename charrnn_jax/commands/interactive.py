@@ -1,6 +1,7 @@
 """`charrnn sample --interactive`: type, see the model go on, go back, branch."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from charrnn_jax.commands.sample import CHOICES
 from charrnn_jax.errors import UserError
 from charrnn_jax.generation.continuation import Continuation
 from charrnn_jax.generation.sampler import Sampler
+from charrnn_jax.generation.writer import encode_stop
 
 HELP = """\
 What you type is added to the text, and the model goes on; \\n stands for a line break.
@@ -78,6 +80,8 @@ class Session:
             action()
         except (UserError, OSError) as error:
             print(f"! {error}")
+        except KeyboardInterrupt:  # while it read or compiled, not while it wrote
+            print("\n! interrupted")
 
     def obey(self, line: str) -> None:
         """Does what a line says."""
@@ -104,7 +108,10 @@ class Session:
         """Adds a text of the user's, and lets the model go on."""
         if self.now < 0:
             return self.new(text)
-        self._write(self._present().after.read(text, unk=self.unk), parent=self.now)
+        after = self._present().after
+        if not text and after.last:
+            text = after.last.stop  # else the same would come again
+        self._write(after.read(text, unk=self.unk), parent=self.now)
 
     def new(self, prompt: str) -> None:
         """Begins anew."""
@@ -133,10 +140,8 @@ class Session:
             for i, node in enumerate(self.nodes):
                 if node.parent == parent:
                     mark = "*" if i == self.now else " "
-                    text = node.after.text
-                    written = node.after.last.num_chars if node.after.last else 0
-                    begin = text[len(text) - written :][:50]
-                    print(f"{mark}{i + 1:3} {'  ' * depth}{begin!r}")
+                    text = node.after.last.text if node.after.last else node.after.text
+                    print(f"{mark}{i + 1:3} {'  ' * depth}{text[:50]!r}")
                     show(i, depth + 1)
 
         show(-1, 0)
@@ -156,7 +161,9 @@ class Session:
             return
         value = value.replace("\\n", "\n")
         if name == "stop":
-            self.settings["stop"] = [value] if value else []
+            stop = [value] if value else []
+            encode_stop(stop, self.sampler.vocabulary)
+            self.settings["stop"] = stop
         elif name == "num_chars":
             self.settings["num_chars"] = _whole(value)
         elif name in CHOICES:
@@ -205,7 +212,7 @@ def _interruptible() -> Iterator[list[bool]]:
 def _file(rest: str) -> str:
     if not rest.strip():
         raise UserError("give the name of a file")
-    return rest.strip()
+    return os.path.expanduser(rest.strip())
 
 
 def _whole(text: str) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from charrnn_jax.errors import UserError
 from charrnn_jax.files import replacing
-from charrnn_jax.generation.prompts import encode_prompt, pad
+from charrnn_jax.generation.prompts import encode_prompt, pad, row_keys
 from charrnn_jax.generation.rules import Rules, start_memory
 from charrnn_jax.generation.sampler import CHUNK, Sampler, SampleState, fetch
 from charrnn_jax.generation.writer import Sample, Writer
@@ -27,7 +27,8 @@ class Continuation:
         story = Continuation.start(sampler, "Once")
         endings = [story.branch(seed).write(200) for seed in range(3)]
 
-    Writing 40 characters and then 60 gives the text that writing 100 gives.
+    Writing 40 characters and then 60 gives the text that writing 100 gives. (With a pattern it does
+    not: each writing begins it anew.)
 
     Attributes:
       sampler: which goes on.
@@ -78,7 +79,9 @@ class Continuation:
         if num_chars < 1:
             raise UserError(f"num_chars is {num_chars}; it must be at least 1")
         rules = self.sampler.choose_rules(rules, **choice)
-        writer = Writer(self.sampler.vocabulary, num_chars=num_chars, stop=stop)
+        writer = Writer(
+            self.sampler.vocabulary, num_chars=num_chars, stop=stop, behind=self.tokens[-4:]
+        )
         chunks = self._chunks(num_chars, rules)
         num_drawn = 0
         while not writer.finish:
@@ -108,8 +111,8 @@ class Continuation:
 
     def branch(self, seed: int) -> "Continuation":
         """Returns the same text, which another seed will go on with."""
-        key = jax.random.fold_in(jax.random.key(seed), int(self.state.position[0]))
-        return replace(self, state=replace(self.state, key=key[None]))
+        key = row_keys(seed, [self.tokens], num_rows=1)
+        return replace(self, state=replace(self.state, key=self._put(key)))
 
     def save(self, file: str | Path) -> None:
         """Writes the text and the state into a file, for `load`."""
@@ -137,18 +140,23 @@ class Continuation:
             with open(file, "rb") as opened, np.load(opened) as saved:
                 identity, tokens = str(saved["identity"]), saved["tokens"]
                 leaves = [saved[f"state_{i}"] for i in range(num_leaves)]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{file} holds no saved text ({error}): give another file") from error
         if identity != _identity(sampler):
             raise UserError(f"{file} is of another model: open it with the run that wrote it")
-        state = jax.tree.unflatten(jax.tree.structure(template), jax.device_put(leaves))
+        leaves = jax.device_put(leaves, template.token.sharding)
+        state = jax.tree.unflatten(jax.tree.structure(template), leaves)
         return cls(sampler, tokens, replace(state, key=jax.random.wrap_key_data(state.key)))
+
+    def _put(self, arrays: Any) -> Any:
+        """Where the state is: elsewhere, or uncommitted, they would make XLA compile anew."""
+        return jax.device_put(arrays, self.state.token.sharding)
 
     def _chunks(
         self, num_chars: int, rules: Rules
     ) -> Iterator[tuple[SampleState, np.ndarray, np.ndarray]]:
-        """Yields (state, tokens [n], log-probabilities [n]); the rules know the whole text."""
-        padded, lengths = jax.device_put(pad([self.tokens]), self.state.token.sharding)
+        """Yields (state, tokens [n], log-probabilities [n]); the rules begin with all text."""
+        padded, lengths = self._put(pad([self.tokens]))
         memory = start_memory(rules, padded, lengths)
         state = replace(jax.tree.map(jnp.copy, self.state), memory=memory)  # it is donated
         for done in range(0, num_chars, CHUNK):

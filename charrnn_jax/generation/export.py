@@ -245,10 +245,8 @@ which `prepare` lays them out is its own affair and `step`'s.
 
 ## Data
 
-- name: {_code(origin.corpus["name"])}
-- length: {origin.corpus["num_chars"]:,} {vocabulary.kind}
-- sha256: {_code(origin.corpus["sha256"])}
-{_substitute(origin.corpus)}
+{_data(origin.corpus, vocabulary.kind)}
+
 ## Losses
 
 {_losses(origin.losses, unit)}
@@ -290,10 +288,17 @@ def _settings(model: CharRNN) -> dict[str, Any]:
     return {name: getattr(model, name) for name in names}
 
 
-def _substitute(corpus: dict[str, Any]) -> str:
-    if not corpus["instead_of"]:
-        return ""
-    return f"- **INSTEAD OF** {_code(corpus['instead_of'])}, which was not available\n"
+def _data(corpus: dict[str, Any], kind: str) -> str:
+    if not corpus["num_chars"]:  # an imported model
+        return f"{_code(corpus['name'])}; sha256 of the weights: {_code(corpus['sha256'])}"
+    lines = [
+        f"- name: {_code(corpus['name'])}",
+        f"- length: {corpus['num_chars']:,} {kind}",
+        f"- sha256: {_code(corpus['sha256'])}",
+    ]
+    if corpus["instead_of"]:
+        lines.append(f"- **INSTEAD OF** {_code(corpus['instead_of'])}, which was not available")
+    return "\n".join(lines)
 
 
 def _losses(losses: dict[str, dict[str, float]], unit: str) -> str:

@@ -4,6 +4,8 @@ The automaton is made by outlines-core, in the syntax of Rust's regex crate (no 
 references), with the model's characters, or bytes, as its alphabet.
 """
 
+import math
+import re
 from functools import lru_cache
 
 import jax.numpy as jnp
@@ -48,12 +50,23 @@ def _compile(pattern: str, vocabulary: Vocabulary, tokens: tuple[int, ...]) -> P
     return Pattern(jnp.asarray(next_state), jnp.asarray(is_final))
 
 
+# What repetitions multiply to at most: the automaton has about as many states, and is built in one
+# go that Ctrl-C does not end.
+_MOST_REPETITIONS = 10_000
+
+
 def _automaton(
     pattern: str, vocabulary: Vocabulary, tokens: tuple[int, ...]
 ) -> tuple[dict[int, dict[int, int]], set[int], int]:
     """Returns ({state: {token: state}}, final states, first state)."""
     import outlines_core
 
+    counts = [int(count) for count in re.findall(r"(\d+)\}", pattern)]
+    if math.prod(counts) > _MOST_REPETITIONS:
+        raise UserError(
+            f"the pattern {pattern!r} repeats too often: the counts in braces must multiply to at "
+            f"most {_MOST_REPETITIONS:,}"
+        )
     symbols: dict[bytes, list[int]] = {}
     for token in tokens:
         if vocabulary.kind == "bytes":

@@ -17,6 +17,8 @@ def encode_prompt(prompt: str, vocabulary: Vocabulary, *, unk: str = "error") ->
     Raises:
       UserError: the prompt has unknown characters, or none that is known.
     """
+    if unk not in ("error", "skip"):
+        raise ValueError(f"unk is {unk!r}; it must be error or skip")
     if not prompt:
         line_break = vocabulary.encode("\n", unk="skip")
         return line_break if line_break.size else np.array([UNK_ID + 1], vocabulary.dtype)

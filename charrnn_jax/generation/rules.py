@@ -19,6 +19,8 @@ from flax import struct
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
 
+WINDOW = 512  # characters that `NoRepeat` looks back
+
 
 @struct.dataclass
 class Rule:
@@ -131,7 +133,7 @@ class NoRepeat(Rule):
     """
 
     length: jax.Array | int
-    window: int = struct.field(pytree_node=False, default=512)
+    window: int = struct.field(pytree_node=False, default=WINDOW)
 
     def __call__(self, logits: jax.Array, memory: Any = ()) -> jax.Array:
         recent, shared = memory
@@ -157,8 +159,10 @@ class NoRepeat(Rule):
     def update(self, memory: Any, tokens: jax.Array) -> Any:
         recent, shared = memory
         recent = jnp.concatenate([recent[:, 1:], tokens[:, None]], axis=1)
-        # What ends at j now ended at j + 1 before: so `shared` moves by itself.
-        return recent, jnp.where(recent == tokens[:, None], shared + 1, 0)
+        # What ends at j now ended at j + 1 before: so `shared` moves by itself. It knows no more
+        # than the window: what is read again gives the same.
+        longer = jnp.minimum(shared + 1, jnp.arange(1, self.window + 1)[None])
+        return recent, jnp.where(recent == tokens[:, None], longer, 0)
 
 
 @struct.dataclass
@@ -281,11 +285,15 @@ def make_rules(
         that cannot be used.
     """
     ranges = {
-        "temperature": (temperature, 0 <= temperature < np.inf, "finite and at least 0"),
-        "top_k": (top_k, top_k >= 0, "at least 0"),
-        "top_p": (top_p, 0 < top_p <= 1, "above 0 and at most 1"),
+        "temperature": (
+            temperature,
+            temperature == 0 or 1e-6 <= temperature <= 1e6,
+            "0, or from 1e-6 to 1e6",
+        ),
+        "top_k": (top_k, 0 <= top_k < 2**31, "from 0 to 2147483647"),
+        "top_p": (top_p, 1e-6 <= top_p <= 1, "from 1e-6 to 1"),
         "min_p": (min_p, 0 <= min_p <= 1, "from 0 to 1"),
-        "no_repeat": (no_repeat, no_repeat >= 0, "at least 0"),
+        "no_repeat": (no_repeat, 0 <= no_repeat <= WINDOW, f"from 0 to {WINDOW}"),
     }
     for name, (value, is_in_range, requirement) in ranges.items():
         if not is_in_range:
@@ -295,6 +303,8 @@ def make_rules(
     if pattern:
         from charrnn_jax.generation.pattern import compile_pattern
 
+        # It uses allowed characters only; all others may stand for its end.
+        rules = [Allow(jnp.arange(vocabulary.size) != UNK_ID)]
         rules.append(compile_pattern(pattern, vocabulary, allowed=allowed))
     if no_repeat:
         rules.append(NoRepeat(no_repeat))
@@ -313,7 +323,10 @@ def _allowed(vocabulary: Vocabulary, *, allow: str, forbid: str) -> np.ndarray:
     allowed = np.ones(vocabulary.size, bool)
     if allow:
         allowed[:] = False
-        allowed[vocabulary.encode(allow)] = True
+        try:
+            allowed[vocabulary.encode(allow)] = True
+        except UserError as error:
+            raise UserError(f"allow has characters {error}") from error
     allowed[vocabulary.encode(forbid, unk="skip")] = False  # what is unknown is never written
     allowed[UNK_ID] = False
     if not allowed.any():

@@ -108,7 +108,7 @@ def _read_prompts(
 
 @partial(jax.jit, static_argnames="model")
 def read(
-    weights: Any, state: SampleState, tokens: jax.Array, *, lengths: jax.Array, model: CharRNN
+    weights: Any, state: SampleState, *, tokens: jax.Array, lengths: jax.Array, model: CharRNN
 ) -> SampleState:
     """Reads texts behind a state, as if they had been drawn, but for the memory of the rules.
 
@@ -193,10 +193,10 @@ def sample_step(
 def sample_chunk(
     weights: Any,
     state: SampleState,
-    num_steps: jax.Array | int = CHUNK,
     *,
     model: CharRNN,
     rules: Rules,
+    num_steps: jax.Array | int = CHUNK,
 ) -> tuple[SampleState, Drawn]:
     """Up to `CHUNK` times `sample_step` in one loop on the device. Returns (state, [CHUNK, B])."""
     return _sample_steps(weights, state, num_steps, model=model, rules=rules, size=CHUNK)
@@ -239,7 +239,7 @@ class Sampler:
           seed: same seed, same text.
           unk: what happens to characters of a prompt that the model does not know: "error", "skip".
           stop: strings before which a text ends.
-          rules: your own, instead of a choice.
+          rules: your own, instead of a choice; [UNK], where they let it be drawn, ends a text.
           **choice: of `make_rules`: temperature, top_k, top_p, ...
 
         Raises:
@@ -336,14 +336,14 @@ class Sampler:
     def read(self, state: SampleState, tokens: np.ndarray) -> SampleState:
         """Reads a text of ids behind a state of one row, as if it had been drawn."""
         padded, lengths = jax.device_put(pad([tokens]))
-        return read(self._weights(1), state, padded, lengths=lengths, model=self.model)
+        return read(self._weights(1), state, tokens=padded, lengths=lengths, model=self.model)
 
     def draw_chunk(
         self, state: SampleState, num_steps: int, *, rules: Rules
     ) -> tuple[SampleState, Drawn]:
         """Calls `sample_chunk`: the state is donated."""
         weights = self._weights(state.token.shape[0])
-        return sample_chunk(weights, state, num_steps, model=self.model, rules=rules)
+        return sample_chunk(weights, state, num_steps=num_steps, model=self.model, rules=rules)
 
     def _weights(self, num_rows: int) -> Any:
         """Returns the weights in the layout that is best for so many rows."""

@@ -5,7 +5,6 @@ python generate.py --prompt "ROMEO:" --num_chars 100 --temperature 0.8 --seed 0
 
 import argparse
 import json
-import math
 import sys
 import zlib
 from pathlib import Path
@@ -82,8 +81,8 @@ def main() -> None:
         problem = f"the model does not know {unknown!r}, which is in --prompt"
     elif args.num_chars < 1:
         problem = f"--num_chars is {args.num_chars}; it must be at least 1"
-    elif not 0 <= args.temperature < math.inf:
-        problem = f"--temperature is {args.temperature}; it must be finite and at least 0"
+    elif args.temperature and not 1e-6 <= args.temperature <= 1e6:
+        problem = f"--temperature is {args.temperature}; it must be 0, or from 1e-6 to 1e6"
     if problem:
         parser.exit(2, f"{parser.prog}: error: {problem}\n")
 

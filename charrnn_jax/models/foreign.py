@@ -71,6 +71,8 @@ def from_pytorch(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Any]
     layers: list[_Layer] = []
     while f"{module}weight_ih_l{len(layers)}" in rest:
         layers.append(_pop_pytorch_layer(rest, module, len(layers)))
+    if layers[0].kernel.ndim != 2:
+        raise UserError(f"tensor {module}weight_hh_l0 is no matrix: {_WHAT_CAN_BE}")
     table, kernel, bias = _pop_pytorch_ends(rest, layers[0].kernel.shape[0])
     if rest:
         raise UserError(f"tensors of an unknown kind: {', '.join(sorted(rest))}: {_WHAT_CAN_BE}")
@@ -150,11 +152,14 @@ def _keras_layer(input_kernel: np.ndarray, kernel: np.ndarray, bias: np.ndarray)
 
 
 def _as_finite_float32(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    converted = {}
     for name, array in arrays.items():
         is_float = jnp.issubdtype(array.dtype, jnp.floating)  # NumPy's does not know bfloat16
-        if not (array.size and is_float and np.isfinite(array).all()):
-            raise UserError(f"array {name} is empty, or has values that are no finite floats")
-    return {name: array.astype(np.float32) for name, array in arrays.items()}
+        with np.errstate(over="ignore"):
+            converted[name] = array.astype(np.float32) if is_float else array
+        if not (array.size and is_float and np.isfinite(converted[name]).all()):
+            raise UserError(f"array {name} is empty, or has values that are no finite float32")
+    return converted
 
 
 def _assemble(
