@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ def replacing(file: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, file)
+    except OSError as error:
+        if error.filename == str(partial):  # nobody knows it by that name
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -37,10 +42,20 @@ def creating(folder: Path) -> Iterator[Path]:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} is there already: delete it, or give another folder")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had our number
+    for remains in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+        if not _is_alive(int(remains.name.split(".")[-2])):
+            shutil.rmtree(remains, ignore_errors=True)  # of a process that was killed here
     partial.mkdir(parents=True)
     try:
         yield partial
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return process != os.getpid()  # it had our number

@@ -147,6 +147,8 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         OSError,
         ValueError,
         TypeError,
+        KeyError,
+        AttributeError,  # a type of numbers that NumPy lacks
         EOFError,
         zipfile.BadZipFile,
         zlib.error,
@@ -157,10 +159,10 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
 def _read_symbols(file: Path) -> list[str]:
     """The characters of a model, and perhaps `[UNK]`, in the order of its ids."""
     try:
-        symbols = json.loads(file.read_text(encoding="utf-8"))
+        symbols = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON: write it by {_SAVE_VOCABULARY}") from error
     if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
         raise UserError(f"{file} is no JSON list of strings: write it by {_SAVE_VOCABULARY}")

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import from_dict
-from charrnn_jax.data.dataset import Dataset, load_dataset
+from charrnn_jax.data.dataset import Dataset, describe_corpus, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.protocols import label
@@ -33,6 +33,7 @@ class Run:
       params: its parameters.
       loss: of the checkpoint on the validation split, in nats/char by the protocol of
         `config.evaluation`; None: it was not measured.
+      started_from: another run, in words, whose weights this one began with.
     """
 
     workdir: Path
@@ -43,6 +44,7 @@ class Run:
     model: CharRNN
     params: Any
     loss: float | None
+    started_from: str = ""
 
     def load_dataset(self, path: str = "") -> Dataset:
         """Reads the text of the run again, and makes sure that it is the same.
@@ -89,8 +91,8 @@ class Run:
         return losses
 
     def public_corpus(self) -> dict[str, Any]:
-        """Returns `corpus` without the folders of an own text, which are nobody else's business."""
-        return {**self.corpus, "name": Path(self.corpus["name"]).name}
+        """Returns `corpus` as others may see it: an own text by the name of its file alone."""
+        return _public(self.corpus)
 
     def export(self, folder: str | Path) -> None:
         """Writes a folder that needs none of this code; see `generation.export`.
@@ -107,6 +109,7 @@ class Run:
             config=config,
             corpus=self.public_corpus(),
             losses=self.losses(),
+            started_from=self.started_from,
             prompt=self.config.sample.prompt,
         )
         export(
@@ -134,5 +137,25 @@ def load_run(workdir: str | Path, *, checkpoint: str | int = "best") -> Run:
     template = jax.eval_shape(lambda: initialize_params(model, jax.random.key(0)))
     params = read_params(workdir, step, template=template)
     return Run(
-        workdir, step, config, vocabulary, metadata["corpus"], model, params, metadata["loss"]
+        workdir,
+        step,
+        config,
+        vocabulary,
+        metadata["corpus"],
+        model,
+        params,
+        loss=metadata["loss"],
+        started_from=_describe_origin(metadata.get("origin")),
     )
+
+
+def _describe_origin(origin: dict[str, Any] | None) -> str:
+    if not origin:
+        return ""
+    name, text = Path(origin["workdir"]).name, _public(origin["corpus"])
+    return f"{name}, step {origin['step']:,}, trained on {describe_corpus(text)}"
+
+
+def _public(corpus: dict[str, Any]) -> dict[str, Any]:
+    """Without the folders of an own text, which are nobody else's business."""
+    return {**corpus, "name": Path(corpus["name"]).name}

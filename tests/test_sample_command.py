@@ -93,7 +93,7 @@ def test_best_of_shows_the_likeliest(trained: Path, capsys: pytest.CaptureFixtur
         (["--interactive", "--best_of=2"], "--interactive shows one text"),
         (["--interactive", "--prompt_file=-"], "--interactive reads standard input itself"),
         (["--prompt=a", "--prompt_file=b"], "take one of them"),
-        (["--prompt_file=/absent"], "no file is there: '/absent'"),
+        (["--prompt_file=/absent"], "cannot read the prompt in /absent: No such file"),
         (["--no_repeat=-1"], "'-1' is no int of at least 0"),
     ],
 )
@@ -148,11 +148,12 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
     assert "! not in the vocabulary: 'Z' at position 0" in after["Z"]
     assert "a stop string has characters not" in after["/set stop Z"]
     assert "top_p is 7.0" in after["/set top_p 7"]
-    assert "'0' is no whole number above 0" in after["/set num_chars 0"]
+    assert "'0' is no int of at least 1" in after["/set num_chars 0"]
     assert "no setting 'speed'" in after["/set speed 1"]
     assert "temperature 0.5" in after["/set"]
     assert "there is no /what" in after["/what"]
     assert "no text 9" in after["/back 9"]
+    assert after[f"/save {saved}"] == f"Saved to {saved}\n"
     assert after["/show"] == after[f"/open {saved}"]
     assert after["/show"].startswith("<")
     assert "é\n" in after["/show"]

@@ -49,6 +49,13 @@ def natural(text: str) -> int:
     return _number(text, int, 0)
 
 
+def path(text: str) -> Path:
+    """A path that is not empty, as that of an unset variable of the shell is."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text).expanduser()
+
+
 def real(text: str) -> float:
     """A finite number from 0."""
     return _number(text, float, 0)
@@ -125,6 +132,19 @@ def hint_at_unk() -> Iterator[None]:
         yield
     except UnknownCharacterError as error:
         raise UserError(f"{error}; --unk=skip drops them") from error
+
+
+def read_prompt(file: str) -> str:
+    """Returns the text of a file, or of standard input for "-", as a prompt.
+
+    Bytes that are no UTF-8 become surrogates, which a vocabulary of bytes turns back.
+    """
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the prompt in {file}: {error.strerror}") from error
+    text = data.decode("utf-8-sig", "surrogateescape")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_text(file: str, *, kind: str) -> str | bytes:

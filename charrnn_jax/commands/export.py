@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from charrnn_jax.commands.arguments import checkpoint_flags, open_run
+from charrnn_jax.commands.arguments import checkpoint_flags, open_run, path
 from charrnn_jax.errors import UserError
 
 
@@ -18,7 +18,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="programs and weights for jax, or one HTML file; default: folder",
     )
     parser.add_argument(
-        "--output", metavar="PATH", required=True, help="a new folder, or a file such as model.html"
+        "--output",
+        metavar="PATH",
+        type=path,
+        required=True,
+        help="a new folder, or a file such as model.html",
     )
     parser.add_argument(
         "--dtype", choices=("int8", "float16"), help="of the weights in a web page; default: int8"
@@ -27,11 +31,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Opens the run and writes it anew."""
-    output = Path(args.output).expanduser()
+    output = args.output
     if args.format == "folder" and args.dtype:
         raise UserError("--dtype is of a web page; a folder has the weights as they are")
     if args.format == "web" and output.is_dir():
         raise UserError(f"{output} is a folder: give a file, --output={output / 'model.html'}")
+    if args.format == "web" and output.exists() and output.suffix not in (".html", ".htm"):
+        raise UserError(f"{output} is there already: give a file, such as --output=model.html")
     run = open_run(args, overrides)
     if args.format == "folder":
         run.export(output)
@@ -51,6 +57,7 @@ def _write_page(file: Path, run: Any, *, dtype: str) -> None:
         for split, by_protocol in run.losses().items()
         for protocol, nats in by_protocol.items()
     }
+    started = {"Started from": run.started_from} if run.started_from else {}
     write_page(
         file,
         run.params,
@@ -62,6 +69,6 @@ def _write_page(file: Path, run: Any, *, dtype: str) -> None:
             f"A recurrent network that has read {corpus['name']} and writes on, {unit} by "
             f"{unit}. It runs in this page; nothing is sent anywhere."
         ),
-        facts={"Text": describe_corpus(corpus), "Step": f"{run.step:,}", **losses},
+        facts={"Text": describe_corpus(corpus), **started, "Step": f"{run.step:,}", **losses},
         prompt=run.config.sample.prompt,
     )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from charrnn_jax.commands.arguments import reject
+from charrnn_jax.commands.arguments import path, reject
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -10,16 +10,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
+        type=path,
         required=True,
         help=".safetensors of a PyTorch state dict, or .npz of Keras's model.get_weights()",
     )
     parser.add_argument(
         "--vocabulary",
         metavar="FILE",
+        type=path,
         required=True,
         help="JSON list of the characters in the order of the model's ids",
     )
-    parser.add_argument("--workdir", metavar="DIR", required=True, help="of the new run")
+    parser.add_argument("--workdir", metavar="DIR", type=path, required=True, help="of the new run")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -1,5 +1,6 @@
 """`charrnn sample --interactive`: type, see the model go on, go back, branch."""
 
+import argparse
 import contextlib
 import os
 import signal
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from charrnn_jax.commands.arguments import positive
 from charrnn_jax.commands.sample import CHOICES
 from charrnn_jax.errors import UserError
 from charrnn_jax.generation.continuation import Continuation
@@ -14,7 +16,8 @@ from charrnn_jax.generation.sampler import Sampler
 from charrnn_jax.generation.writer import encode_stop
 
 HELP = """\
-What you type is added to the text, and the model goes on; \\n stands for a line break.
+What you type is added to the text, and the model goes on; \\n stands for a line break, // for a
+slash at its beginning.
   (empty line)        go on
   Ctrl-C              stop here
   /again              another text from the same place
@@ -63,7 +66,7 @@ class Session:
             self._do(lambda: self.add(prompts[0]))
         while True:
             try:
-                line = input(f"[{self.now + 1}] > ")
+                line = input(f"[{self.now + 1}] > ").rstrip("\r")
             except KeyboardInterrupt:
                 print("\n/quit or Ctrl-D leaves")
                 continue
@@ -85,8 +88,8 @@ class Session:
 
     def obey(self, line: str) -> None:
         """Does what a line says."""
-        if not line.startswith("/"):
-            self.add(line.replace("\\n", "\n"))
+        if not line.startswith("/") or line.startswith("//"):
+            self.add(line.removeprefix("/").replace("\\n", "\n"))
             return
         name, _, rest = line[1:].partition(" ")
         commands = {
@@ -96,7 +99,7 @@ class Session:
             "tree": self.tree,
             "show": lambda: print(self._present().after.text),
             "new": lambda: self.new(rest.replace("\\n", "\n")),
-            "save": lambda: self._present().after.save(_file(rest)),
+            "save": lambda: self.save(_file(rest)),
             "open": lambda: self.open(_file(rest)),
             "set": lambda: self.set(rest),
         }
@@ -146,6 +149,11 @@ class Session:
 
         show(-1, 0)
 
+    def save(self, file: str) -> None:
+        """Saves the present text."""
+        self._present().after.save(file)
+        print(f"Saved to {file}")
+
     def open(self, file: str) -> None:
         """Goes on with a saved text."""
         loaded = Continuation.load(file, sampler=self.sampler)
@@ -170,7 +178,7 @@ class Session:
             kind = CHOICES[name][0]
             try:
                 changed = {**self.settings, name: kind(value)}
-            except Exception as error:  # argparse's own type
+            except argparse.ArgumentTypeError as error:
                 raise UserError(str(error)) from error
             self.sampler.choose_rules(**{choice: changed[choice] for choice in CHOICES})
             self.settings = changed
@@ -216,6 +224,7 @@ def _file(rest: str) -> str:
 
 
 def _whole(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise UserError(f"{text!r} is no whole number above 0")
-    return int(text)
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(str(error)) from error

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from typing import Any
 
 from charrnn_jax.commands.arguments import (
@@ -13,7 +14,7 @@ from charrnn_jax.commands.arguments import (
     natural,
     open_run,
     positive,
-    read_text,
+    read_prompt,
     real,
     unk_flag,
 )
@@ -85,8 +86,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         raise UserError(f"--dtype={args.dtype}: {error}") from error
     prompts = args.prompt
     if args.prompt_file is not None:
-        text = read_text(args.prompt_file, kind=run.vocabulary.kind)
-        prompts = [text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text]
+        prompts = [read_prompt(args.prompt_file)]
     settings = {name: getattr(args, name) for name in CHOICES}
     settings |= {"num_chars": args.num_chars, "stop": args.stop}
     if args.interactive:
@@ -104,7 +104,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         else:
             samples = sampler.generate(prompts, best_of=args.best_of, **settings)
             num_chars = args.best_of * sum(sample.num_chars for sample in samples)
-            _show(samples, as_json=args.json)
+            _show(samples, run.vocabulary, as_json=args.json)
+            cut = sum(sample.finish == "length" for sample in samples)
+            if args.pattern and cut:
+                warnings.warn(
+                    f"{cut} of {len(samples)} texts ended at --num_chars={args.num_chars}, perhaps "
+                    "before they matched the pattern",
+                    stacklevel=1,
+                )
     seconds = time.perf_counter() - start
     print(
         f"{'_' * 80}\nRun time: {seconds:.2f} s with compilation, "
@@ -126,7 +133,7 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 def _stream(sampler: Any, prompts: list[str], settings: dict[str, Any]) -> int:
     pieces = sampler.stream(prompts, **settings)
-    print(prompts[0], end="", flush=True)
+    print(_as_shown(prompts[0], sampler.vocabulary), end="", flush=True)
     num_chars = 0
     for (piece,) in pieces:
         print(piece, end="", flush=True)
@@ -135,7 +142,14 @@ def _stream(sampler: Any, prompts: list[str], settings: dict[str, Any]) -> int:
     return num_chars
 
 
-def _show(samples: list[Any], *, as_json: bool) -> None:
+def _as_shown(prompt: str, vocabulary: Any) -> str:
+    """Bytes that are no UTF-8 look like those of a text."""
+    is_bytes = vocabulary.kind == "bytes"
+    return vocabulary.decode(vocabulary.encode(prompt)) if is_bytes else prompt
+
+
+def _show(samples: list[Any], vocabulary: Any, *, as_json: bool) -> None:
+    samples = [sample._replace(prompt=_as_shown(sample.prompt, vocabulary)) for sample in samples]
     if as_json:
         for sample in samples:
             fields = sample._asdict()

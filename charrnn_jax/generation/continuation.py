@@ -2,8 +2,9 @@
 
 import json
 import zipfile
+import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,17 +83,23 @@ class Continuation:
         writer = Writer(
             self.sampler.vocabulary, num_chars=num_chars, stop=stop, behind=self.tokens[-4:]
         )
-        chunks = self._chunks(num_chars, rules)
-        num_drawn = 0
+        state, num_drawn = self._with_memory(rules), 0
+        # The states before the last chunks: what is held back may go beyond one.
+        longest = max(map(len, writer.stop), default=0)
+        starts: deque[tuple[int, SampleState]] = deque(maxlen=2 + longest // CHUNK)
         while not writer.finish:
-            state, tokens, log_probabilities = next(chunks)
-            num_drawn += len(tokens)
-            piece = writer.add(tokens, log_probabilities)
+            starts.append((num_drawn, jax.tree.map(jnp.copy, state)))  # what is drawn is donated
+            num_steps = min(CHUNK, num_chars - num_drawn)
+            state, drawn = self.sampler.draw_chunk(state, num_steps, rules=rules)
+            new_tokens, log_probabilities = fetch(drawn, num_steps)
+            num_drawn += num_steps
+            piece = writer.add(new_tokens[:, 0], log_probabilities[:, 0])
             if on_text(piece) is False and not writer.finish:
                 writer.interrupt()
-        if num_drawn > len(writer.tokens):  # beyond the end: the same again, just so far
-            again = deque(self._chunks(len(writer.tokens), rules), maxlen=1)
-            state = again[0][0] if again else self.state
+        if num_drawn > len(writer.tokens):  # beyond the end: the last of it again, just so far
+            num_kept = len(writer.tokens)
+            first, state = next(start for start in reversed(starts) if start[0] <= num_kept)
+            state, _ = self.sampler.draw_chunk(state, num_kept - first, rules=rules)
         tokens = np.concatenate([self.tokens, np.array(writer.tokens, self.tokens.dtype)])
         last = writer.sample(prompt=self.text)
         return replace(self, tokens=tokens, state=replace(state, memory=()), last=last)
@@ -134,36 +141,37 @@ class Continuation:
           UserError: there is no such file, or it is of another kind of model.
         """
         template = _with_plain_key(sampler.prime([np.array([1])], seed=0, rules=()))
-        num_leaves = len(jax.tree.leaves(template))
+        expected = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(template)]
         try:
             # Opened here: of a broken file, np.load would leave its own open.
             with open(file, "rb") as opened, np.load(opened) as saved:
                 identity, tokens = str(saved["identity"]), saved["tokens"]
-                leaves = [saved[f"state_{i}"] for i in range(num_leaves)]
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{file} holds no saved text ({error}): give another file") from error
+                leaves = [saved[f"state_{i}"] for i in range(len(expected))]
+        except OSError as error:
+            reason = error.strerror or "no archive of NumPy's"
+            raise UserError(f"{file} holds no saved text: {reason}") from error
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{file} holds no saved text: give another file") from error
         if identity != _identity(sampler):
             raise UserError(f"{file} is of another model: open it with the run that wrote it")
+        ids = np.arange(sampler.vocabulary.size)
+        is_text = tokens.ndim == 1 and tokens.size and np.isin(tokens, ids).all()
+        if not is_text or [(leaf.shape, leaf.dtype) for leaf in leaves] != expected:
+            raise UserError(f"{file} is damaged: give another file")
         leaves = jax.device_put(leaves, template.token.sharding)
         state = jax.tree.unflatten(jax.tree.structure(template), leaves)
-        return cls(sampler, tokens, replace(state, key=jax.random.wrap_key_data(state.key)))
+        state = replace(state, key=jax.random.wrap_key_data(state.key))
+        return cls(sampler, tokens.astype(sampler.vocabulary.dtype), state)
 
     def _put(self, arrays: Any) -> Any:
         """Where the state is: elsewhere, or uncommitted, they would make XLA compile anew."""
         return jax.device_put(arrays, self.state.token.sharding)
 
-    def _chunks(
-        self, num_chars: int, rules: Rules
-    ) -> Iterator[tuple[SampleState, np.ndarray, np.ndarray]]:
-        """Yields (state, tokens [n], log-probabilities [n]); the rules begin with all text."""
+    def _with_memory(self, rules: Rules) -> SampleState:
+        """A copy of the state, with what the rules remember of the text."""
         padded, lengths = self._put(pad([self.tokens]))
         memory = start_memory(rules, padded, lengths)
-        state = replace(jax.tree.map(jnp.copy, self.state), memory=memory)  # it is donated
-        for done in range(0, num_chars, CHUNK):
-            num_steps = min(CHUNK, num_chars - done)
-            state, drawn = self.sampler.draw_chunk(state, num_steps, rules=rules)
-            tokens, log_probabilities = fetch(drawn, num_steps)
-            yield state, tokens[:, 0], log_probabilities[:, 0]
+        return replace(jax.tree.map(jnp.copy, self.state), memory=memory)
 
 
 def _with_plain_key(state: SampleState) -> SampleState:

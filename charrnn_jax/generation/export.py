@@ -51,6 +51,7 @@ class Origin:
       corpus: what it was trained on; `data.dataset.Dataset.identity()`.
       losses: nats/char by split and protocol: {"validation": {"carried": 1.48}}.
       prompt: of the card's sample.
+      started_from: another model, in words, whose weights the training began with.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Origin:
     corpus: dict[str, Any]
     losses: dict[str, dict[str, float]]
     prompt: str
+    started_from: str = ""
 
 
 def export(
@@ -245,7 +247,7 @@ which `prepare` lays them out is its own affair and `step`'s.
 
 ## Data
 
-{_data(origin.corpus, vocabulary.kind)}
+{_data(origin, vocabulary.kind)}
 
 ## Losses
 
@@ -288,7 +290,8 @@ def _settings(model: CharRNN) -> dict[str, Any]:
     return {name: getattr(model, name) for name in names}
 
 
-def _data(corpus: dict[str, Any], kind: str) -> str:
+def _data(origin: Origin, kind: str) -> str:
+    corpus = origin.corpus
     if not corpus["num_chars"]:  # an imported model
         return f"{_code(corpus['name'])}; sha256 of the weights: {_code(corpus['sha256'])}"
     lines = [
@@ -298,6 +301,8 @@ def _data(corpus: dict[str, Any], kind: str) -> str:
     ]
     if corpus["instead_of"]:
         lines.append(f"- **INSTEAD OF** {_code(corpus['instead_of'])}, which was not available")
+    if origin.started_from:
+        lines.append(f"- trained on from the weights of {_code(origin.started_from)}")
     return "\n".join(lines)
 
 

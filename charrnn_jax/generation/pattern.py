@@ -52,7 +52,7 @@ def _compile(pattern: str, vocabulary: Vocabulary, tokens: tuple[int, ...]) -> P
 
 # What repetitions multiply to at most: the automaton has about as many states, and is built in one
 # go that Ctrl-C does not end.
-_MOST_REPETITIONS = 10_000
+_MOST_REPETITIONS = 2_000
 
 
 def _automaton(
@@ -77,9 +77,10 @@ def _automaton(
     try:
         index = outlines_core.Index(pattern, outlines_core.Vocabulary(end, symbols))
     except ValueError as error:
+        reason = str(error).partition(". ")[0]
         raise UserError(
-            f"the pattern {pattern!r} cannot be used: {' '.join(str(error).split())[:200]}; "
-            "whole texts are matched, in the syntax of Rust's regex crate, without ^ and $"
+            f"the pattern {pattern!r} cannot be used ({reason}): it is of the model's characters, "
+            "in the syntax of Rust's regex crate, without ^ and $, for it matches whole texts"
         ) from error
     transitions = {
         state: {token: following for token, following in row.items() if token != end}

@@ -52,6 +52,8 @@ def row_keys(seed: int, encoded: Sequence[np.ndarray], *, num_rows: int) -> jax.
 
     [num_rows], of which those behind the prompts are anything.
     """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}; it must be from 0 to 4294967295")
     seen: Counter[bytes] = Counter()
     folded = np.zeros((num_rows, 2), np.uint32)
     for row, tokens in zip(folded, encoded, strict=False):

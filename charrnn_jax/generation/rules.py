@@ -290,10 +290,10 @@ def make_rules(
             temperature == 0 or 1e-6 <= temperature <= 1e6,
             "0, or from 1e-6 to 1e6",
         ),
-        "top_k": (top_k, 0 <= top_k < 2**31, "from 0 to 2147483647"),
+        "top_k": (top_k, top_k in range(2**31), "a whole number below 2**31"),
         "top_p": (top_p, 1e-6 <= top_p <= 1, "from 1e-6 to 1"),
         "min_p": (min_p, 0 <= min_p <= 1, "from 0 to 1"),
-        "no_repeat": (no_repeat, 0 <= no_repeat <= WINDOW, f"from 0 to {WINDOW}"),
+        "no_repeat": (no_repeat, no_repeat in range(WINDOW + 1), f"from 0 to {WINDOW}"),
     }
     for name, (value, is_in_range, requirement) in ranges.items():
         if not is_in_range:

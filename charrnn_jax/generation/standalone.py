@@ -83,6 +83,8 @@ def main() -> None:
         problem = f"--num_chars is {args.num_chars}; it must be at least 1"
     elif args.temperature and not 1e-6 <= args.temperature <= 1e6:
         problem = f"--temperature is {args.temperature}; it must be 0, or from 1e-6 to 1e6"
+    elif not 0 <= args.seed < 2**32:
+        problem = f"--seed is {args.seed}; it must be from 0 to 4294967295"
     if problem:
         parser.exit(2, f"{parser.prog}: error: {problem}\n")
 
