@@ -114,6 +114,17 @@ def test_what_is_no_saved_text_of_this_model_is_refused(tmp_path: Path) -> None:
         (tmp_path / "broken.npz").write_bytes(content)
         with pytest.raises(UserError, match="holds no saved text"):
             Continuation.load(tmp_path / "broken.npz", sampler=sampler())
+    with np.load(file) as saved:
+        arrays = dict(saved)
+    for damage in ({"tokens": np.array([9999])}, {"state_0": np.zeros((2, 3), np.float32)}):
+        np.savez(tmp_path / "damaged.npz", **{**arrays, **damage})
+        with pytest.raises(UserError, match="is damaged"):
+            Continuation.load(tmp_path / "damaged.npz", sampler=sampler())
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    with pytest.raises(UserError, match="holds no saved text"):
+        Continuation.load(tmp_path / "array.npy", sampler=sampler())
+    with pytest.raises(UserError, match="seed is 4294967296"):
+        Continuation.start(sampler(), "bad", seed=2**32)
     with pytest.raises(UserError, match="holds no saved text"):
         Continuation.load(tmp_path / "none.npz", sampler=sampler())
     with pytest.raises(UserError, match="num_chars is 0"):

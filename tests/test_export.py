@@ -272,6 +272,7 @@ with creating(pathlib.Path({str(tmp_path)!r}, "x")) as partial:
     with creating(tmp_path / "x") as partial:
         (partial / "README.md").touch()
     assert list(contents(tmp_path / "x")) == ["README.md"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]  # nothing of the killed one
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -285,7 +286,9 @@ def test_card_has_the_losses_of_this_checkpoint_by_protocol(
     tiny_config.sample.prompt = "bad"
     tiny_config.data.path = "secret/text.txt"
     corpus = {**CORPUS, "name": "secret/text.txt"}
-    run = Run(tmp_path, 5, tiny_config, VOCABULARY, corpus, model, params, loss=2.0)
+    run = Run(
+        tmp_path, 5, tiny_config, VOCABULARY, corpus, model, params, loss=2.0, started_from="old"
+    )
     entry = {"step": 5, "corpus": corpus, "losses": {"carried": {"nats_per_char": 2.5}}}
     other_text = {**entry, "corpus": {**corpus, "sha256": "0"}}
     evaluated = {"train": entry, "validation": other_text, "test": {**entry, "step": 4}}
@@ -296,6 +299,7 @@ def test_card_has_the_losses_of_this_checkpoint_by_protocol(
     assert "| validation | cold-32 | 2.0000 | 2.8854 | 7.389 |" in card
     assert "| train | carried | 2.5000 |" in card
     assert f"- sha256: `{CORPUS['sha256']}`" in card
+    assert "- trained on from the weights of `old`" in card
     tiny_config.data.path = "text.txt"
     assert json.loads((tmp_path / "x" / "config.json").read_text()) == tiny_config.to_dict()
     assert not any(b"secret" in file.read_bytes() for file in (tmp_path / "x").iterdir())

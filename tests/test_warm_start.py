@@ -87,6 +87,7 @@ def test_resume_is_bitwise_identical_and_needs_no_source(
     shutil.rmtree(copied)
     assert_bitwise_equal(train(tiny_config, tmp_path / "two"), in_one_go)
     assert read_metadata(tmp_path / "two", 9)["origin"]["step"] == 3
+    assert load_run(tmp_path / "two").started_from.startswith("source, step 3, trained on ")
     tiny_config.train.init_from = ""
     with pytest.raises(UserError, match=r"another config \(train.init_from '.*source' -> ''\)"):
         train(tiny_config, tmp_path / "two")
