@@ -16,6 +16,7 @@ os.environ["XLA_FLAGS"] = (
 
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 from ml_collections import ConfigDict
@@ -23,6 +24,11 @@ from ml_collections import ConfigDict
 from charrnn_jax.config import default_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# An example may be the first of its shape and compile, on a machine that is busy.
+hypothesis.settings.register_profile(
+    "compiling", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("compiling")
 
 ROOT = Path(__file__).parent.parent
 SENTENCE = "The quick brown fox jumps over the lazy dog; 'twas brillig, and the slithy toves.\n"

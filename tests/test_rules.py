@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_models import E, H, make
@@ -71,7 +70,6 @@ def sampler(**changes) -> Sampler:
 
 
 @given(some_logits, st.integers(1, 10))
-@hypothesis_settings(deadline=None)
 def test_top_k_keeps_the_k_most_likely_and_ties_with_the_last(logits: np.ndarray, k: int) -> None:
     kth = np.sort(logits, axis=-1)[:, ::-1][:, min(k, 8) - 1 : min(k, 8)]
     expected = np.where(logits >= kth, logits, -np.inf)
@@ -79,7 +77,6 @@ def test_top_k_keeps_the_k_most_likely_and_ties_with_the_last(logits: np.ndarray
 
 
 @given(some_logits, st.floats(0.01, 1.0))
-@hypothesis_settings(deadline=None)
 def test_top_p_keeps_the_fewest_most_likely_that_reach_p(logits: np.ndarray, p: float) -> None:
     probabilities = np.asarray(jax.nn.softmax(logits))
     kept = np.isfinite(run_rule(TopP(p), logits))
@@ -91,7 +88,6 @@ def test_top_p_keeps_the_fewest_most_likely_that_reach_p(logits: np.ndarray, p: 
 
 
 @given(some_logits, st.floats(0.01, 1.0))
-@hypothesis_settings(deadline=None)
 def test_min_p_keeps_what_is_likely_next_to_the_likeliest(logits: np.ndarray, p: float) -> None:
     ratios = np.exp(logits - logits.max(-1, keepdims=True))
     kept = np.isfinite(run_rule(MinP(p), logits))
@@ -100,7 +96,6 @@ def test_min_p_keeps_what_is_likely_next_to_the_likeliest(logits: np.ndarray, p:
 
 
 @given(some_logits)
-@hypothesis_settings(deadline=None)
 def test_greedy_keeps_the_first_of_the_most_likely_and_top_k_1_keeps_it(logits: np.ndarray) -> None:
     greedy = run_rule(Greedy(), logits)
     np.testing.assert_array_equal(np.argmax(greedy, -1), np.argmax(logits, -1))
@@ -166,7 +161,6 @@ def test_other_numbers_run_the_same_program() -> None:
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 8))
-@hypothesis_settings(deadline=None)
 def test_no_repeat_forbids_what_would_repeat_a_stretch(
     text: list[int], length: int, num_read: int
 ) -> None:
