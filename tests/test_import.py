@@ -55,7 +55,11 @@ def assert_close(ours, theirs: np.ndarray) -> None:
 
 
 def torch_model(cell: str, num_layers: int = 1):
-    """char-rnn.pytorch's names; weights large enough that the text does not stand still."""
+    """char-rnn.pytorch's names; weights large enough that the text does not stand still.
+
+    The recurrent ones stay as they are, or the network would be chaotic: what rounding differs in
+    would grow until the texts differ.
+    """
     torch = pytest.importorskip("torch")
 
     class Model(torch.nn.Module):
@@ -72,8 +76,9 @@ def torch_model(cell: str, num_layers: int = 1):
 
     torch.manual_seed(0)
     model = Model()
-    for parameter in model.parameters():
-        parameter.data *= 3
+    for name, parameter in model.named_parameters():
+        if "weight_hh" not in name:
+            parameter.data *= 3
     return model
 
 
