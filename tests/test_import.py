@@ -414,3 +414,23 @@ def test_workdir_with_a_run_is_not_overwritten(imported: Path) -> None:
             imported.parent / "model.npz", imported.parent / "vocabulary.json", workdir=imported
         )
     assert {file: file.stat().st_mtime_ns for file in imported.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("rnn.weight_hh_l0", np.ones(()), "weight_hh_l0 is no matrix"),
+        ("rnn.weight_ih_l0", np.ones(()), "does not fit the other arrays"),
+        ("encoder.weight", np.full((3, 2), 1e300), "no finite float32"),
+    ],
+)
+def test_arrays_of_impossible_shapes_and_values_are_refused(
+    name: str, array: np.ndarray, message: str
+) -> None:
+    shapes = {"encoder": (3, 2), "rnn": (12, 2), "decoder": (3, 4)}
+    names = ("encoder.weight", "rnn.weight_ih_l0", "decoder.weight")
+    arrays = {known: np.ones(shapes[known.split(".")[0]]) for known in names}
+    arrays["rnn.weight_hh_l0"] = np.ones((12, 4))
+    from_pytorch(arrays)
+    with pytest.raises(UserError, match=message):
+        from_pytorch({**arrays, name: array})

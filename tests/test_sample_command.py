@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from test_main import SMOKE, last_line_of_error
 
+from charrnn_jax.commands.arguments import read_prompt
 from charrnn_jax.main import main
 
 
@@ -69,6 +70,13 @@ def test_a_streamed_text_is_the_text_and_a_prompt_comes_from_a_file_or_standard_
     monkeypatch.setattr("sys.stdin", standard_input)
     assert main(command(trained, "--prompt_file=-", "--stream", *rules)) == 0
     assert capsys.readouterr().out == expected
+
+
+def test_a_prompt_file_is_read_as_the_vocabulary_reads_texts(tmp_path: Path) -> None:
+    file, raw = tmp_path / "prompt", b"\xef\xbb\xbfa\r\nb\xff"
+    file.write_bytes(raw)
+    assert read_prompt(str(file), kind="bytes").encode("utf-8", "surrogateescape") == raw
+    assert read_prompt(str(file), kind="characters") == "a\nb\udcff"
 
 
 def test_best_of_shows_the_likeliest(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,15 +134,18 @@ def hint_at_unk() -> Iterator[None]:
         raise UserError(f"{error}; --unk=skip drops them") from error
 
 
-def read_prompt(file: str) -> str:
+def read_prompt(file: str, *, kind: str) -> str:
     """Returns the text of a file, or of standard input for "-", as a prompt.
 
-    Bytes that are no UTF-8 become surrogates, which a vocabulary of bytes turns back.
+    For a vocabulary of bytes it is the file as it is: what is no UTF-8 becomes surrogates, which
+    the vocabulary turns back. Else a byte order mark is dropped, and CRLF and CR become LF.
     """
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the prompt in {file}: {error.strerror}") from error
+    if kind == "bytes":
+        return data.decode("utf-8", "surrogateescape")
     text = data.decode("utf-8-sig", "surrogateescape")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         raise UserError(f"--dtype={args.dtype}: {error}") from error
     prompts = args.prompt
     if args.prompt_file is not None:
-        prompts = [read_prompt(args.prompt_file)]
+        prompts = [read_prompt(args.prompt_file, kind=run.vocabulary.kind)]
     settings = {name: getattr(args, name) for name in CHOICES}
     settings |= {"num_chars": args.num_chars, "stop": args.stop}
     if args.interactive:
