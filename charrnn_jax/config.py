@@ -257,21 +257,31 @@ def load_experiment(file: str, arg: str = "") -> ConfigDict:
     Raises:
       UserError: the file is not there, does not run, or has no `get_config`.
     """
+    config = call_experiment(file, "get_config", arg)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config of {file} returned {type(config).__name__}, not a ConfigDict")
+    return config.lock()
+
+
+def call_experiment(file: str, function: str, argument: Any) -> Any:
+    """Returns what a function of an experiment file returns.
+
+    Raises:
+      UserError: the file is not there, does not run, or has no such function.
+    """
     if not os.path.isfile(file):
         there = ", ".join(sorted(glob.glob("experiments/*.py"))) or "none in ./experiments"
         raise UserError(f"there is no experiment file {file!r}; there are {there}")
     try:
-        get_config = runpy.run_path(file).get("get_config")
-        config = get_config(arg) if get_config else None
+        found = runpy.run_path(file).get(function)
+        result = found(argument) if found else None
     except UserError:
         raise
     except (Exception, SystemExit) as error:
         raise UserError(f"{file} does not run: {type(error).__name__}: {error}") from error
-    if get_config is None:
-        raise UserError(f"{file} has no function get_config(arg='')")
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config of {file} returned {type(config).__name__}, not a ConfigDict")
-    return config.lock()
+    if found is None:
+        raise UserError(f"{file} has no function {function}")
+    return result
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
@@ -286,9 +296,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         if not (argument.startswith("--config.") and equals):
             raise UserError(f"what is {argument!r}? Fields are set by --config.SECTION.FIELD=VALUE")
         if name not in flat:
-            near = difflib.get_close_matches(name, flat, n=1)
-            hint = f"did you mean config.{near[0]}?" if near else "see config.json of a run"
-            raise UserError(f"there is no field config.{name}; {hint}")
+            raise _no_field(name, flat)
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict(
         "config", config, flag_values=values, sys_argv=["charrnn", *arguments]
@@ -298,3 +306,28 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
     return config
+
+
+def override_values(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """Returns a copy with other values of some fields: {"section.field": value}.
+
+    Raises:
+      UserError: a field that is not there, or a value of another type.
+    """
+    config = config.copy_and_resolve_references()
+    flat = flatten(config)
+    for name, value in overrides.items():
+        if name not in flat:
+            raise _no_field(name, flat)
+        try:
+            config.update_from_flattened_dict({name: value})
+        except TypeError as error:
+            kind = type(flat[name]).__name__
+            raise UserError(f"config.{name} is {value!r}; it must be of type {kind}") from error
+    return config
+
+
+def _no_field(name: str, flat: Mapping[str, Any]) -> UserError:
+    near = difflib.get_close_matches(name, flat, n=1)
+    hint = f"did you mean config.{near[0]}?" if near else "see config.json of a run"
+    return UserError(f"there is no field config.{name}; {hint}")

@@ -16,6 +16,10 @@ class TrainingError(RuntimeError):
     exit_code = 1
 
 
+class DivergedError(TrainingError):
+    """The loss or the parameters are not finite."""
+
+
 class Interrupted(BaseException):
     """A signal ended training after the state was saved. Exit code 128 + signal number.
 

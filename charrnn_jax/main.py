@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "loss of a whole split, by protocol",
     "sample": "generate text",
     "score": "loss of a given text",
+    "sweep": "train all work units of an experiment's get_hyper, then report on them",
     "export": "a model for places without this code: a folder, or a web page",
     "import": "a model of PyTorch or Keras becomes a run",
     "corpora": "known corpora, and which are here",

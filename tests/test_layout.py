@@ -18,6 +18,8 @@ LAYERS = [
     "generation",
     "training",
     "run",
+    "reports",
+    "sweeps",
     "import_run",
     "commands",
     "main",

@@ -24,7 +24,7 @@ import jax
 import optax
 import orbax.checkpoint as ocp
 
-from charrnn_jax.errors import TrainingError, UserError
+from charrnn_jax.errors import DivergedError, TrainingError, UserError
 from charrnn_jax.training.train_step import TrainState
 
 _MANIFEST = "sha256.json"
@@ -80,13 +80,13 @@ class Checkpoints:
           metadata: plain JSON data; its "loss" (or None) decides which checkpoint is the best.
 
         Raises:
-          TrainingError: this or the previous checkpoint could not be written, or the parameters
-            are not finite.
+          TrainingError: this or the previous checkpoint could not be written.
+          DivergedError: the parameters are not finite.
         """
         if step == self.latest:
             return
         if not math.isfinite(optax.tree.norm(state.params)):
-            raise TrainingError(
+            raise DivergedError(
                 f"the parameters behind step {step:,} are not finite; they were not saved: try a "
                 "lower --config.optimizer.learning_rate"
             )

@@ -6,6 +6,7 @@ the same workdir gives the parameters, optimizer state, carry and metrics that a
 would have given, bit for bit.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ from charrnn_jax.training.train_step import (
 from charrnn_jax.training.train_step import train_step as standard_train_step
 from charrnn_jax.training.warm_start import warm_start
 
+OnEvaluation = Callable[[int, float], None]
+
 
 def train(
     config: ConfigDict,
@@ -55,6 +58,7 @@ def train(
     *,
     train_step: TrainStep | None = None,
     loss_fn: LossFn = cross_entropy,
+    on_evaluation: OnEvaluation | None = None,
 ) -> TrainState:
     """Trains a model, or goes on where the run in `workdir` stopped.
 
@@ -66,6 +70,8 @@ def train(
         jitted here, with the state donated.
       loss_fn: your own loss in the standard step: (logits [B, T, V], targets [B, T]) -> [B, T].
         Validation is always the cross-entropy.
+      on_evaluation: is told of every evaluation, (step, validation loss in nats/char), after the
+        checkpoint behind that step was saved; what it raises ends training.
 
     Returns:
       The state behind the last step.
@@ -134,6 +140,7 @@ def train(
             num_steps=num_steps,
             initial_loss_is_known=initial_loss_is_known,
             origin=origin,
+            on_evaluation=on_evaluation,
         )
         return loop.run(state, train_step, interrupt=interrupt)
 
@@ -168,6 +175,7 @@ class _Loop:
         num_steps: int,
         initial_loss_is_known: bool,
         origin: dict[str, Any] | None,
+        on_evaluation: OnEvaluation | None = None,
     ):
         self.config = config
         self.workdir = workdir
@@ -177,6 +185,7 @@ class _Loop:
         self.num_steps = num_steps
         self.initial_loss_is_known = initial_loss_is_known
         self.origin = origin
+        self.on_evaluation = on_evaluation
 
     def run(
         self, state: TrainState, train_step: TrainStep, *, interrupt: InterruptRequest
@@ -258,6 +267,8 @@ class _Loop:
                 f"Saved step {step:,} of {self.num_steps:,}; the same command resumes"
             )
             raise Interrupted(signal_number, step)
+        if loss is not None and self.on_evaluation:
+            self.on_evaluation(step, loss)
 
     def is_due(self, step: int, every_steps: int) -> bool:
         """Whether something happens behind `step`: every so many, and at the end; 0: an epoch."""

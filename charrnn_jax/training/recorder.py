@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from charrnn_jax.errors import TrainingError
+from charrnn_jax.errors import DivergedError
 from charrnn_jax.evaluation.metrics import CrossEntropy
 from charrnn_jax.training.json_lines import JsonLines
 from charrnn_jax.training.progress import (
@@ -110,7 +110,7 @@ class Recorder:
           count: of the steps; what stands behind them in the metrics is not read.
 
         Raises:
-          TrainingError: a loss of the call before is not finite.
+          DivergedError: a loss of the call before is not finite.
         """
         self.flush()
         self._pending = stop, count, metrics
@@ -133,7 +133,7 @@ class Recorder:
         loss: CrossEntropy = metrics.pop("loss")
         nats_per_char = loss.nats_per_char
         if not math.isfinite(nats_per_char):
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss is {nats_per_char} at step {step:,}: try a lower "
                 "--config.optimizer.learning_rate; with the same --workdir training goes on from "
                 "the last checkpoint"

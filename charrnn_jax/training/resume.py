@@ -43,7 +43,13 @@ def read_saved(workdir: Path, *, config: ConfigDict) -> dict[str, Any] | None:
     if not there:
         return None
     saved = read_metadata(workdir, there[-1])
-    _check_same_run(saved, config, workdir)
+    if not saved["corpus"]["num_chars"]:
+        raise UserError(
+            f"{workdir} holds an imported model: train in another --workdir that starts from it, "
+            f"with --config.train.init_from={workdir}"
+        )
+    for change in check_same_run(from_dict(saved["config"]), config, workdir):
+        print(f"Changed since the run was saved: {change}")
     return saved
 
 
@@ -61,15 +67,14 @@ def _check_workdir(workdir: Path, text: str) -> None:
         )
 
 
-def _check_same_run(saved: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
-    if not saved["corpus"]["num_chars"]:
-        raise UserError(
-            f"{workdir} holds an imported model: train in another --workdir that starts from it, "
-            f"with --config.train.init_from={workdir}"
-        )
+def check_same_run(old: ConfigDict, new: ConfigDict, workdir: Path) -> list[str]:
+    """Returns what has changed, in words, of a run that goes on with another config.
+
+    Raises:
+      UserError: it is another run.
+    """
     changes = {
-        name: f"{name} {old!r} -> {new!r}"
-        for name, (old, new) in diff(from_dict(saved["config"]), config).items()
+        name: f"{name} {before!r} -> {after!r}" for name, (before, after) in diff(old, new).items()
     }
     forbidden = [
         text
@@ -81,5 +86,4 @@ def _check_same_run(saved: dict[str, Any], config: ConfigDict, workdir: Path) ->
             f"{workdir} holds a run of another config ({'; '.join(forbidden)}): give another "
             "--workdir, or the same config"
         )
-    for text in changes.values():
-        print(f"Changed since the run was saved: {text}")
+    return list(changes.values())

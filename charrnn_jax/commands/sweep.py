@@ -1,0 +1,143 @@
+"""`charrnn sweep`: trains the work units of an experiment, then reports on them."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from charrnn_jax.commands.arguments import load_config, positive, reject, run_flags
+from charrnn_jax.errors import TrainingError, UserError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Which sweep, and how its units run."""
+    run_flags(parser)
+    parser.add_argument("--dry_run", action="store_true", help="show the units and their commands")
+    parser.add_argument(
+        "--work_unit", metavar="K[,K-K]", help="train these units in this process, without a report"
+    )
+    parser.add_argument(
+        "--retry_failed", action="store_true", help="train failed and diverged units again"
+    )
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="processes at once; default: cards, or cores"
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="FIELD=VALUE,...",
+        help="configuration to compare the others with; default: that of the first unit",
+    )
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Trains what is not done, and writes sweep.html, sweep.md, sweep.csv, sweep.pdf, sweep.svg."""
+    units, workdir = _open_sweep(args, overrides)
+    if args.work_unit is not None:
+        _train_here([units[index] for index in _parse_indices(args.work_unit, len(units))])
+        return
+    from charrnn_jax.sweeps.jobs import make_jobs
+    from charrnn_jax.sweeps.local import make_workers, run_jobs
+    from charrnn_jax.sweeps.table import SweepTable, describe_counts
+
+    done = [unit for unit in units if unit.is_done()]
+    todo = [unit for unit in units if not unit.has_ended()]
+    if args.retry_failed:
+        todo = [unit for unit in units if unit not in done]
+    workers = make_workers(args.workers)
+    jobs = make_jobs(todo, workdir=workdir, num_workers=len(workers))
+    print(f"{len(units)} work units in {workdir}: {len(done)} done, {len(todo)} to be trained")
+    if args.dry_run:
+        _show(units, jobs)
+        return
+    with SweepTable(units) as table:
+        run_jobs(jobs, workers, table=table)
+    _report(units, workdir, baseline=args.baseline)
+    counts = describe_counts([unit.read_status()["status"] for unit in units])
+    print(f"{counts}; the report is {workdir / 'sweep.html'}")
+    if not all(unit.is_done() for unit in units):
+        raise TrainingError("not all work units are done; --retry_failed trains them again")
+
+
+def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list[Any], Path]:
+    """The work units of --config, or those of the sweep that is in --workdir."""
+    from charrnn_jax.config import call_experiment
+    from charrnn_jax.sweeps import hyper
+    from charrnn_jax.sweeps.units import check_workdirs, load_sweep, make_units, save_sweep
+
+    if not args.config and args.workdir:
+        reject(overrides)
+        workdir = Path(args.workdir).expanduser()
+        return load_sweep(workdir), workdir
+    config, workdir = load_config(args, overrides)
+    if not args.workdir:
+        workdir = workdir.with_name(f"{workdir.name}-sweep")
+    sweep = call_experiment(args.config.partition(":")[0], "get_hyper", hyper)
+    units = make_units(config, sweep, workdir=workdir)
+    check_workdirs(units)
+    if not args.dry_run:
+        save_sweep(workdir, config=config, sweep=sweep)
+    return units, workdir
+
+
+def _parse_indices(text: str, num_units: int) -> list[int]:
+    """0,2-4 -> [0, 2, 3, 4]"""
+    try:
+        ranges = [part.partition("-") for part in text.split(",")]
+        indices = [
+            index
+            for first, dash, last in ranges
+            for index in range(int(first), int(last if dash else first) + 1)
+        ]
+    except ValueError:
+        indices = []
+    if not indices or not all(0 <= index < num_units for index in indices):
+        raise UserError(
+            f"--work_unit is {text!r}: give numbers from 0 to {num_units - 1}, as 0,2-4"
+        )
+    return indices
+
+
+def _train_here(units: Sequence[Any]) -> None:
+    from charrnn_jax.compilation_cache import keep_compiled_programs
+    from charrnn_jax.sweeps.worker import run_units
+
+    keep_compiled_programs()
+    if not run_units(units):
+        raise TrainingError("not all of these work units are done")
+
+
+def _show(units: Sequence[Any], jobs: Sequence[Any]) -> None:
+    for unit in units:
+        print(f"{unit.index:4}  {unit.read_status()['status']:8}  {unit.name}")
+    print("\nCommands of the jobs:")
+    for job in jobs:
+        print(job)
+
+
+def _report(units: Sequence[Any], workdir: Path, *, baseline: str | None) -> None:
+    from charrnn_jax.evaluation.protocols import label
+    from charrnn_jax.reports.sweep import write_sweep_report
+
+    settings = units[0].config.evaluation
+    write_sweep_report(
+        [unit.read_result() for unit in units],
+        workdir,
+        title=workdir.name,
+        protocol=label(settings.protocol, window=settings.window),
+        baseline=_parse_baseline(baseline) if baseline else None,
+    )
+
+
+def _parse_baseline(text: str) -> dict[str, Any]:
+    """model.cell=gru,model.num_layers=2 -> {"model.cell": "gru", "model.num_layers": 2}"""
+    settings: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"--baseline is {text!r}: give FIELD=VALUE, several with commas")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings

@@ -1,0 +1,58 @@
+"""Jobs: which work units run in one process, and the command that runs them.
+
+Units that can be replicas of one another share a process, because they can share one compiled
+program; a group larger than its share of the workers is cut, so that all workers have something.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from charrnn_jax.sweeps.units import WorkUnit
+from charrnn_jax.training.replicas import program_key
+
+
+@dataclass(frozen=True)
+class Job:
+    """Work units that one process runs.
+
+    Attributes:
+      units: at least one.
+      workdir: of the sweep.
+    """
+
+    units: tuple[WorkUnit, ...]
+    workdir: Path
+
+    @property
+    def name(self) -> str:
+        """Of the job: by its first unit."""
+        return f"{self.units[0].index:04d}"
+
+    @property
+    def log(self) -> Path:
+        """What its process prints."""
+        return self.workdir / "logs" / f"{self.name}.log"
+
+    def command(self) -> list[str]:
+        """Returns the command; it needs nothing but the sweep's folder."""
+        indices = ",".join(str(unit.index) for unit in self.units)
+        module = [sys.executable, "-m", "charrnn_jax.main"]
+        return [*module, "sweep", f"--workdir={self.workdir}", f"--work_unit={indices}"]
+
+    def __str__(self) -> str:
+        return shlex.join(self.command())
+
+
+def make_jobs(units: Sequence[WorkUnit], *, workdir: Path, num_workers: int) -> list[Job]:
+    """Returns the jobs of all units, those with the most units first."""
+    groups: dict[str, list[WorkUnit]] = {}
+    for unit in units:
+        groups.setdefault(program_key(unit.config), []).append(unit)
+    jobs = []
+    for group in groups.values():
+        parts = min(num_workers, len(group))
+        jobs += [Job(tuple(group[part::parts]), workdir) for part in range(parts)]
+    return sorted(jobs, key=lambda job: -len(job.units))

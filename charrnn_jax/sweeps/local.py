@@ -1,0 +1,120 @@
+"""Runs the jobs of a sweep on this machine: worker processes, each on its own cores or card."""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from charrnn_jax.errors import Interrupted
+from charrnn_jax.sweeps.jobs import Job
+from charrnn_jax.sweeps.table import SweepTable
+from charrnn_jax.training.interrupt import InterruptRequest
+
+_POLL_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What one worker process may use.
+
+    Attributes:
+      cores: of the CPU; empty: any.
+      environment: variables, which choose its card.
+    """
+
+    cores: frozenset[int]
+    environment: dict[str, str]
+
+    def start(self, job: Job) -> subprocess.Popen:
+        """Starts the process of a job."""
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(job.log, "a", encoding="utf-8") as log:
+            return subprocess.Popen(
+                job.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment},
+                start_new_session=True,  # Ctrl-C is for us; we pass it on
+                preexec_fn=self._set_up,
+            )
+
+    def _set_up(self) -> None:
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
+        if sys.platform == "linux":  # if we are killed it saves and ends, too
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def make_workers(num_workers: int | None = None) -> list[Worker]:
+    """Returns the workers of this machine: one for each card, or one for each core of a CPU.
+
+    Args:
+      num_workers: as many instead.
+    """
+    backend, num_devices = _devices()
+    if backend == "cpu":
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        count = num_workers or len(cores) or os.cpu_count() or 1
+        return [Worker(frozenset(cores[i % max(len(cores), 1) :: count]), {}) for i in range(count)]
+    if backend == "gpu":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        cards = visible if visible != [""] else [str(card) for card in range(num_devices)]
+        cards = cards[: num_workers or None]
+        return [Worker(frozenset(), {"CUDA_VISIBLE_DEVICES": card}) for card in cards]
+    return [Worker(frozenset(), {})]  # of a TPU only one process can have the chips
+
+
+def _devices() -> tuple[str, int]:
+    """Asks another process, since this one must not take the memory of the cards."""
+    code = "import jax, json; print(json.dumps([jax.default_backend(), jax.local_device_count()]))"
+    answer = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    backend, num_devices = json.loads(answer.stdout.splitlines()[-1])
+    return backend, num_devices
+
+
+def run_jobs(jobs: Sequence[Job], workers: Sequence[Worker], *, table: SweepTable) -> None:
+    """Runs every job in a process of its own, as many at once as there are workers.
+
+    Raises:
+      Interrupted: a signal came; it was passed on, and what was running is saved.
+    """
+    waiting, idle = list(jobs), list(workers)
+    running: list[tuple[Worker, Job, subprocess.Popen]] = []
+    passed_on = False
+    with InterruptRequest() as interrupt:
+        try:
+            while running or (waiting and not interrupt.signal_number):
+                while waiting and idle and not interrupt.signal_number:
+                    worker, job = idle.pop(0), waiting.pop(0)
+                    running.append((worker, job, worker.start(job)))
+                if interrupt.signal_number and not passed_on:
+                    passed_on = True
+                    for _, _, process in running:
+                        process.send_signal(interrupt.signal_number)
+                time.sleep(_POLL_SECONDS)
+                table.update()
+                for worker, job, process in [row for row in running if row[2].poll() is not None]:
+                    running.remove((worker, job, process))
+                    idle.append(worker)
+                    _note_death(job, process.returncode)
+        finally:
+            for _, _, process in running:
+                process.kill()
+    table.update()
+    if interrupt.signal_number:
+        raise Interrupted(interrupt.signal_number, 0)
+
+
+def _note_death(job: Job, return_code: int) -> None:
+    """A unit whose process is gone but that still counts as running was killed."""
+    for unit in job.units:
+        if unit.read_status()["status"] == "running":
+            message = f"its process ended with {return_code}; see {job.log}"
+            unit.write_status("failed", message=message)

@@ -1,0 +1,120 @@
+"""`SweepTable`: what a person sees while a sweep runs, wherever its workers are.
+
+Everything is read from the work units' folders. On a terminal it is a live table; elsewhere a line
+for every unit that ends.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from charrnn_jax.sweeps.units import WorkUnit
+from charrnn_jax.training.json_lines import read_json_lines
+from charrnn_jax.training.progress import format_seconds
+
+_ENDED = ("done", "diverged", "failed", "pruned")
+_MOST_ROWS = 20  # of units that are running
+
+
+class SweepTable:
+    """A table of the units of a sweep; `update` reads where they stand.
+
+    Args:
+      units: all of them.
+      console: where it is shown.
+    """
+
+    def __init__(self, units: Sequence[WorkUnit], *, console: Console | None = None):
+        self._units = units
+        self._console = console or Console()
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._told = {unit.name for unit in units if unit.read_status()["status"] in _ENDED}
+        self._started = time.monotonic()
+        self._at_start: float | None = None  # work done when it was first looked at
+
+    def __enter__(self) -> "SweepTable":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.stop()
+
+    def update(self) -> None:
+        """Shows where the units stand now."""
+        now = {unit.name: unit.read_status() for unit in self._units}
+        for unit in self._units:
+            if now[unit.name]["status"] in _ENDED and unit.name not in self._told:
+                self._told.add(unit.name)
+                self._console.print(_describe(unit), highlight=False, markup=False, soft_wrap=True)
+        if self._live.is_started:
+            self._live.update(self._table({name: at["status"] for name, at in now.items()}))
+            self._live.refresh()
+
+    def _table(self, statuses: dict[str, str]) -> Table:
+        table = Table(title=self._summary(statuses), title_justify="left", box=None)
+        for column in ("running", "done", "train loss", "validation"):
+            table.add_column(column, justify="left" if column == "running" else "right")
+        running = [unit for unit in self._units if statuses[unit.name] == "running"]
+        for unit in running[:_MOST_ROWS]:
+            rows = read_json_lines(unit.workdir / "metrics.jsonl")
+            losses = [_last(rows, f"{split}/loss") for split in ("train", "validation")]
+            table.add_row(unit.name, f"{_fraction(unit, rows):.0%}", *losses)
+        if len(running) > _MOST_ROWS:
+            table.add_row(f"and {len(running) - _MOST_ROWS} more")
+        return table
+
+    def _summary(self, statuses: dict[str, str]) -> str:
+        work = 0.0
+        for unit in self._units:
+            status = statuses[unit.name]
+            work += 1.0 if status in _ENDED else 0.0
+            if status == "running":
+                work += _fraction(unit, read_json_lines(unit.workdir / "metrics.jsonl"))
+        if self._at_start is None:
+            self._at_start = work
+        text = describe_counts(list(statuses.values()))
+        if work > self._at_start:
+            pace = (time.monotonic() - self._started) / (work - self._at_start)
+            text += f"; about {format_seconds(pace * (len(self._units) - work))} left"
+        return text
+
+
+def describe_counts(statuses: Sequence[str]) -> str:
+    """Returns how many units stand where.
+
+    >>> describe_counts(["done", "done", "failed", "running"])
+    '2 of 4 done, 1 failed, 1 running'
+    """
+    counts = Counter(statuses)
+    others = (f", {count} {status}" for status, count in sorted(counts.items()) if status != "done")
+    return f"{counts['done']} of {len(statuses)} done" + "".join(others)
+
+
+def _describe(unit: WorkUnit) -> str:
+    result = unit.read_result()
+    text = f"{result.status}: {unit.name}"
+    if result.loss is not None:
+        text += f", validation loss {result.loss:.4f} nats/char"
+    if result.seconds is not None:
+        text += f", {format_seconds(result.seconds)}"
+    return f"{text} ({result.message})" if result.message else text
+
+
+def _fraction(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> float:
+    """Of its training, from 0 to 1."""
+    if not rows:
+        return 0.0
+    last, train = rows[-1], unit.config.train
+    part = last["step"] / train.num_steps if train.num_steps else last["epoch"] / train.num_epochs
+    return min(part, 1.0)
+
+
+def _last(rows: Sequence[dict[str, Any]], name: str) -> str:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return f"{values[-1]:.4f}" if values else ""

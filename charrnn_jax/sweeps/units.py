@@ -1,0 +1,162 @@
+"""Work units: the runs of a sweep, each with its config, its workdir and where it stands.
+
+A sweep's folder holds `sweep.json` (what was swept), `units/<name>/` (the workdir of each run, with
+a `unit.json` that says how it ended) and the report.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from charrnn_jax.config import diff, from_json, override_values, validate
+from charrnn_jax.errors import UserError
+from charrnn_jax.files import replacing
+from charrnn_jax.reports.statistics import Result
+from charrnn_jax.sweeps.hyper import Overrides
+from charrnn_jax.training.json_lines import read_json_lines
+from charrnn_jax.training.resume import check_same_run
+
+_STATUS_FILE = "unit.json"
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """One run of a sweep.
+
+    Attributes:
+      index: its place in the sweep, from 0.
+      name: made of its overrides, so it stays the same when the sweep grows.
+      overrides: {"section.field": value}
+      config: with the overrides.
+      workdir: of the run.
+    """
+
+    index: int
+    name: str
+    overrides: Overrides
+    config: ConfigDict
+    workdir: Path
+
+    def is_done(self) -> bool:
+        """Whether it was trained to the end, and with this config."""
+        return self.read_status()["status"] == "done" and self.has_ended()
+
+    def has_ended(self) -> bool:
+        """Whether it was trained with this config and came to an end, good or bad."""
+        if self.read_status()["status"] not in ("done", "failed", "diverged"):
+            return False
+        file = self.workdir / "config.json"
+        if not file.is_file():  # it failed before anything could be written
+            return True
+        return not diff(from_json(file.read_text(encoding="utf-8")), self.config)
+
+    def read_status(self) -> dict[str, Any]:
+        """Returns {"status": one of `STATUSES`, "message": why, "num_params": int or None}."""
+        status = {"status": "waiting", "message": "", "num_params": None}
+        try:
+            return status | json.loads((self.workdir / _STATUS_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):  # not there, or no JSON object
+            return status
+
+    def write_status(
+        self, status: str, *, message: str = "", num_params: int | None = None
+    ) -> None:
+        """Says where it stands; `num_params` that are known already stay."""
+        num_params = num_params or self.read_status()["num_params"]
+        written = {"status": status, "message": message, "num_params": num_params}
+        with replacing(self.workdir / _STATUS_FILE) as partial:
+            partial.write_text(json.dumps(written) + "\n", encoding="utf-8")
+
+    def read_result(self) -> Result:
+        """Returns what is known of it now."""
+        rows = read_json_lines(self.workdir / "metrics.jsonl")
+        curve = tuple(
+            (row["step"], row["validation/loss"])
+            for row in rows
+            if isinstance(row.get("validation/loss"), float)
+        )
+        losses = [loss for _, loss in curve]
+        return Result(
+            name=self.name,
+            settings=self.overrides,
+            loss=losses[-1] if losses else None,
+            best_loss=min(losses, default=None),
+            curve=curve,
+            seconds=rows[-1].get("seconds") if rows else None,
+            **self.read_status(),
+        )
+
+
+def make_units(config: ConfigDict, sweep: Sequence[Overrides], *, workdir: Path) -> list[WorkUnit]:
+    """Makes the work units of a sweep.
+
+    Args:
+      config: of the experiment, to which the overrides of every unit are applied.
+      sweep: what `get_hyper` returned.
+      workdir: of the sweep.
+
+    Raises:
+      UserError: no list of overrides, an override that is none, or two units that are the same.
+    """
+    if not isinstance(sweep, Sequence) or not all(isinstance(item, dict) for item in sweep):
+        raise UserError("get_hyper must return a list of dicts such as {'model.cell': 'gru'}")
+    units: dict[str, WorkUnit] = {}
+    for index, overrides in enumerate(sweep):
+        unit_config = override_values(config, overrides)
+        name = _name(overrides)
+        if name in units:
+            raise UserError(
+                f"get_hyper returned {name} twice, as units {units[name].index}, {index}"
+            )
+        try:
+            validate(unit_config)
+        except UserError as error:
+            raise UserError(f"work unit {index}, {name}: {error}") from error
+        units[name] = WorkUnit(index, name, overrides, unit_config, workdir / "units" / name)
+    if not units:
+        raise UserError("get_hyper returned no work units")
+    return list(units.values())
+
+
+def save_sweep(workdir: Path, *, config: ConfigDict, sweep: Sequence[Overrides]) -> None:
+    """Writes `sweep.json`, from which `load_sweep` makes the units again."""
+    saved = {"config": config.to_dict(), "sweep": list(sweep)}
+    with replacing(workdir / "sweep.json") as partial:
+        partial.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+
+
+def load_sweep(workdir: str | Path) -> list[WorkUnit]:
+    """Opens a sweep; `load_run(unit.workdir)` opens the run of a unit, `read_result` its losses.
+
+    Raises:
+      UserError: there is no sweep.
+    """
+    file = Path(workdir) / "sweep.json"
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        config = from_json(json.dumps(saved["config"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{workdir} holds no sweep: there is no {file} to read") from error
+    return make_units(config, saved["sweep"], workdir=Path(workdir))
+
+
+def check_workdirs(units: Sequence[WorkUnit]) -> None:
+    """Raises UserError if a unit's workdir holds a run that this sweep may not go on with."""
+    for unit in units:
+        file = unit.workdir / "config.json"
+        if file.is_file():
+            check_same_run(from_json(file.read_text(encoding="utf-8")), unit.config, unit.workdir)
+
+
+def _name(overrides: Overrides) -> str:
+    """The fields' last names and values, fit for a folder: cell=gru,seed=0."""
+    full = ",".join(f"{field.split('.')[-1]}={value}" for field, value in overrides.items())
+    name = re.sub(r"[^\w.=,+-]", "_", full)[:120] or "default"
+    exact = json.dumps(overrides, default=str)
+    return name if name == full else f"{name}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"

@@ -1,0 +1,41 @@
+"""Which cell learns best at equal parameters? Every cell, five seeds each.
+
+charrnn sweep --config=experiments/cell_ablation.py
+"""
+
+from charrnn_jax.config import UserError, default_config
+
+
+def get_config(arg: str = ""):
+    """Returns the config that the work units have in common; there are no arguments."""
+    if arg:
+        raise UserError(f"cell_ablation.py knows no argument; what is :{arg}?")
+    config = default_config()
+    config.data.offline_corpus = "python-stdlib"
+    config.data.batching = "lanes"
+    config.data.batch_size = 16
+    config.data.sequence_length = 64
+    config.model.embedding_size = 64
+    config.model.hidden_size = 128
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 5e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.beta2 = 0.99
+    config.train.num_steps = 1000
+    config.train.evaluate_every_steps = 200
+    config.evaluation.protocol = "carried"
+    return config
+
+
+def get_hyper(hyper):
+    """Returns the work units: three cells with 100,000 parameters, five seeds each."""
+    cells = hyper.zipit(
+        [
+            hyper.sweep("model.cell", ["gru", "lstm", "rnn"]),
+            hyper.sweep("model.hidden_size", [128, 107, 208]),
+        ]
+    )
+    return hyper.product([cells, hyper.sweep("seed", range(5))])
