@@ -50,6 +50,7 @@ def default_config() -> ConfigDict:
     config.model.dropout = 0.0  # rate on the output of every recurrent layer
     config.model.dropout_noise = "step"  # drawn for every "step", or "locked" for a whole sequence
     config.model.implementation = "auto"  # of the recurrence: "auto", "scan" or "fused"
+    config.model.init_scale = 1.0  # factor of all matrices as they are drawn
     config.model.dtype = "float32"  # of the operands of products; or "bfloat16", sums in float32
 
     config.optimizer = ConfigDict()
@@ -126,6 +127,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.dropout": _between(0, 1),
     "model.dropout_noise": _one_of("step", "locked"),
     "model.implementation": _one_of("auto", "scan", "fused"),
+    "model.init_scale": _POSITIVE,
     "model.dtype": _one_of("float32", "bfloat16"),
     "optimizer.name": _one_of("adam", "adamw", "rmsprop", "sgd"),
     "optimizer.learning_rate": _POSITIVE,

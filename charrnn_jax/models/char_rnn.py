@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
+from charrnn_jax.models.dropout import Dropout
 from charrnn_jax.models.fused import product
 from charrnn_jax.models.recurrence import Recurrence
 
@@ -33,6 +34,7 @@ class CharRNN(nn.Module):
       implementation: of the recurrence, see `recurrence`.
       dtype: of the operands of products, "float32" or "bfloat16"; parameters, sums, carry and
         everything elementwise are float32.
+      init_scale: factor of all matrices as they are drawn.
     """
 
     vocabulary_size: int
@@ -45,6 +47,7 @@ class CharRNN(nn.Module):
     dropout_noise: str = "step"
     implementation: str = "auto"
     dtype: str = "float32"
+    init_scale: float = 1.0
 
     def setup(self):
         self.embedding = nn.Embed(self.vocabulary_size, self.embedding_size)
@@ -53,8 +56,8 @@ class CharRNN(nn.Module):
             for _ in range(self.num_layers)
         ]
         shared_axes = (1,) if self.dropout_noise == "locked" else ()
-        self.input_dropout_layer = nn.Dropout(self.input_dropout, shared_axes)
-        self.dropout_layer = nn.Dropout(self.dropout, shared_axes)
+        self.input_dropout_layer = Dropout(self.input_dropout, shared_axes)
+        self.dropout_layer = Dropout(self.dropout, shared_axes)
         self.dense = nn.Dense(self.vocabulary_size, dot_general=self._dense_product)
 
     def _dense_product(self, x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
@@ -76,13 +79,13 @@ class CharRNN(nn.Module):
         new_carry = []
         rows: jax.Array | None
         x, rows = self.embedding.embedding, tokens  # the first layer may project the whole table
-        if self.input_dropout:
+        if _drops(self.input_dropout):
             x = self.input_dropout_layer(self.embedding(tokens), deterministic=deterministic)
             rows = None
         for layer, layer_carry in zip(self.layers, carry, strict=True):
             layer_carry, x = layer(layer_carry, x, tokens=rows)  # [B, T, H]
             rows = None
-            if self.dropout:
+            if _drops(self.dropout):
                 x = self.dropout_layer(x, deterministic=deterministic)
             new_carry.append(layer_carry)
         # Time first, as the recurrences leave it: else XLA would move [B, T, H] in memory.
@@ -95,6 +98,11 @@ class CharRNN(nn.Module):
         return tuple(layer.initialize_carry(batch_size) for _ in range(self.num_layers))
 
 
+def _drops(rate: ArrayLike) -> bool:
+    """A traced rate is that of runs that all drop something."""
+    return isinstance(rate, jax.Array) or rate != 0
+
+
 def make_model(config: ConfigDict, *, vocabulary_size: int) -> CharRNN:
     """Builds the model of a `config.model` section."""
     return CharRNN(vocabulary_size=vocabulary_size, **config.to_dict())
@@ -102,9 +110,12 @@ def make_model(config: ConfigDict, *, vocabulary_size: int) -> CharRNN:
 
 def initialize_params(model: CharRNN, key: jax.Array) -> Any:
     """Draws parameters (Flax's defaults: embedding N(0, 1/E), input kernels LeCun normal, recurrent
-    kernels orthogonal, biases zero)."""
+    kernels orthogonal, biases zero), and multiplies the matrices by init_scale."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return model.init(key, model.initialize_carry(1), tokens)["params"]
+    params = model.init(key, model.initialize_carry(1), tokens)["params"]
+    if model.init_scale == 1.0:
+        return params
+    return jax.tree.map(lambda p: p * model.init_scale if p.ndim > 1 else p, params)
 
 
 def change_vocabulary(params: Any, *, tokens: Any, new: Any, new_tokens: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -43,6 +42,23 @@ class TrainState:
     reset_every_steps: int = struct.field(pytree_node=False)
 
 
+@struct.dataclass
+class Hyperparameters:
+    """Numbers of one training that its program can take as arguments; None: those of the config.
+
+    Attributes:
+      learning_rate: peak.
+      weight_decay: rate; only if the config's is not zero.
+      dropout: rate; only if the model's is not zero.
+      input_dropout: the same.
+    """
+
+    learning_rate: Any = None
+    weight_decay: Any = None
+    dropout: Any = None
+    input_dropout: Any = None
+
+
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 
 
@@ -56,8 +72,10 @@ def create_train_state(
 ) -> TrainState:
     """Draws the parameters and returns the state before the first step."""
     params_key, key = jax.random.split(jax.random.key(seed))
-    # Jitted: one program starts sooner than the many small ones of its operations.
-    params = jax.jit(partial(initialize_params, model))(params_key)
+    # Jitted: one program starts sooner than the many small ones of its operations, and runs that
+    # differ in what does not matter here share it.
+    plain = model.clone(dropout=0.0, input_dropout=0.0)
+    params = jax.jit(initialize_params, static_argnums=0)(plain, params_key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -71,7 +89,11 @@ def create_train_state(
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, loss_fn: LossFn = cross_entropy
+    state: TrainState,
+    batch: Batch,
+    *,
+    loss_fn: LossFn = cross_entropy,
+    hyper: Hyperparameters | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One step of truncated back-propagation through time: the gradient stops at the carry.
 
@@ -79,6 +101,7 @@ def train_step(
       state: before the step.
       batch: inputs and targets [B, T].
       loss_fn: losses [B, T] from logits [B, T, V] and targets; their mean is minimised.
+      hyper: in place of what the model and the optimizer were made with.
 
     Returns:
       (state behind the step, metrics: "loss" before the update as sum and count, and
@@ -87,16 +110,19 @@ def train_step(
     reset = state.step % state.reset_every_steps == 0
     carry = jax.tree.map(lambda c: jnp.where(reset, jnp.zeros_like(c), c), state.carry)
     dropout_key = jax.random.fold_in(state.key, state.step)
+    model = state.model.clone(**_given(hyper, "dropout", "input_dropout"))
 
     def mean_loss(params: Any) -> tuple[jax.Array, tuple[Carry, CrossEntropy]]:
         new_carry, logits = forward(
-            params, carry, batch.inputs, model=state.model, dropout_key=dropout_key
+            params, carry, batch.inputs, model=model, dropout_key=dropout_key
         )
         losses = loss_fn(logits, batch.targets)
         return losses.mean(), (new_carry, CrossEntropy(losses.sum(), jnp.asarray(losses.size)))
 
     gradient, (new_carry, loss) = jax.grad(mean_loss, has_aux=True)(state.params)
-    updates, opt_state = state.optimizer.update(gradient, state.opt_state, state.params)
+    updates, opt_state = state.optimizer.update(
+        gradient, state.opt_state, state.params, **_given(hyper, "learning_rate", "weight_decay")
+    )
     new_state = replace(
         state,
         step=state.step + 1,
@@ -105,3 +131,8 @@ def train_step(
         carry=new_carry,
     )
     return new_state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+
+
+def _given(hyper: Hyperparameters | None, *names: str) -> dict[str, Any]:
+    values = {name: getattr(hyper, name) for name in names} if hyper else {}
+    return {name: value for name, value in values.items() if value is not None}
