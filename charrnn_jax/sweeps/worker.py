@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from charrnn_jax.errors import DivergedError, Interrupted, TrainingError, UserError
 from charrnn_jax.sweeps.units import WorkUnit
 from charrnn_jax.training.loop import train
+from charrnn_jax.training.replicas import program_key, train_replicas
 
 
 def run_units(units: Sequence[WorkUnit]) -> bool:
     """Trains the units that are not done; one that fails does not stop the others.
+
+    Units that can be replicas of one another are trained as one program.
 
     Returns:
       Whether all are done.
@@ -17,26 +20,41 @@ def run_units(units: Sequence[WorkUnit]) -> bool:
     Raises:
       Interrupted: a signal came; what was running is saved.
     """
+    groups: dict[str, list[WorkUnit]] = {}
     for unit in units:
         if not unit.is_done():
-            run_unit(unit)
+            groups.setdefault(program_key(unit.config), []).append(unit)
+    for group in groups.values():
+        _run_group(group)
     return all(unit.is_done() for unit in units)
 
 
-def run_unit(unit: WorkUnit) -> None:
-    """Trains one unit."""
-    unit.write_status("running")
+def _run_group(units: Sequence[WorkUnit]) -> None:
+    for unit in units:
+        unit.write_status("running")
+    errors: Sequence[Exception | None]
     try:
-        train(unit.config, unit.workdir)
-        unit.write_status("done")
+        if len(units) == 1:
+            train(units[0].config, units[0].workdir)
+            errors = [None]
+        else:
+            errors = train_replicas(
+                [unit.config for unit in units], [unit.workdir for unit in units]
+            )
     except Interrupted:
-        unit.write_status("waiting")
+        for unit in units:
+            unit.write_status("waiting")
         raise
     except Exception as error:
-        write_failure(unit, error)
+        errors = [error] * len(units)
+    for unit, failure in zip(units, errors, strict=True):
+        if failure:
+            _write_failure(unit, failure)
+        else:
+            unit.write_status("done")
 
 
-def write_failure(unit: WorkUnit, error: Exception) -> None:
+def _write_failure(unit: WorkUnit, error: Exception) -> None:
     """Writes down why a unit ended early; the log gets the traceback of what nobody expected."""
     if not isinstance(error, UserError | TrainingError):
         traceback.print_exception(error)

@@ -127,11 +127,19 @@ class Checkpoints:
             self._unfinished = None
         kept = {*sorted(self.losses)[-2:], best_step(self.losses)}
         for old in set(self.losses) - kept:
-            del self.losses[old]
-            # Renamed first: a kill in the middle must not leave half a checkpoint.
-            remains = self.folder / f"{old}.deleted"
-            os.replace(self.folder / str(old), remains)
-            shutil.rmtree(remains, ignore_errors=True)
+            self._delete(old)
+
+    def go_back(self, step: int) -> None:
+        """Deletes what was saved behind a step."""
+        for later in [later for later in self.losses if later > step]:
+            self._delete(later)
+
+    def _delete(self, step: int) -> None:
+        del self.losses[step]
+        # Renamed first: a kill in the middle must not leave half a checkpoint.
+        remains = self.folder / f"{step}.deleted"
+        os.replace(self.folder / str(step), remains)
+        shutil.rmtree(remains, ignore_errors=True)
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Returns the latest state and its metadata, or None if nothing was saved.

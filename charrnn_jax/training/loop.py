@@ -6,7 +6,8 @@ the same workdir gives the parameters, optimizer state, carry and metrics that a
 would have given, bit for bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import to_json, validate
-from charrnn_jax.data.batches import Batch, Batches, make_batches, prefetch
+from charrnn_jax.data.batches import Batch, make_batches, prefetch
 from charrnn_jax.data.dataset import Dataset, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import Interrupted, UserError
@@ -29,6 +30,7 @@ from charrnn_jax.models.char_rnn import make_model, summary
 from charrnn_jax.models.fused import can_train_in_bfloat16
 from charrnn_jax.training.checkpoints import Checkpoints
 from charrnn_jax.training.dispatch import (
+    Call,
     calls,
     choose_steps_per_call,
     make_run_steps,
@@ -81,68 +83,33 @@ def train(
       TrainingError: the loss is not finite, or a checkpoint could not be written.
       Interrupted: a signal came; the state is saved.
     """
-    validate(config)
-    if config.model.dtype == "bfloat16" and not can_train_in_bfloat16():
-        raise UserError(
-            f"jax {jax.__version__} cannot train in bfloat16 on this processor: take "
-            "--config.model.dtype=float32, or a newer jax"
-        )
-    initial_loss_is_known = (
-        train_step is None and loss_fn is cross_entropy and not config.train.init_from
-    )
     if train_step is not None and loss_fn is not cross_entropy:
         raise UserError("train_step and loss_fn were both given: put the loss into your train_step")
-    workdir = Path(workdir)
-    saved = read_saved(workdir, config=config)
-    vocabulary = Vocabulary.from_dict(saved["vocabulary"]) if saved else None
-    dataset = load_dataset(
-        config.data, vocabulary=vocabulary, recorded=saved["corpus"] if saved else None
+    loop = Loop(
+        config,
+        workdir,
+        usual_loss=train_step is None and loss_fn is cross_entropy,
+        on_evaluation=on_evaluation,
     )
-    batches = make_batches(
-        dataset.splits["train"],
-        batching=config.data.batching,
-        batch_size=config.data.batch_size,
-        sequence_length=config.data.sequence_length,
-        seed=config.seed,
-    )
-    try:  # here rather than in the middle
-        encode_prompt(config.sample.prompt, dataset.vocabulary)
-    except UserError as error:
-        raise UserError(f"set another --config.sample.prompt: {error}") from error
-    model = make_model(config.model, vocabulary_size=dataset.vocabulary.size)
-    num_steps = config.train.num_steps or config.train.num_epochs * batches.steps_per_epoch
-    state = create_train_state(
-        model,
-        make_optimizer(config.optimizer, num_steps=num_steps),
-        seed=config.seed,
-        batch_size=config.data.batch_size,
-        reset_every_steps=batches.reset_every_steps,
-    )
-    origin = saved.get("origin") if saved else None
-    if config.train.init_from and not saved:
-        state, origin = warm_start(
-            state, config.train.init_from, config=config.model, vocabulary=dataset.vocabulary
-        )
     # Jitted by itself it is traced once, however often it is looked at and put into loops.
     train_step = jax.jit(train_step or partial(standard_train_step, loss_fn=loss_fn))
-    _check_train_step(train_step, state, batches[0])
-    print(dataset.describe())
-    print(summary(model))
-    with InterruptRequest() as interrupt, Checkpoints(workdir) as checkpoints:
-        with replacing(workdir / "config.json") as partial_file:
-            partial_file.write_text(to_json(config) + "\n")
-        loop = _Loop(
-            config,
-            workdir,
-            dataset=dataset,
-            batches=batches,
-            checkpoints=checkpoints,
-            num_steps=num_steps,
-            initial_loss_is_known=initial_loss_is_known,
-            origin=origin,
-            on_evaluation=on_evaluation,
-        )
-        return loop.run(state, train_step, interrupt=interrupt)
+    _check_train_step(train_step, loop.state, loop.batches[0])
+    print(loop.dataset.describe())
+    print(summary(loop.state.model))
+    run_steps = make_run_steps(
+        train_step,
+        sequence_length=config.data.sequence_length,
+        num_steps=loop.steps_per_call,
+    )
+    with InterruptRequest() as interrupt, loop.running() as state:
+        tokens = put_on_device(loop.dataset.splits["train"])
+        queue = loop.calls(on_device=tokens is not None)
+        for call, where in prefetch(queue, lambda call: (call, jax.device_put(call.where))):
+            state, metrics = run_steps(state, tokens, where, np.int32(call.num_steps))
+            loop.recorder.add(call.stop, metrics, count=call.num_steps)
+            if loop.has_something_to_do(call.stop) or interrupt.signal_number:
+                loop.after_step(state, call.stop, signal_number=interrupt.signal_number)
+    return state
 
 
 def _check_train_step(step_fn: TrainStep, state: TrainState, batch: Batch) -> None:
@@ -161,85 +128,152 @@ def _check_train_step(step_fn: TrainStep, state: TrainState, batch: Batch) -> No
         raise UserError("train_step must return a state of the same structure, shapes and types")
 
 
-class _Loop:
-    """The loop, and what happens every so many steps."""
+class Loop:
+    """One run: what it starts from, and what happens every so many steps. The steps are others'.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      usual_loss: the loss that is minimised is the cross-entropy.
+      on_evaluation: see `train`.
+      dataset: that of another run with the same `config.data`, so that it need not be read again.
+      label: name of the run, if it is one of several in this process.
+
+    Attributes:
+      state: before the first step.
+      num_steps: of the whole training.
+      steps_per_call: of the device, at most.
+
+    Raises:
+      UserError: config, text or workdir cannot be used; nothing was written.
+    """
 
     def __init__(
         self,
         config: ConfigDict,
-        workdir: Path,
+        workdir: str | Path,
         *,
-        dataset: Dataset,
-        batches: Batches,
-        checkpoints: Checkpoints,
-        num_steps: int,
-        initial_loss_is_known: bool,
-        origin: dict[str, Any] | None,
+        usual_loss: bool = True,
         on_evaluation: OnEvaluation | None = None,
+        dataset: Dataset | None = None,
+        label: str = "",
     ):
+        validate(config)
+        if config.model.dtype == "bfloat16" and not can_train_in_bfloat16():
+            raise UserError(
+                f"jax {jax.__version__} cannot train in bfloat16 on this processor: take "
+                "--config.model.dtype=float32, or a newer jax"
+            )
         self.config = config
-        self.workdir = workdir
-        self.dataset = dataset
-        self.batches = batches
-        self.checkpoints = checkpoints
-        self.num_steps = num_steps
-        self.initial_loss_is_known = initial_loss_is_known
-        self.origin = origin
+        self.workdir = Path(workdir)
         self.on_evaluation = on_evaluation
+        self.label = label
+        saved = read_saved(self.workdir, config=config)
+        if dataset is None or (saved and saved["corpus"] != dataset.identity()):
+            dataset = load_dataset(
+                config.data,
+                vocabulary=Vocabulary.from_dict(saved["vocabulary"]) if saved else None,
+                recorded=saved["corpus"] if saved else None,
+            )
+        self.dataset = dataset
+        self.batches = make_batches(
+            dataset.splits["train"],
+            batching=config.data.batching,
+            batch_size=config.data.batch_size,
+            sequence_length=config.data.sequence_length,
+            seed=config.seed,
+        )
+        try:  # here rather than in the middle
+            encode_prompt(config.sample.prompt, dataset.vocabulary)
+        except UserError as error:
+            raise UserError(f"set another --config.sample.prompt: {error}") from error
+        model = make_model(config.model, vocabulary_size=dataset.vocabulary.size)
+        self.num_steps = (
+            config.train.num_steps or config.train.num_epochs * self.batches.steps_per_epoch
+        )
+        self.steps_per_call = config.train.steps_per_call or choose_steps_per_call(
+            model,
+            batch_size=config.data.batch_size,
+            sequence_length=config.data.sequence_length,
+        )
+        self.state = create_train_state(
+            model,
+            make_optimizer(config.optimizer, num_steps=self.num_steps),
+            seed=config.seed,
+            batch_size=config.data.batch_size,
+            reset_every_steps=self.batches.reset_every_steps,
+        )
+        self.initial_loss_is_known = usual_loss and not config.train.init_from
+        self.origin = saved.get("origin") if saved else None
+        if config.train.init_from and not saved:
+            self.state, self.origin = warm_start(
+                self.state,
+                config.train.init_from,
+                config=config.model,
+                vocabulary=dataset.vocabulary,
+            )
 
-    def run(
-        self, state: TrainState, train_step: TrainStep, *, interrupt: InterruptRequest
-    ) -> TrainState:
-        """Goes from the latest checkpoint, or from `state` if there is none, to the last step."""
-        start, saved, kept = 0, None, -1  # of the rows, those up to step `kept`; -1: none
-        if restored := self.checkpoints.restore(state):
-            state, metadata = restored
-            start = kept = metadata["step"]
-            saved = metadata["recorder"]
-            print(f"Resuming from step {start:,} of {self.num_steps:,} in {self.workdir}")
-        steps_per_epoch = self.batches.steps_per_epoch
-        self.samples = JsonLines(self.workdir / "samples.jsonl", keep_until_step=kept)
-        with Progress(
-            num_steps=self.num_steps, start=start, steps_per_epoch=steps_per_epoch
-        ) as self.progress:
-            self.recorder = Recorder(
-                JsonLines(self.workdir / "metrics.jsonl", keep_until_step=kept),
-                self.progress,
-                schedule=make_schedule(self.config.optimizer, num_steps=self.num_steps),
-                log_every_steps=self.config.train.log_every_steps,
+    @contextmanager
+    def running(self, *, at: int | None = None) -> Iterator[TrainState]:
+        """Locks the workdir and gives the state to go on from: of the latest checkpoint, or new.
+
+        Args:
+          at: go on from the checkpoint of this step instead; 0: from the beginning. What was saved
+            and written behind it is deleted.
+        """
+        with Checkpoints(self.workdir) as self.checkpoints:
+            with replacing(self.workdir / "config.json") as partial_file:
+                partial_file.write_text(to_json(self.config) + "\n")
+            if at is not None:
+                self.checkpoints.go_back(at)
+            state, saved, self.start = self.state, None, 0
+            kept = -1  # of the rows, those up to this step; -1: none
+            if restored := self.checkpoints.restore(state):
+                state, metadata = restored
+                self.start = kept = metadata["step"]
+                saved = metadata["recorder"]
+            self.samples = JsonLines(self.workdir / "samples.jsonl", keep_until_step=kept)
+            steps_per_epoch = self.batches.steps_per_epoch
+            with Progress(
+                num_steps=self.num_steps,
+                start=self.start,
                 steps_per_epoch=steps_per_epoch,
-                vocabulary_size=(
-                    self.dataset.vocabulary.size if self.initial_loss_is_known else None
-                ),
-                saved=saved,
-            )
-            if start == 0:
-                self.sample(state, 0)
-                self.recorder.resume_timing()
-            num_steps = self.config.train.steps_per_call or choose_steps_per_call(
-                state.model,
-                batch_size=self.config.data.batch_size,
-                sequence_length=self.config.data.sequence_length,
-            )
-            run_steps = make_run_steps(
-                train_step,
-                sequence_length=self.config.data.sequence_length,
-                num_steps=num_steps,
-            )
-            tokens = put_on_device(self.dataset.splits["train"])
-            queue = calls(
-                self.batches,
-                start=start,
-                stop=self.num_steps,
-                num_steps=num_steps,
-                next_stop=self.next_stop,
-                on_device=tokens is not None,
-            )
-            for call, where in prefetch(queue, lambda call: (call, jax.device_put(call.where))):
-                state, metrics = run_steps(state, tokens, where, np.int32(call.num_steps))
-                self.recorder.add(call.stop, metrics, count=call.num_steps)
-                self.after_step(state, call.stop, signal_number=interrupt.signal_number)
-        return state
+                label=self.label,
+            ) as self.progress:
+                if restored:
+                    self.progress.say(
+                        f"Resuming from step {self.start:,} of {self.num_steps:,} in {self.workdir}"
+                    )
+                self.recorder = Recorder(
+                    JsonLines(self.workdir / "metrics.jsonl", keep_until_step=kept),
+                    self.progress,
+                    schedule=make_schedule(self.config.optimizer, num_steps=self.num_steps),
+                    log_every_steps=self.config.train.log_every_steps,
+                    steps_per_epoch=steps_per_epoch,
+                    vocabulary_size=(
+                        self.dataset.vocabulary.size if self.initial_loss_is_known else None
+                    ),
+                    saved=saved,
+                )
+                if self.start == 0:
+                    self.sample(state, 0)
+                    self.recorder.resume_timing()
+                yield state
+
+    def calls(self, *, on_device: bool) -> Iterator[Call]:
+        """Yields what the device is to do, from the start to the last step; see `dispatch`."""
+        return calls(
+            self.batches,
+            start=self.start,
+            stop=self.num_steps,
+            num_steps=self.steps_per_call,
+            next_stop=self.next_stop,
+            on_device=on_device,
+        )
+
+    def has_something_to_do(self, step: int) -> bool:
+        """Whether `after_step` would do anything without a signal."""
+        return step == self.num_steps or step == self.next_stop(step - 1)
 
     def after_step(self, state: TrainState, step: int, *, signal_number: int | None) -> None:
         """Does what is due behind `step`. Only then does it wait for the device."""
@@ -249,8 +283,6 @@ class _Loop:
         samples = self.is_due(step, every.sample_every_steps)
         # What was evaluated is saved, or the best would be a number without a model.
         saves = self.is_due(step, every.checkpoint_every_steps) or evaluates
-        if not (epoch_ends or evaluates or samples or saves or signal_number):
-            return
         self.recorder.flush()
         if epoch_ends:
             self.recorder.end_epoch(step)

@@ -13,17 +13,20 @@ class Progress:
     """A progress bar with epoch, loss, chars/s and time left, and lines printed above it.
 
     The bar is there only on a terminal; the lines go to standard output always. After the first
-    steps one of them says how long training will take.
+    steps one of them says how long training will take. A run with a label is one of several in this
+    process: its lines bear the label, and there is no bar.
     """
 
-    def __init__(self, *, num_steps: int, start: int, steps_per_epoch: int):
+    def __init__(self, *, num_steps: int, start: int, steps_per_epoch: int, label: str = ""):
+        self._label = label
         self._steps_per_epoch = steps_per_epoch
-        self._timed: list[float] | None = []  # seconds of the first steps; None: time was told
+        # Seconds of the first steps; None: the time is told, or is not this run's alone.
+        self._timed: list[float] | None = None if label else []
         self._bar = tqdm(
             total=num_steps,
             initial=start,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=bool(label) or not sys.stderr.isatty(),
             dynamic_ncols=True,
             smoothing=0.1,
         )
@@ -55,7 +58,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line, or several."""
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(f"[{self._label}] {text}" if self._label else text, file=sys.stdout)
         sys.stdout.flush()
 
 

@@ -1,10 +1,46 @@
-"""Runs that differ only in numbers, trained together as one compiled program."""
+"""Runs that differ only in numbers, trained together as one compiled program.
 
+The states of R runs get a leading replica axis, and so do their hyperparameters and the places of
+their batches in the text; one program does the steps of all. Everything between the steps (rows,
+evaluation, samples, checkpoints) is done for each run apart, by the same code and into the same
+files as when it is trained alone, so each can be opened, resumed or gone on with alone.
+
+A program does the replicas one after the other (`map`, `lax.map`) or all at once (`vmap`). With
+`map` each is, bit for bit on a CPU, what it is alone; with `vmap` the products are batched, and
+equal up to rounding. On a CPU batched products of small matrices are slow; an accelerator is left
+idle by a small model alone. So both are measured, once for every kind of device and model, and
+`vmap` is taken where it is clearly faster.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import flatten, to_json
+from charrnn_jax.data.batches import prefetch
+from charrnn_jax.data.corpora import cache_folder
+from charrnn_jax.errors import DivergedError, Interrupted
+from charrnn_jax.files import replacing
+from charrnn_jax.models.fused import FUSED_CELLS
+from charrnn_jax.training.checkpoints import steps
+from charrnn_jax.training.dispatch import Call, make_run_steps, put_on_device
+from charrnn_jax.training.interrupt import InterruptRequest
+from charrnn_jax.training.loop import Loop
+from charrnn_jax.training.train_step import Hyperparameters, TrainState, train_step
 
-# Numbers that one program can take for every replica apart.
+# Fields that one program can take for every replica apart.
 REPLICA_FIELDS = (
     "seed",
     "optimizer.learning_rate",
@@ -13,12 +49,20 @@ REPLICA_FIELDS = (
     "model.input_dropout",
     "model.init_scale",
 )
+MAPPINGS: dict[str, Callable[..., Any]] = {
+    "map": lambda f: lambda *args: jax.lax.map(lambda replica: f(*replica), args),
+    "vmap": jax.vmap,
+}
+# (state, hyper, tokens, where, count) -> (state, metrics); all but tokens and count by replica
+RunReplicas = Callable[..., tuple[TrainState, dict[str, Any]]]
+_CLEARLY = 0.8  # of map's time; else vmap is not worth another rounding
+_MEMORY_FRACTION = 0.6  # of what is free, that a group may take by our estimate
 
 
 def program_key(config: ConfigDict) -> str:
     """Returns what runs must have in common to be replicas: all but the values of those fields.
 
-    Whether a rate is zero is part of the program, in which nothing is dropped then.
+    Whether a rate is zero is part of the program, in which nothing is dropped or decays then.
     """
     key = config.copy_and_resolve_references()
     key.update_from_flattened_dict(
@@ -29,3 +73,192 @@ def program_key(config: ConfigDict) -> str:
         }
     )
     return to_json(key)
+
+
+def train_replicas(
+    configs: Sequence[ConfigDict], workdirs: Sequence[str | Path], *, mapping: str = "auto"
+) -> list[Exception | None]:
+    """Trains runs with the same `program_key` together, or goes on from their last common step.
+
+    Args:
+      configs: of the runs.
+      workdirs: of the runs, in the same order.
+      mapping: "map", "vmap", or "auto": the faster one of those that fit the memory.
+
+    Returns:
+      For each run None, or the error that ended it while the others went on.
+
+    Raises:
+      UserError: a config, the text or a workdir cannot be used.
+      Interrupted: a signal came; the states are saved.
+    """
+    ended: list[Exception | None] = []
+    dataset = None
+    while len(ended) < len(configs):  # as many at once as fit the memory
+        loops: list[Loop] = []
+        for config, workdir in list(zip(configs, workdirs, strict=True))[len(ended) :]:
+            loops.append(Loop(config, workdir, dataset=dataset, label=Path(workdir).name))
+            dataset = loops[0].dataset
+            if len(loops) >= _most_replicas(loops[0])["map" if mapping == "auto" else mapping]:
+                break
+        ended += _train_group(loops, mapping=mapping)
+    return ended
+
+
+def _train_group(loops: Sequence[Loop], *, mapping: str) -> list[Exception | None]:
+    first = loops[0]
+    for loop in loops:  # what is static must be the same; what differs goes into `hyper`
+        loop.state = replace(loop.state, model=first.state.model, optimizer=first.state.optimizer)
+    common = max(set.intersection(*({0, *steps(loop.workdir)} for loop in loops)))
+    ended: list[Exception | None] = [None] * len(loops)
+    with InterruptRequest() as interrupt, ExitStack() as stack:
+        state = _stack([stack.enter_context(loop.running(at=common)) for loop in loops])
+        hyper = _stack([_hyperparameters(loop.config) for loop in loops])
+        tokens = put_on_device(first.dataset.splits["train"])
+        queues = [loop.calls(on_device=tokens is not None) for loop in loops]
+        queue = map(_join, zip(*queues, strict=True))
+        run_steps: RunReplicas | None = None
+        for call, where in prefetch(queue, lambda call: (call, jax.device_put(call.where))):
+            count = np.int32(call.num_steps)
+            if run_steps is None:
+                run_steps = _choose_program(
+                    first, (state, hyper, tokens, where, count), mapping=mapping
+                )
+            state, metrics = run_steps(state, hyper, tokens, where, count)
+            due = first.has_something_to_do(call.stop) or interrupt.signal_number is not None
+            signal_number = interrupt.signal_number if due else None
+            for index, loop in enumerate(loops):
+                if ended[index]:
+                    continue
+                try:
+                    loop.recorder.add(call.stop, _take(metrics, index), count=call.num_steps)
+                    if due:
+                        loop.after_step(_take(state, index), call.stop, signal_number=signal_number)
+                except DivergedError as error:
+                    loop.progress.say(str(error))
+                    ended[index] = error
+                except Interrupted:
+                    pass  # the others are to be saved, too
+            if signal_number is not None:
+                raise Interrupted(signal_number, call.stop)
+            if all(ended):
+                break
+    return ended
+
+
+def _hyperparameters(config: ConfigDict) -> Hyperparameters:
+    """Those of a run as arrays; a rate of zero is part of the program instead."""
+    rates = {
+        "weight_decay": config.optimizer.weight_decay,
+        "dropout": config.model.dropout,
+        "input_dropout": config.model.input_dropout,
+    }
+    numbers = {name: rate for name, rate in rates.items() if rate}
+    return Hyperparameters(
+        **{
+            name: jnp.float32(value)
+            for name, value in {"learning_rate": config.optimizer.learning_rate, **numbers}.items()
+        }
+    )
+
+
+def _make_program(loop: Loop, *, mapping: str) -> RunReplicas:
+    """The program that does a call for all replicas; the states are donated."""
+
+    def run_steps(state: TrainState, hyper: Hyperparameters, tokens: Any, where: Any, count: Any):
+        def run_one(state: TrainState, hyper: Hyperparameters, where: Any):
+            run = make_run_steps(
+                partial(train_step, hyper=hyper),
+                sequence_length=loop.config.data.sequence_length,
+                num_steps=loop.steps_per_call,
+            )
+            return run(state, tokens, where, count)
+
+        return MAPPINGS[mapping](run_one)(state, hyper, where)
+
+    return jax.jit(run_steps, donate_argnums=0)
+
+
+def _choose_program(loop: Loop, arguments: tuple[Any, ...], *, mapping: str) -> RunReplicas:
+    """Returns the better program, or the one asked for; `arguments`: of its first call."""
+    if mapping != "auto":
+        return _make_program(loop, mapping=mapping)
+    state, num_steps = arguments[0], loop.steps_per_call
+    num_replicas = len(state.step)
+    if num_replicas > _most_replicas(loop)["vmap"]:
+        return _make_program(loop, mapping="map")
+    data = loop.config.data
+    key = (
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {num_replicas} x {state.model}, "
+        f"{data.batch_size} x {data.sequence_length}, {loop.steps_per_call}"
+    )
+    file = cache_folder() / "replicas.json"
+    try:
+        known = dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        known = {}
+    programs = {name: _make_program(loop, mapping=name) for name in MAPPINGS}
+    if known.get(key) not in programs:
+        arguments = (*arguments[:-1], np.int32(num_steps))  # a full call; the first one is not
+        seconds = {name: _measure(program, arguments) for name, program in programs.items()}
+        known[key] = "vmap" if seconds["vmap"] < _CLEARLY * seconds["map"] else "map"
+        shown = ", ".join(f"{name} {1000 * s:.1f} ms" for name, s in seconds.items())
+        print(f"{num_replicas} replicas, {num_steps} steps of each: {shown}", flush=True)
+        with contextlib.suppress(OSError), replacing(file) as partial_file:
+            partial_file.write_text(json.dumps(known, indent=1))
+    return programs[known[key]]
+
+
+def _measure(program: RunReplicas, arguments: tuple[Any, ...]) -> float:
+    """Seconds of a call, the best of three behind the one that compiles."""
+    state, *others = arguments
+    seconds = []
+    for _ in range(4):
+        copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))  # it will be donated
+        start = time.perf_counter()
+        jax.block_until_ready(program(copy, *others))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def _most_replicas(loop: Loop) -> dict[str, int]:
+    """How many replicas fit the memory in each way of doing them; at least one.
+
+    Counts a state twice, for the gradient and what the optimizer makes, and the activations that a
+    step keeps: of all replicas at once, or of one.
+    """
+    data, model = loop.config.data, loop.state.model
+    state = 2 * sum(x.nbytes for x in jax.tree.leaves((loop.state.params, loop.state.opt_state)))
+    kept = model.embedding_size + 3 * model.vocabulary_size
+    kept += model.num_layers * model.hidden_size * (2 + 2 * len(FUSED_CELLS[model.cell].gates))
+    activations = 4 * data.batch_size * data.sequence_length * kept
+    room = _MEMORY_FRACTION * _memory_bytes()
+    return {
+        "map": max(1, int((room - activations) / state)),
+        "vmap": max(1, int(room / (state + activations))),
+    }
+
+
+def _memory_bytes() -> float:
+    """Of the first device; of a CPU this process's share, by the cores that it may use."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    share = cores / (os.cpu_count() or 1)
+    return share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _take(tree: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _join(calls: Sequence[Call]) -> Call:
+    """The same call of all replicas as one."""
+    return calls[0]._replace(
+        where=jax.tree.map(lambda *leaves: np.stack(leaves), *(call.where for call in calls))
+    )

@@ -1,0 +1,219 @@
+"""Replicas against the same runs trained alone."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from charrnn_jax.config import override_values
+from charrnn_jax.errors import DivergedError, Interrupted
+from charrnn_jax.models.dropout import Dropout
+from charrnn_jax.run import load_run
+from charrnn_jax.training import replicas
+from charrnn_jax.training.json_lines import read_json_lines
+from charrnn_jax.training.loop import train
+from charrnn_jax.training.replicas import program_key, train_replicas
+
+VARIANTS: list[dict[str, Any]] = [
+    {"seed": 0},
+    {"seed": 1, "optimizer.learning_rate": 3e-3, "optimizer.weight_decay": 0.3},
+    {"seed": 2, "model.dropout": 0.5, "model.input_dropout": 0.3, "model.init_scale": 0.5},
+]
+
+
+def variants(config: ConfigDict) -> list[ConfigDict]:
+    """Configs that differ in every field that replicas may differ in."""
+    config = override_values(
+        config,
+        {"model.dropout": 0.2, "model.input_dropout": 0.1, "optimizer.weight_decay": 0.1},
+    )
+    config = override_values(config, {"optimizer.name": "adamw", "optimizer.schedule": "cosine"})
+    return [override_values(config, variant) for variant in VARIANTS]
+
+
+def arrays(workdir: Path) -> list[np.ndarray]:
+    return [np.asarray(x) for x in jax.tree.leaves(load_run(workdir, checkpoint="latest").params)]
+
+
+def losses(workdir: Path) -> list[Any]:
+    """All rows, without what depends on the clock."""
+    clock = ("seconds", "epoch/train_seconds", "train/chars_per_second")
+    rows = read_json_lines(workdir / "metrics.jsonl")
+    return [{name: row[name] for name in row if name not in clock} for row in rows]
+
+
+@pytest.mark.parametrize("batching", ["chunks", "lanes"])
+def test_mapped_replicas_are_bit_for_bit_what_they_are_alone(
+    tiny_config: ConfigDict, tmp_path: Path, batching: str
+) -> None:
+    tiny_config.data.batching = batching
+    configs = variants(tiny_config)
+    workdirs = [tmp_path / str(index) for index in range(len(configs))]
+    assert train_replicas(configs, workdirs, mapping="map") == [None] * len(configs)
+    for config, workdir in zip(configs, workdirs, strict=True):
+        alone = tmp_path / f"{workdir.name}-alone"
+        train(config, alone)
+        assert losses(workdir) == losses(alone)
+        for together, apart in zip(arrays(workdir), arrays(alone), strict=True):
+            np.testing.assert_array_equal(together, apart)
+        assert (workdir / "samples.jsonl").read_text() == (alone / "samples.jsonl").read_text()
+
+
+def test_vmapped_replicas_are_mapped_ones_up_to_rounding(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    tiny_config.train.num_steps = 5  # Adam makes rounding grow
+    configs = variants(tiny_config)
+    for mapping in ("map", "vmap"):
+        train_replicas(configs, [tmp_path / f"{mapping}{i}" for i in range(3)], mapping=mapping)
+    for index in range(3):
+        one, other = arrays(tmp_path / f"map{index}"), arrays(tmp_path / f"vmap{index}")
+        for x, y in zip(one, other, strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_a_killed_group_resumes_from_its_last_common_step(
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_config.train.checkpoint_every_steps = 10
+    configs = variants(tiny_config)
+    undisturbed = [tmp_path / f"undisturbed{i}" for i in range(3)]
+    train_replicas(configs, undisturbed, mapping="map")
+
+    workdirs = [tmp_path / str(i) for i in range(3)]
+    save, saved = replicas.Loop.save, []
+
+    def save_and_die(loop: Any, state: Any, step: int, **loss: Any) -> None:
+        """Dies after one replica has saved step 20, and before the others have."""
+        save(loop, state, step, **loss)
+        saved.append(step)
+        if saved.count(20) == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            replicas.Loop,
+            "save",
+            lambda self, state, step, loss: save(self, state, step=step, loss=loss),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train_replicas(configs, workdirs, mapping="map")
+    train_replicas(configs, workdirs, mapping="map")
+    for workdir, reference in zip(workdirs, undisturbed, strict=True):
+        assert losses(workdir) == losses(reference)
+        for resumed, whole in zip(arrays(workdir), arrays(reference), strict=True):
+            np.testing.assert_array_equal(resumed, whole)
+
+
+def test_a_signal_saves_every_replica_and_each_goes_on_alone(
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = variants(tiny_config)
+    workdirs = [tmp_path / str(i) for i in range(3)]
+    choose_program = replicas._choose_program
+
+    def choose_and_signal(*arguments: Any, **how: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return choose_program(*arguments, **how)
+
+    monkeypatch.setattr(replicas, "_choose_program", choose_and_signal)
+    with pytest.raises(Interrupted) as interrupted:
+        train_replicas(configs, workdirs, mapping="map")
+    assert interrupted.value.exit_code == 128 + signal.SIGTERM
+    assert {load_run(w, checkpoint="latest").step for w in workdirs} == {interrupted.value.step}
+    train(configs[1], workdirs[1])
+    train(configs[1], tmp_path / "alone")
+    assert losses(workdirs[1]) == losses(tmp_path / "alone")
+
+
+def test_a_replica_that_diverges_does_not_stop_the_others(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    tiny_config.optimizer.name = "sgd"
+    rates = [0.1, 1e30, 0.2]
+    configs = [override_values(tiny_config, {"optimizer.learning_rate": r}) for r in rates]
+    workdirs = [tmp_path / str(i) for i in range(3)]
+    first, second, third = train_replicas(configs, workdirs, mapping="map")
+    assert (first, third) == (None, None)
+    assert isinstance(second, DivergedError)
+    train(configs[2], tmp_path / "alone")
+    assert losses(workdirs[2]) == losses(tmp_path / "alone")
+
+
+def test_groups_are_cut_to_fit_the_memory(
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    train_group = replicas._train_group
+
+    def count(loops: Any, **arguments: Any) -> Any:
+        sizes.append(len(loops))
+        return train_group(loops, **arguments)
+
+    monkeypatch.setattr(replicas, "_train_group", count)
+    monkeypatch.setattr(replicas, "_most_replicas", lambda loop: {"map": 2, "vmap": 1})
+    tiny_config.train.num_steps = 1
+    train_replicas(variants(tiny_config), [tmp_path / str(i) for i in range(3)])
+    assert sizes == [2, 1]
+
+
+def test_the_memory_of_a_group_bounds_its_size(
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = replicas.Loop(tiny_config, tmp_path)
+    small = replicas._most_replicas(loop)
+    assert small["map"] > small["vmap"] > 100
+    monkeypatch.setattr(replicas, "_memory_bytes", lambda: 1e6)
+    assert 1 <= replicas._most_replicas(loop)["vmap"] < small["vmap"]
+    monkeypatch.setattr(replicas, "_memory_bytes", lambda: 0.0)
+    assert replicas._most_replicas(loop) == {"map": 1, "vmap": 1}
+
+
+def test_replicas_share_all_but_the_numbers_a_program_can_take(tiny_config: ConfigDict) -> None:
+    keys = {program_key(config) for config in variants(tiny_config)}
+    assert len(keys) == 1
+    for change in (
+        {"model.dropout": 0.1},
+        {"optimizer.weight_decay": 0.1},
+        {"model.cell": "lstm"},
+        {"optimizer.clip_norm": 1.0},
+        {"train.num_steps": 3},
+    ):
+        assert program_key(override_values(tiny_config, change)) != program_key(tiny_config)
+
+
+def test_the_faster_way_is_measured_once_and_remembered(
+    tiny_config: ConfigDict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(replicas, "cache_folder", lambda: tmp_path)
+    tiny_config.train.num_steps = 1
+    configs = [override_values(tiny_config, {"seed": seed}) for seed in range(2)]
+    seconds = iter([1.0, 0.5])  # of map, then of vmap
+    monkeypatch.setattr(replicas, "_measure", lambda *_: next(seconds))
+    for name in ("a", "b"):
+        train_replicas(configs, [tmp_path / f"{name}{i}" for i in range(2)])
+    assert capsys.readouterr().out.count("map 1000.0 ms, vmap 500.0 ms") == 1
+    assert list(json.loads((tmp_path / "replicas.json").read_text()).values()) == ["vmap"]
+
+
+@pytest.mark.parametrize("shared_axes", [(), (1,)])
+def test_dropout_is_that_of_flax(shared_axes: tuple[int, ...]) -> None:
+    x = jax.random.normal(jax.random.key(0), (4, 5, 6))
+    rngs = {"dropout": jax.random.key(1)}
+    expected = nn.Dropout(0.3, shared_axes).apply({}, x, deterministic=False, rngs=rngs)
+    dropped = jax.jit(
+        lambda rate: Dropout(rate, shared_axes).apply({}, x, deterministic=False, rngs=rngs)
+    )(jnp.float32(0.3))
+    np.testing.assert_allclose(dropped, expected, rtol=1e-6)
+    np.testing.assert_array_equal(Dropout(0.3).apply({}, x, deterministic=True), x)
