@@ -99,11 +99,7 @@ def test_a_killed_group_resumes_from_its_last_common_step(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            replicas.Loop,
-            "save",
-            lambda self, state, step, loss: save(self, state, step=step, loss=loss),
-        )
+        patch.setattr(replicas.Loop, "save", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             train_replicas(configs, workdirs, mapping="map")
     train_replicas(configs, workdirs, mapping="map")

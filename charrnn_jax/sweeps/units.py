@@ -19,6 +19,7 @@ from charrnn_jax.errors import UserError
 from charrnn_jax.files import replacing
 from charrnn_jax.reports.statistics import Result
 from charrnn_jax.sweeps.hyper import Overrides
+from charrnn_jax.training.checkpoints import read_metadata, steps
 from charrnn_jax.training.json_lines import read_json_lines
 from charrnn_jax.training.resume import check_same_run
 
@@ -57,8 +58,8 @@ class WorkUnit:
         return not diff(from_json(file.read_text(encoding="utf-8")), self.config)
 
     def read_status(self) -> dict[str, Any]:
-        """Returns {"status": one of `STATUSES`, "message": why, "num_params": int or None}."""
-        status = {"status": "waiting", "message": "", "num_params": None}
+        """Returns {"status": one of `STATUSES`, "message": why}."""
+        status = {"status": "waiting", "message": ""}
         try:
             return status | json.loads((self.workdir / _STATUS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError):  # not there, or no JSON object
@@ -82,12 +83,15 @@ class WorkUnit:
             if isinstance(row.get("validation/loss"), float)
         )
         losses = [loss for _, loss in curve]
+        saved = steps(self.workdir)
+        metadata = read_metadata(self.workdir, saved[-1]) if saved else {}
         return Result(
             name=self.name,
             settings=self.overrides,
             loss=losses[-1] if losses else None,
             best_loss=min(losses, default=None),
             curve=curve,
+            num_params=metadata.get("num_params"),
             seconds=rows[-1].get("seconds") if rows else None,
             **self.read_status(),
         )
@@ -157,6 +161,6 @@ def check_workdirs(units: Sequence[WorkUnit]) -> None:
 def _name(overrides: Overrides) -> str:
     """The fields' last names and values, fit for a folder: cell=gru,seed=0."""
     full = ",".join(f"{field.split('.')[-1]}={value}" for field, value in overrides.items())
-    name = re.sub(r"[^\w.=,+-]", "_", full)[:120] or "default"
+    name = re.sub(r"[^\w.=,+-]", "_", full).encode()[:120].decode(errors="ignore") or "default"
     exact = json.dumps(overrides, default=str)
     return name if name == full else f"{name}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"

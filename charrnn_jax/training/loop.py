@@ -381,5 +381,6 @@ class Loop:
             "vocabulary": self.dataset.vocabulary.to_dict(),
             "corpus": self.dataset.identity(),
             "origin": self.origin,
+            "num_params": sum(param.size for param in jax.tree.leaves(state.params)),
         }
         self.checkpoints.save(state, step=step, metadata=metadata)

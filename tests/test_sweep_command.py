@@ -1,0 +1,147 @@
+"""`charrnn sweep` with real worker processes."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from charrnn_jax import load_run
+from charrnn_jax.main import main
+from charrnn_jax.sweeps.units import load_sweep
+
+EXPERIMENT = """
+from charrnn_jax.config import default_config
+
+def get_config(arg=""):
+    config = default_config()
+    config.data.path = {text!r}
+    config.data.batch_size = 8
+    config.data.sequence_length = 20
+    config.model.embedding_size = 8
+    config.model.hidden_size = 16
+    config.model.cell = "rnn"
+    config.optimizer.name = "sgd"
+    config.train.num_steps = 40
+    config.train.evaluate_every_steps = 10
+    config.train.log_every_steps = 5
+    config.sample.prompt = "The "
+    config.sample.num_chars = 10
+    return config
+
+def get_hyper(hyper):
+    rates = hyper.product(
+        [hyper.sweep("optimizer.learning_rate", [0.1, 1e30]), hyper.sweep("seed", range(2))]
+    )
+    return hyper.chainit([rates, hyper.fixed("sample.prompt", "#")])
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, text_file: Path) -> str:
+    file = tmp_path / "experiment.py"
+    file.write_text(EXPERIMENT.format(text=str(text_file)))
+    return f"--config={file}"
+
+
+def test_a_sweep_reports_on_all_units_and_trains_none_twice(
+    experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "sweep"
+    command = ["sweep", experiment, f"--workdir={workdir}", "--workers=1"]
+    assert main([*command, "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    assert "   3  waiting   learning_rate=1e+30,seed=1" in shown
+    assert f"sweep --workdir={workdir} --work_unit=0,1,2,3" in shown
+    assert not workdir.exists()
+
+    assert main(command) == 1  # what diverged or failed did not stop the others
+    out, err = capsys.readouterr()
+    assert "2 of 5 done, 2 diverged, 1 failed" in out
+    assert "set another --config.sample.prompt" in out
+    assert "--retry_failed" in err
+    with open(workdir / "sweep.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["done"] * 2 + ["diverged"] * 2 + ["failed"]
+    for unit, row in zip(load_sweep(workdir)[:2], rows, strict=False):
+        assert float(row["loss"]) == unit.read_result().loss
+        assert load_run(unit.workdir, checkpoint="latest").step == 40
+    for name in ("sweep.html", "sweep.md", "sweep.pdf", "sweep.svg"):
+        assert (workdir / name).stat().st_size
+
+    logs = {file: file.stat().st_mtime_ns for file in (workdir / "logs").iterdir()}
+    assert main(command) == 1
+    assert {file: file.stat().st_mtime_ns for file in (workdir / "logs").iterdir()} == logs
+    repaired = f"{experiment[9:]}"
+    text = Path(repaired).read_text().replace('"#"', '"The"').replace("1e30", "0.2")
+    Path(repaired).write_text(text)
+    assert main([*command, "--retry_failed"]) == 0
+    assert "5 of 5 done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--work_unit=5"], "give numbers from 0 to 4"),
+        (["--work_unit=1-x"], "give numbers from 0 to 4"),
+        (["--config.train.num_step=1"], "did you mean config.train.num_steps"),
+        (["--workers=0"], "at least 1"),
+    ],
+)
+def test_wrong_arguments_of_a_sweep_are_one_line(
+    experiment: str,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["sweep", experiment, f"--workdir={tmp_path / 's'}", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_experiment_without_a_sweep_is_told_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smoke = ROOT / "experiments" / "smoke.py"
+    assert main(["sweep", f"--config={smoke}", f"--workdir={tmp_path}"]) == 2
+    assert "smoke.py has no function get_hyper" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_killed_in_the_middle_goes_on_and_gives_the_same(
+    experiment: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    steps = "--config.train.num_steps=4000"
+
+    def command(workdir: str) -> list[str]:
+        module = [sys.executable, "-m", "charrnn_jax.main"]
+        return [*module, "sweep", experiment, f"--workdir={tmp_path / workdir}", steps]
+
+    killed = subprocess.Popen(command("killed"))
+    first = tmp_path / "killed" / "units" / "learning_rate=0.1,seed=0"
+    while not list(first.glob("checkpoints/*0")):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.send_signal(number)
+    assert killed.wait() in (-number, 128 + number)
+    assert load_sweep(tmp_path / "killed")[0].read_status()["status"] != "done"
+    time.sleep(3)  # orphans save and end
+    subprocess.run(command("killed"), check=False)
+    subprocess.run(command("whole"), check=False)
+    for one, other in zip(
+        load_sweep(tmp_path / "killed"), load_sweep(tmp_path / "whole"), strict=True
+    ):
+        assert one.read_result().curve == other.read_result().curve
+        assert one.read_status()["status"] == other.read_status()["status"]
+        if one.is_done():
+            runs = [load_run(unit.workdir, checkpoint="latest") for unit in (one, other)]
+            for x, y in zip(
+                *(np.ravel(run.params["dense"]["kernel"]) for run in runs), strict=True
+            ):
+                assert x == y

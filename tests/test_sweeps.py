@@ -1,0 +1,135 @@
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charrnn_jax.config import default_config
+from charrnn_jax.errors import UserError
+from charrnn_jax.sweeps import hyper
+from charrnn_jax.sweeps.jobs import make_jobs
+from charrnn_jax.sweeps.units import WorkUnit, load_sweep, make_units, save_sweep
+
+VALUES = st.lists(st.integers(0, 99), min_size=1, max_size=4)
+
+
+@given(VALUES, VALUES, VALUES)
+def test_product_holds_every_combination_once_last_fastest(a: Any, b: Any, c: Any) -> None:
+    swept = hyper.product([hyper.sweep("a", a), hyper.sweep("b", b), hyper.sweep("c", c)])
+    assert [(s["a"], s["b"], s["c"]) for s in swept] == list(itertools.product(a, b, c))
+
+
+@given(st.lists(st.tuples(st.integers(), st.integers()), min_size=1), st.integers())
+def test_zipit_pairs_items_and_repeats_fixed_ones(pairs: Any, value: int) -> None:
+    first, second = zip(*pairs, strict=True)
+    swept = hyper.zipit(
+        [hyper.sweep("a", first), hyper.sweep("b", second), hyper.fixed("c", value)]
+    )
+    assert swept == [{"a": x, "b": y, "c": value} for x, y in pairs]
+
+
+@given(st.lists(st.integers(), unique=True), st.integers(0, 20), st.integers(0, 5))
+def test_subsample_draws_different_items_in_order(values: Any, num: int, seed: int) -> None:
+    swept = hyper.sweep("a", values)
+    drawn = hyper.subsample(swept, num, seed=seed)
+    assert len(drawn) == min(num, len(values))
+    assert drawn == [item for item in swept if item in drawn]
+    assert drawn == hyper.subsample(swept, num, seed=seed)
+
+
+def test_chainit_joins_and_conflicts_are_errors() -> None:
+    assert hyper.chainit([hyper.fixed("a", 1), hyper.fixed("b", 2)]) == [{"a": 1}, {"b": 2}]
+    with pytest.raises(UserError, match="two sweeps set a"):
+        hyper.product([hyper.fixed("a", 1), hyper.fixed("a", 2)])
+    with pytest.raises(UserError, match=r"one length, not of \[2, 3\]"):
+        hyper.zipit([hyper.sweep("a", range(2)), hyper.sweep("b", range(3))])
+
+
+def units_of(sweep: Any, workdir: Path = Path("s")) -> list[WorkUnit]:
+    return make_units(default_config(), sweep, workdir=workdir)
+
+
+def test_units_are_the_same_folders_when_the_sweep_grows() -> None:
+    few = units_of(hyper.product([hyper.sweep("model.cell", ["gru"]), hyper.sweep("seed", [0])]))
+    many = units_of(
+        hyper.product([hyper.sweep("model.cell", ["rnn", "gru"]), hyper.sweep("seed", [1, 0])])
+    )
+    assert few[0].workdir in [unit.workdir for unit in many]
+    assert few[0].name == "cell=gru,seed=0"
+
+
+@pytest.mark.parametrize(
+    "value", ["../../etc", "a/b", "ä" * 300, "", "x\ny", "CON", ".", "-rf", "$(ls)", "a" * 500]
+)
+def test_any_text_makes_a_safe_folder_of_its_own(value: str) -> None:
+    names = {unit.name for unit in units_of([{"data.path": value}, {"data.path": value + "b"}])}
+    assert len(names) == 2
+    for name in names:
+        assert Path(name).name == name
+        assert len(name.encode()) < 200
+        assert name.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("model.cell", "must return a list of dicts"),
+        ([], "no work units"),
+        ([{"seed": 1}, {"seed": 1}], "returned seed=1 twice, as units 0, 1"),
+        ([{"model.cel": "gru"}], "did you mean config.model.cell"),
+        ([{"model.hidden_size": "many"}], "must be of type int"),
+        ([{"model.cell": "gru"}, {"model.cell": "tree"}], "work unit 1, cell=tree: .*one of gru"),
+    ],
+)
+def test_wrong_sweeps_are_errors_before_anything_runs(sweep: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        units_of(sweep)
+
+
+def test_a_saved_sweep_is_the_same_sweep(tmp_path: Path) -> None:
+    config = default_config()
+    config.model.hidden_size = 64
+    sweep = hyper.sweep("optimizer.learning_rate", [1e-3, 0.1])
+    save_sweep(tmp_path, config=config, sweep=sweep)
+    assert load_sweep(tmp_path) == make_units(config, sweep, workdir=tmp_path)
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match="holds no sweep"):
+        load_sweep(tmp_path)
+
+
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 5))
+def test_jobs_hold_every_unit_once_and_only_replicas_share_one(
+    num_cells: int, num_seeds: int, num_workers: int
+) -> None:
+    sizes = hyper.sweep("model.hidden_size", range(1, 1 + num_cells))
+    units = units_of(hyper.product([sizes, hyper.sweep("seed", range(num_seeds))]))
+    jobs = make_jobs(units, workdir=Path("s"), num_workers=num_workers)
+    assert sorted(unit.index for job in jobs for unit in job.units) == list(range(len(units)))
+    for job in jobs:
+        assert len({unit.config.model.hidden_size for unit in job.units}) == 1
+        assert len(job.units) <= -(-num_seeds // num_workers)
+
+
+def test_a_result_is_read_from_whatever_a_run_has_left(tmp_path: Path) -> None:
+    (unit,) = units_of([{"seed": 3}], tmp_path)
+    empty = unit.read_result()
+    assert (empty.status, empty.loss, empty.seconds, empty.curve) == ("waiting", None, None, ())
+    unit.workdir.mkdir(parents=True)
+    rows = [
+        {"step": 1, "seconds": 1.0, "validation/loss": 2.0},
+        {"step": 2, "seconds": 2.0, "validation/loss": 1.5},
+        {"step": 3, "seconds": 3.0, "validation/loss": 1.75},
+        {"step": 4, "seconds": 4.0, "validation/loss": None},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 5, "sec'
+    (unit.workdir / "metrics.jsonl").write_text(text)
+    unit.write_status("diverged", message="the loss is nan")
+    result = unit.read_result()
+    assert (result.loss, result.best_loss, result.seconds) == (1.75, 1.5, 4.0)
+    assert result.curve == ((1, 2.0), (2, 1.5), (3, 1.75))
+    assert (result.status, result.message) == ("diverged", "the loss is nan")
+    (unit.workdir / "unit.json").write_text("[1]")
+    assert unit.read_result().status == "waiting"
