@@ -65,12 +65,9 @@ class WorkUnit:
         except (OSError, ValueError, TypeError):  # not there, or no JSON object
             return status
 
-    def write_status(
-        self, status: str, *, message: str = "", num_params: int | None = None
-    ) -> None:
-        """Says where it stands; `num_params` that are known already stay."""
-        num_params = num_params or self.read_status()["num_params"]
-        written = {"status": status, "message": message, "num_params": num_params}
+    def write_status(self, status: str, *, message: str = "") -> None:
+        """Says where it stands."""
+        written = {"status": status, "message": message}
         with replacing(self.workdir / _STATUS_FILE) as partial:
             partial.write_text(json.dumps(written) + "\n", encoding="utf-8")
 
