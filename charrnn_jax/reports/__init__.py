@@ -1,1 +1,1 @@
-"""What people look at: tables, figures and pages made of results."""
+"""Reports of what was trained: honest statistics, and files to look at and to publish."""

@@ -1,14 +1,40 @@
-"""Results of the runs of a sweep."""
+"""Statistics of the runs of a sweep: means over seeds, comparisons, effects of settings.
 
+A *configuration* is the settings of a run without "seed"; its runs differ in their seeds, and the
+seed is the unit that is drawn at random. Runs with the same settings and seed count as one, by
+their mean. Losses are in nats/char. Knows nothing of how results are shown.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from charrnn_jax.errors import UserError
 
 STATUSES = ("done", "diverged", "failed", "running", "waiting", "pruned")
+MISSING = "—"  # shown for a setting that a run leaves as the config has it
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run gave."""
+    """What is known of one run.
+
+    Attributes:
+      name: of the work unit.
+      settings: flat overrides, such as {"model.cell": "gru", "seed": 3}.
+      status: one of `STATUSES`.
+      loss: validation, nats/char, of the last evaluation; None if it never got there.
+      best_loss: nats/char, the lowest of the evaluations.
+      curve: pairs of step and validation nats/char.
+      num_params: of the model.
+      seconds: of training.
+      message: why it failed or diverged.
+    """
 
     name: str
     settings: dict[str, Any]
@@ -19,3 +45,234 @@ class Result:
     num_params: int | None
     seconds: float | None
     message: str = ""
+
+
+class Interval(NamedTuple):
+    """A mean and its 95% interval: `low` and `high` are None where none can be given."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    num: int
+
+
+class Comparison(NamedTuple):
+    """A configuration minus the baseline, paired by seed.
+
+    Attributes:
+      difference: nats/char, over the seeds that both have; below 0: better than the baseline.
+      p: two-sided, of the paired t test; None with fewer than two pairs or equal differences.
+      corrected_p: Holm's, over all comparisons that have a p.
+    """
+
+    difference: Interval
+    p: float | None
+    corrected_p: float | None
+
+    @property
+    def is_significant(self) -> bool:
+        return self.corrected_p is not None and self.corrected_p < 0.05
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Settings without the seed, and the runs that have them."""
+
+    settings: dict[str, Any]
+    runs: tuple[Result, ...]
+
+    @property
+    def done(self) -> tuple[Result, ...]:
+        """Runs that ended well, with a loss that is a number."""
+        return tuple(
+            run
+            for run in self.runs
+            if run.status == "done" and run.loss is not None and math.isfinite(run.loss)
+        )
+
+    @property
+    def losses(self) -> dict[Hashable, float]:
+        """Seed -> nats/char of the runs that are done."""
+        by_seed: dict[Hashable, list[float]] = {}
+        for run in self.done:
+            if run.loss is not None:
+                by_seed.setdefault(setting_key(run.settings, "seed"), []).append(float(run.loss))
+        return {seed: float(np.mean(losses)) for seed, losses in by_seed.items()}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A configuration and what its runs say.
+
+    Attributes:
+      configuration: its settings and runs.
+      loss: nats/char over the seeds that are done; None if there is none.
+      comparison: with the baseline; None for the baseline itself and where no seed is done in both.
+    """
+
+    configuration: Configuration
+    loss: Interval | None
+    comparison: Comparison | None
+    is_baseline: bool
+
+
+def key_of(value: Any) -> Hashable:
+    """Returns what is equal for equal settings: 1 and 1.0, (1, 2) and [1, 2]; not 1, True, "1"."""
+    if isinstance(value, Mapping):
+        return "mapping", tuple(sorted((repr(key), key_of(item)) for key, item in value.items()))
+    if isinstance(value, list | tuple):
+        return "list", tuple(key_of(item) for item in value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return "number", value if value == value else "nan"
+    return type(value).__name__, repr(value)
+
+
+def setting_key(settings: Mapping[str, Any], name: str) -> Hashable:
+    """Returns `key_of` a setting, or a key of its own if it is not there."""
+    return key_of(settings[name]) if name in settings else ("missing",)
+
+
+def group(results: Sequence[Result]) -> list[Configuration]:
+    """Returns the configurations in the order in which they first appear."""
+    groups: dict[Hashable, list[Result]] = {}
+    for result in results:
+        settings = {name: value for name, value in result.settings.items() if name != "seed"}
+        groups.setdefault(key_of(settings), []).append(result)
+    return [
+        Configuration(
+            {name: value for name, value in runs[0].settings.items() if name != "seed"},
+            tuple(runs),
+        )
+        for runs in groups.values()
+    ]
+
+
+def varying(configurations: Sequence[Configuration]) -> list[str]:
+    """Returns the names of the settings that differ, in the order in which they first appear."""
+    names = dict.fromkeys(name for each in configurations for name in each.settings)
+    return [
+        name
+        for name in names
+        if len({setting_key(each.settings, name) for each in configurations}) > 1
+    ]
+
+
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Mean with Student's t interval: mean ± t s / sqrt(n), t the 97.5% quantile at n - 1.
+
+    Args:
+      values: finite numbers, taken as independent draws of one normal distribution.
+
+    Returns:
+      None without values; no limits for a single one.
+    """
+    if not len(values):
+        return None
+    mean, num = float(np.mean(values)), len(values)
+    if num == 1:
+        return Interval(mean, None, None, num)
+    half = float(stdtrit(num - 1, 0.975)) * _deviation(values) / math.sqrt(num)
+    return Interval(mean, mean - half, mean + half, num)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Returns the standard deviation of a sample of losses; 0 if they differ by rounding only."""
+    deviation = float(np.std(values, ddof=1))
+    return deviation if deviation > 1e-12 * max(1.0, float(np.max(np.abs(values)))) else 0.0
+
+
+def paired_p(differences: Sequence[float]) -> float | None:
+    """Returns the two-sided p of the paired t test of a mean difference of 0.
+
+    None where it is undefined: fewer than two pairs, or differences that are all equal, which say
+    nothing about the spread that a t test measures by.
+    """
+    num = len(differences)
+    if num < 2 or not (deviation := _deviation(differences)):
+        return None
+    t = float(np.mean(differences)) / (deviation / math.sqrt(num))
+    return float(2 * stdtr(num - 1, -abs(t)))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Returns p values corrected for being several, so that any error at all stays below 5%.
+
+    Sorted, corrected[i] = max over j <= i of min(1, (m - j) p[j]), j from 0.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    corrected, largest = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(np.argsort(ps, kind="stable").tolist()):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def find_baseline(
+    configurations: Sequence[Configuration], baseline: Mapping[str, Any] | None
+) -> Configuration:
+    """Returns the only configuration with the settings of the baseline; None: the first.
+
+    Raises:
+      UserError: none has them, or several do.
+    """
+    if baseline is None:
+        return configurations[0]
+    wanted = {name: value for name, value in baseline.items() if name != "seed"}
+    found = [
+        each
+        for each in configurations
+        if all(setting_key(each.settings, name) == key_of(wanted[name]) for name in wanted)
+    ]
+    if len(found) == 1:
+        return found[0]
+    names = varying(configurations)
+    known = [
+        repr({name: each.settings[name] for name in names if name in each.settings})
+        for each in configurations[:10]
+    ]
+    more = f" and {len(configurations) - 10} more" if len(configurations) > 10 else ""
+    raise UserError(
+        f"the baseline {wanted!r} matches {len(found)} configurations of the sweep; it must match "
+        f"one of: {'; '.join(known)}{more}"
+    )
+
+
+def summarize(results: Sequence[Result], baseline: Mapping[str, Any] | None) -> list[Summary]:
+    """Returns the configurations by mean loss; those without a run that is done come last.
+
+    Args:
+      results: at least one.
+      baseline: settings that one configuration alone has; None: the first one.
+
+    Raises:
+      UserError: there are no results, or not just one configuration is the baseline.
+    """
+    if not results:
+        raise UserError("the sweep has no runs: there is nothing to report")
+    configurations = group(results)
+    reference = find_baseline(configurations, baseline)
+    differences = [
+        []
+        if each is reference
+        else [
+            loss - reference.losses[seed]
+            for seed, loss in each.losses.items()
+            if seed in reference.losses
+        ]
+        for each in configurations
+    ]
+    ps = [paired_p(each) for each in differences]
+    corrected = iter(holm([p for p in ps if p is not None]))
+    summaries = [
+        Summary(
+            configuration=each,
+            loss=mean_interval(list(each.losses.values())),
+            comparison=Comparison(interval, p, next(corrected) if p is not None else None)
+            if (interval := mean_interval(difference))
+            else None,
+            is_baseline=each is reference,
+        )
+        for each, difference, p in zip(configurations, differences, ps, strict=True)
+    ]
+    return sorted(summaries, key=lambda each: each.loss.mean if each.loss else math.inf)

@@ -1,10 +1,42 @@
-"""A sweep's report."""
+"""The report of a sweep: one web page, the same tables as Markdown, the runs as CSV, a figure.
 
+Knows nothing of how runs are made.
+"""
+
+import csv
+import io
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from charrnn_jax.reports.statistics import Result
+from charrnn_jax.files import replacing
+from charrnn_jax.reports.document import Cell, Document, Section, Table, to_html, to_markdown
+from charrnn_jax.reports.effects import (
+    Decomposition,
+    decompose,
+    is_number,
+    setting_text,
+    value_text,
+)
+from charrnn_jax.reports.factor_figures import make_factor_charts
+from charrnn_jax.reports.figures import make_run_charts, write_paper_figure
+from charrnn_jax.reports.methods import METHODS
+from charrnn_jax.reports.statistics import (
+    MISSING,
+    STATUSES,
+    Configuration,
+    Interval,
+    Result,
+    Summary,
+    summarize,
+    varying,
+)
+
+NATS_PER_BIT = math.log(2)
+_MAX_LEVELS = 12  # of a factor whose levels are listed
+_SHARED = "Explained by one setting as well as by another; 0 in a full grid."
 
 
 def write_sweep_report(
@@ -16,4 +48,322 @@ def write_sweep_report(
     baseline: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes it."""
+    """Writes sweep.html, sweep.md, sweep.csv, sweep.pdf and sweep.svg; each is replaced whole.
+
+    Args:
+      results: of all runs of the sweep, also of those that failed or wait.
+      folder: to write to; made if it is not there.
+      title: of the report.
+      protocol: how the losses were measured, in words.
+      baseline: settings that one configuration alone has; None: the one of the first result.
+      notes: further remarks, a paragraph each.
+
+    Raises:
+      UserError: there are no results, or not just one configuration is the baseline.
+      ValueError: a status is not one of `STATUSES`.
+    """
+    for result in results:
+        if result.status not in STATUSES:
+            raise ValueError(f"{result.name}: status {result.status!r}, not one of {STATUSES}")
+    summaries = summarize(results, baseline)
+    document = Document(
+        title=title,
+        overview=_overview(results, summaries, notes),
+        sections=_sections(results, summaries, protocol),
+        charts=[*make_run_charts(summaries), *make_factor_charts(summaries)],
+    )
+    texts = {
+        "sweep.html": to_html(document),
+        "sweep.md": to_markdown(document),
+        "sweep.csv": _csv(results),
+    }
+    for name, text in texts.items():
+        with replacing(folder / name) as partial:
+            # A path may hold bytes that are no text: shown as escapes rather than refused.
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    for format in ("pdf", "svg"):
+        with replacing(folder / f"sweep.{format}") as partial:
+            write_paper_figure(partial, summaries, format=format)
+
+
+# --- what is said -------------------------------------------------------------------------------
+
+
+def _overview(
+    results: Sequence[Result], summaries: Sequence[Summary], notes: Sequence[str]
+) -> list[str]:
+    paragraphs = [
+        f"{_plural(len(results), 'run')} of {_plural(len(summaries), 'configuration')}: "
+        f"{_count_text(results)}."
+    ]
+    best = summaries[0]
+    if best.loss is None:
+        paragraphs.append("No run is done with a loss: there is nothing to compare yet.")
+    else:
+        mean, num = best.loss.mean, best.loss.num
+        certainty = f", 95% interval {_interval_text(best.loss)} over {num} seeds"
+        paragraphs.append(
+            f"Lowest mean: #1{_describe(best.configuration, summaries)} with {mean:.4f} nats/char "
+            f"({mean / NATS_PER_BIT:.4f} bits/char)"
+            f"{certainty if num > 1 else ', from a single seed'}. "
+            f"{_compared_text(best, summaries)}".strip()
+        )
+    num_open = sum(result.status in ("running", "waiting") for result in results)
+    if num_open:
+        paragraphs.append(
+            f"The sweep is not finished: {_plural(num_open, 'run')} still to come. Everything here "
+            "may change, and whoever stops at a moment that pleases has biased the result."
+        )
+    return paragraphs + [f"Note: {note}" for note in notes]
+
+
+def _compared_text(best: Summary, summaries: Sequence[Summary]) -> str:
+    if len(summaries) == 1:
+        return ""
+    if best.is_baseline:
+        return "That is the baseline."
+    if best.comparison is None:
+        return "No seed is done both there and in the baseline."
+    difference, p, corrected = best.comparison
+    text = f"Against the baseline: {difference.mean:+.4f}"
+    if p is None or corrected is None:
+        return f"{text}; no test is possible."
+    text += f", 95% interval {_interval_text(difference, '+.4f')}"
+    judged = "significant" if best.comparison.is_significant else "not significant"
+    return f"{text}; p {_p_text(p)}, corrected {_p_text(corrected)}: {judged} at 0.05."
+
+
+def _sections(
+    results: Sequence[Result], summaries: Sequence[Summary], protocol: str
+) -> list[Section]:
+    sections = [_configurations_section(results, summaries)]
+    names = varying([each.configuration for each in summaries])
+    lost = [result for result in results if result.status in ("diverged", "failed")]
+    if lost:
+        table = Table(
+            ["Run", "Status", "Why"],
+            [[Cell(run.name), Cell(run.status), Cell(run.message or MISSING)] for run in lost],
+        )
+        sections.append(Section("Runs that diverged or failed", [], [table], fold=len(lost) > 12))
+    if names and any(each.loss for each in summaries):
+        sections.append(_effects_section(decompose([each.configuration for each in summaries])))
+    sections.append(Section("How to read this", _methods(summaries, protocol)))
+    ranks = {id(run): i for i, s in enumerate(summaries, 1) for run in s.configuration.runs}
+    columns = ["Run", "#", *names, "seed", "Status", "Loss", "Lowest loss", "Bits/char"]
+    rows = [
+        [
+            Cell(run.name),
+            _number(ranks[id(run)], "d"),
+            *(_setting(run.settings, name) for name in [*names, "seed"]),
+            Cell(run.status),
+            _number(run.loss, ".4f"),
+            _number(run.best_loss, ".4f"),
+            _number(_to_bits(run.loss), ".4f"),
+            _number(run.num_params, ",d"),
+            _number(run.seconds, ",.0f"),
+            Cell(run.message),
+        ]
+        for run in results
+    ]
+    table = Table([*columns, "Parameters", "Seconds", "Message"], rows)
+    return [*sections, Section("All runs", [], [table], fold=True)]
+
+
+def _configurations_section(results: Sequence[Result], summaries: Sequence[Summary]) -> Section:
+    configurations = [each.configuration for each in summaries]
+    names = varying(configurations)
+    lost = [
+        status
+        for status in ("diverged", "failed")
+        if any(result.status == status for result in results)
+    ]
+    rows = []
+    for rank, each in enumerate(summaries, 1):
+        runs, done = each.configuration.runs, each.configuration.done
+        losses = list(each.configuration.losses.values())
+        mean = each.loss.mean if each.loss else None
+        params = [run.num_params for run in runs if run.num_params is not None]
+        seconds = [run.seconds for run in done if run.seconds is not None]
+        counts = Counter(run.status for run in runs)
+        mark = " †" if len(done) < len(runs) else ""
+        rows.append(
+            [
+                _number(rank, "d"),
+                *(_setting(each.configuration.settings, name) for name in names),
+                Cell(f"{len(done)}/{len(runs)}{mark}", len(done)),
+                *(_number(counts[status], "d") for status in lost),
+                _number(mean, ".4f"),
+                _interval(each.loss, ".4f"),
+                *_comparison_cells(each),
+                _number(_to_bits(mean), ".4f"),
+                _number(min(losses, default=None), ".4f"),
+                _number(max(losses, default=None), ".4f"),
+                _number(params[0] if params else None, ",d"),
+                _number(sum(seconds) / len(seconds) if seconds else None, ",.0f"),
+            ]
+        )
+    columns = ["#", *names, "Done", *map(str.capitalize, lost), "Loss", "95% interval"]
+    columns += ["Δ to baseline", "95% interval of Δ", "p", "p (Holm)", "Significant"]
+    columns += ["Bits/char", "Min", "Max", "Parameters", "Seconds"]
+    paragraphs = [
+        "By mean loss: validation, nats/char, lower is better. Δ: the configuration minus the "
+        "baseline, paired by seed. n/a: cannot be given, such as an interval from a single seed."
+    ]
+    if any(len(each.done) < len(each.runs) for each in configurations):
+        paragraphs.append(
+            "†: not all runs are done. The numbers are those of the runs that are, and flatter a "
+            "configuration whose worst runs broke off."
+        )
+    fixed = [name for name in configurations[0].settings if name not in names]
+    if fixed:
+        values = [f"{name} = {setting_text(configurations[0], name)}" for name in fixed]
+        paragraphs.append(f"The same in all: {', '.join(values)}.")
+    return Section("Configurations", paragraphs, [Table(columns, rows)])
+
+
+def _effects_section(parts: Decomposition) -> Section:
+    shares = [[Cell(each.name), _percent(each.share), Cell(each.note)] for each in parts.effects]
+    if len(parts.effects) > 1:
+        rest = "where effects do not just add up, and chance"
+        shares += [
+            [Cell("several alike"), _percent(parts.shared), Cell(_SHARED)],
+            [Cell("remainder"), _percent(parts.remainder), Cell(f"Interactions: {rest}.")],
+        ]
+    seeds = "Runs that differ in nothing but the seed."
+    paragraphs = ["Shares of the variance of the loss, among the runs that are done."]
+    if parts.remainder is None:
+        paragraphs.append("All losses are equal: there is no variance to share out.")
+    elif parts.seeds is None:
+        seeds += " No configuration has two: what the seed does is in the rest."
+    shares.append([Cell("seeds"), _percent(parts.seeds), Cell(seeds)])
+    tables = [Table(["Source", "Share of variance", "Remarks"], shares)]
+    listed = [each for each in parts.effects if len(each.levels) <= _MAX_LEVELS]
+    if len(parts.effects) > 1 and listed:
+        levels = [
+            [
+                Cell(effect.name),
+                Cell(level.text),
+                Cell(f"{level.num_done}/{level.num_runs}", level.num_done),
+                _number(level.loss.mean if level.loss else None, ".4f"),
+                _interval(level.loss, ".4f"),
+            ]
+            for effect in listed
+            for level in effect.levels
+        ]
+        tables.append(Table(["Setting", "Value", "Done", "Mean loss", "95% interval"], levels))
+        paragraphs.append(
+            "Mean loss at each value, the other settings being as they are in this sweep. Errors "
+            f"are estimated from {parts.error}."
+        )
+        if len(listed) < len(parts.effects):
+            paragraphs.append(f"Settings of more than {_MAX_LEVELS} values are left out there.")
+    return Section("Effects of the settings", paragraphs, tables)
+
+
+def _methods(summaries: Sequence[Summary], protocol: str) -> list[str]:
+    nums = sorted({each.loss.num for each in summaries if each.loss}) or [0]
+    seeds = f"{nums[0]}" if nums[0] == nums[-1] else f"{nums[0]} to {nums[-1]}"
+    num_tests = sum(
+        each.comparison is not None and each.comparison.p is not None for each in summaries
+    )
+    return [
+        f"Protocol: {protocol}",
+        f"Here: seeds that are done, of the configurations that have any: {seeds}; paired t tests: "
+        f"{num_tests}.",
+        *METHODS,
+    ]
+
+
+def _describe(configuration: Configuration, summaries: Sequence[Summary]) -> str:
+    names = varying([each.configuration for each in summaries])
+    values = ", ".join(f"{name} = {setting_text(configuration, name)}" for name in names)
+    return f" ({values})" if values else ""
+
+
+def _count_text(results: Sequence[Result]) -> str:
+    counts = Counter(result.status for result in results)
+    return ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _to_bits(nats: float | None) -> float | None:
+    return None if nats is None else nats / NATS_PER_BIT
+
+
+def _interval_text(interval: Interval | None, form: str = ".4f") -> str:
+    if interval is None or interval.low is None or interval.high is None:
+        return "n/a"
+    return f"[{_format(interval.low, form)}, {_format(interval.high, form)}]"
+
+
+def _format(value: float, form: str) -> str:
+    """A loss that exploded is no use with all its digits."""
+    return format(value, form if abs(value) < 1e6 or form.endswith("d") else ".3e")
+
+
+def _p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+# --- cells --------------------------------------------------------------------------------------
+
+
+def _number(value: float | None, form: str) -> Cell:
+    if value is None or not math.isfinite(value):
+        return Cell("n/a" if value is None else str(value))
+    return Cell(_format(value, form), value)
+
+
+def _setting(settings: Mapping[str, Any], name: str) -> Cell:
+    if name not in settings:
+        return Cell(MISSING)
+    value = settings[name]
+    return Cell(value_text(value), float(value) if is_number(value) else None)
+
+
+def _comparison_cells(summary: Summary) -> list[Cell]:
+    if summary.is_baseline:
+        return [Cell("baseline", 0.0), *[Cell("")] * 4]
+    if summary.comparison is None:
+        return [Cell("n/a")] * 5
+    difference, p, corrected = summary.comparison
+    judged = "yes" if summary.comparison.is_significant else "no"
+    return [
+        _number(difference.mean, "+.4f"),
+        _interval(difference, "+.4f"),
+        _p(p),
+        _p(corrected),
+        Cell("n/a" if corrected is None else judged),
+    ]
+
+
+def _interval(interval: Interval | None, form: str) -> Cell:
+    return Cell(_interval_text(interval, form), interval.low if interval else None)
+
+
+def _p(p: float | None) -> Cell:
+    return Cell("n/a") if p is None else Cell(_p_text(p).removeprefix("= "), p)
+
+
+def _percent(share: float | None) -> Cell:
+    return Cell("n/a") if share is None else Cell(f"{share:.1%}", share)
+
+
+# --- the runs -----------------------------------------------------------------------------------
+
+
+def _csv(results: Sequence[Result]) -> str:
+    """A row a run, numbers in full precision; an empty cell: there is no value."""
+    names = list(dict.fromkeys(name for result in results for name in result.settings))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    columns = ["status", "loss", "best_loss", "bits", "num_params", "seconds", "message"]
+    writer.writerow(["name", *names, *columns])
+    for run in results:
+        settings = [str(run.settings[name]) if name in run.settings else "" for name in names]
+        numbers = [run.loss, run.best_loss, _to_bits(run.loss), run.num_params, run.seconds]
+        writer.writerow([run.name, *settings, run.status, *numbers, run.message])
+    return buffer.getvalue()

@@ -1,0 +1,128 @@
+"""Documents of paragraphs and tables, as one web page and as Markdown.
+
+Every text comes from anywhere: it is escaped in the page, whose policy lets no script but its own
+run, and in the Markdown. Knows nothing of what the tables are about.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+from charrnn_jax.reports.figures import Chart
+
+_TEMPLATE = Path(__file__).with_name("sweep.html")
+_LONG = 40  # characters of a cell that may break into lines
+
+
+class Cell(NamedTuple):
+    """What a cell shows, and the number to sort by; None: by the text, behind all numbers."""
+
+    text: str
+    value: float | None = None
+
+
+class Table(NamedTuple):
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+class Section(NamedTuple):
+    """Paragraphs, then tables; with `fold` shown on request only."""
+
+    title: str
+    paragraphs: Sequence[str]
+    tables: Sequence[Table] = ()
+    fold: bool = False
+
+
+class Document(NamedTuple):
+    """The charts come behind the first section; Markdown leaves them out."""
+
+    title: str
+    overview: Sequence[str]
+    sections: Sequence[Section]
+    charts: Sequence[Chart]
+
+
+def to_html(document: Document) -> str:
+    """Returns a page that needs nothing else, neither network nor JavaScript to be read."""
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    first, *rest = map(_html_section, document.sections)
+    parts = {
+        "script_hash": f"sha256-{digest}",
+        "title": escape(document.title),
+        "overview": _html_paragraphs(document.overview),
+        "first_section": first,
+        "figures": "\n".join(map(_html_figure, document.charts)),
+        "sections": "\n".join(rest),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+def _html_figure(chart: Chart) -> str:
+    kind = ' class="wide"' if chart.is_wide else ""
+    return (
+        f"<figure{kind}><h3>{escape(chart.title)}</h3><div>{chart.svg}</div>"
+        f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
+    )
+
+
+def _html_section(section: Section) -> str:
+    inside = _html_paragraphs(section.paragraphs) + "\n".join(map(_html_table, section.tables))
+    title = escape(section.title)
+    if section.fold:
+        return f"<details><summary>{title}</summary>{inside}</details>"
+    return f"<section><h2>{title}</h2>{inside}</section>"
+
+
+def _html_paragraphs(paragraphs: Sequence[str]) -> str:
+    return "".join(f"<p>{escape(text)}</p>\n" for text in paragraphs)
+
+
+def _html_table(table: Table) -> str:
+    numeric = [
+        any(row[column].value is not None for row in table.rows)
+        for column in range(len(table.columns))
+    ]
+    head = "".join(
+        f'<th scope="col"{" class=number" * is_number}>{escape(name).replace(".", ".<wbr>")}</th>'
+        for name, is_number in zip(table.columns, numeric, strict=True)
+    )
+    rows = "\n".join(f"<tr>{''.join(map(_html_cell, row, numeric))}</tr>" for row in table.rows)
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _html_cell(cell: Cell, is_number: bool) -> str:
+    kind = " class=number" if is_number else " class=long" if len(cell.text) > _LONG else ""
+    value = "" if cell.value is None else f' data-value="{float(cell.value)!r}"'
+    return f"<td{kind}{value}>{escape(cell.text)}</td>"
+
+
+def to_markdown(document: Document) -> str:
+    """Returns the same text and tables as GitHub's Markdown; nothing in a text is markup."""
+    parts = [f"# {_markdown_text(document.title)}", *map(_markdown_text, document.overview)]
+    for section in document.sections:
+        parts += [f"## {_markdown_text(section.title)}", *map(_markdown_text, section.paragraphs)]
+        parts += map(_markdown_table, section.tables)
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [[_markdown_text(name) for name in table.columns], ["---"] * len(table.columns)]
+    lines += [[_markdown_text(cell.text) for cell in row] for row in table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _markdown_text(text: str) -> str:
+    """Returns one line in which nothing is markup; underscores inside words are none anyhow."""
+    line = " ".join(text.split())
+    return re.sub(r"[\\`*<>|&~#]|\](?=[(\[:])|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)

@@ -1,0 +1,353 @@
+"""Figures of a sweep: matplotlib's objects, to be embedded in a page or printed in a paper.
+
+Every figure states by its marks, not by colour alone, what it shows. matplotlib is imported where a
+figure is made, so that commands that draw nothing start fast; its settings are changed inside
+`drawing` only, and restored.
+"""
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from charrnn_jax.reports.effects import setting_text
+from charrnn_jax.reports.statistics import (
+    Configuration,
+    Interval,
+    Summary,
+    mean_interval,
+    varying,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_CURVES = 10  # configurations, besides the baseline
+MAX_DOTS = 30  # configurations, besides the baseline
+INK, MUTED, LINE, SURFACE = "#1f1d1a", "#5d5850", "#d8d3c8", "#fffefb"
+COLOURS = ("#0072b2", "#c45500", "#00805e", "#a8478a", "#8f6a00")  # Okabe and Ito's, darker
+# What a page may set for its dark mode: colour of the figures -> CSS variable.
+VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", SURFACE: "surface"} | {
+    colour: f"series-{number}" for number, colour in enumerate(COLOURS)
+}
+_MARKERS, _STYLES = "osD^vPX<>ph", ("-", "--", ":")
+_PAPER = (5.5, 2.5)  # inches: the width of the text in papers with one column
+
+
+class Chart(NamedTuple):
+    """A figure of the page: `title` and `caption` are plain text, `svg` is markup."""
+
+    title: str
+    caption: str
+    svg: str
+    is_wide: bool = False
+
+
+@contextmanager
+def drawing(size: float = 9.0, fonttype: str = "none") -> Iterator[None]:
+    """Sets matplotlib's fonts and colours for what is drawn and saved inside.
+
+    Text is text: no formulas between dollar signs, whatever the names of the settings are.
+
+    Args:
+      size: of the font, points.
+      fonttype: of SVG: "none" leaves text to the page, "path" draws it.
+    """
+    import matplotlib.style
+
+    small = size - 1
+    settings = {
+        "font.size": size,
+        "axes.titlesize": size,
+        "axes.labelsize": size,
+        "xtick.labelsize": small,
+        "ytick.labelsize": small,
+        "legend.fontsize": small,
+        "font.family": "DejaVu Sans",
+        "text.parse_math": False,
+        "text.color": INK,
+        "axes.edgecolor": MUTED,
+        "axes.labelcolor": INK,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "axes.linewidth": 0.7,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.formatter.useoffset": False,
+        "grid.color": LINE,
+        "grid.linewidth": 0.6,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "legend.frameon": False,
+        "svg.fonttype": fonttype,
+        "svg.hashsalt": "sweep",
+        "pdf.fonttype": 42,  # TrueType, as publishers ask for
+    }
+    with matplotlib.style.context(["default", settings]):
+        yield
+
+
+def make_run_charts(summaries: Sequence[Summary]) -> list[Chart]:
+    """Returns intervals and learning curves, where there are any.
+
+    Args:
+      summaries: of the configurations, the best first.
+    """
+    charts = [_interval_chart(summaries)] if any(each.loss for each in summaries) else []
+    if any(_curve(each.configuration) for each in summaries):
+        charts.append(_curve_chart(summaries))
+    return charts
+
+
+def write_paper_figure(file: Path, summaries: Sequence[Summary], *, format: str) -> None:
+    """Writes intervals beside learning curves, the same bytes for the same results.
+
+    The marks and numbers beside the intervals are the legend of the curves.
+
+    Args:
+      file: to write.
+      summaries: of the configurations, the best first.
+      format: "pdf" or "svg".
+    """
+    from matplotlib.figure import Figure
+
+    shown = _best(summaries, MAX_CURVES)
+    with drawing(7.5, fonttype="path"):
+        size = (_PAPER[0], max(_PAPER[1], 0.17 * len(shown) + 0.7))
+        left, right = (figure := Figure(figsize=size, layout="constrained")).subplots(1, 2)
+        _draw_intervals(left, summaries, shown, longest=22)
+        _draw_curves(right, summaries, shown)
+        metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}[format]
+        figure.savefig(file, format=format, metadata=metadata)
+
+
+def to_svg(figure: "Figure", *, prefix: str, label: str) -> str:
+    """Returns markup for a page that sets the colours as CSS variables (see `VARIABLES`).
+
+    Args:
+      figure: drawn inside `drawing`.
+      prefix: letters that make the names inside unique in the page.
+      label: what screen readers say.
+    """
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\sid="|url\(#|href="#)(?=[^<>]*>)', rf"\g<1>{prefix}-", svg)
+    # In tags only: a "<" or ">" in text is written as an entity.
+    svg = re.sub(
+        r"#[0-9a-f]{6}(?=[^<>]*>)",
+        lambda m: f"var(--{VARIABLES[m[0]]})" if m[0] in VARIABLES else m[0],
+        svg,
+    )
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+
+
+def label_of(summary: Summary, rank: int, names: Sequence[str], *, longest: int = 34) -> str:
+    """Returns "#rank values of the settings that vary", shortened for a figure."""
+    values = ", ".join(setting_text(summary.configuration, name) for name in names)
+    return drawable(f"#{rank} {values}".strip(), longest)
+
+
+def drawable(text: str, longest: int = 34) -> str:
+    """Returns one line that the font of the figures can show, shortened in the middle."""
+    from matplotlib.font_manager import findfont, get_font
+
+    known = get_font(findfont("DejaVu Sans")).get_charmap()
+    text = " ".join(text.split())
+    if len(text) > longest:
+        text = f"{text[: longest - longest // 3 - 1]}…{text[-(longest // 3) :]}"
+    return "".join(c if ord(c) in known else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _best(summaries: Sequence[Summary], num: int) -> list[int]:
+    """Returns the indices of the first `num` and of the baseline."""
+    return [i for i, each in enumerate(summaries) if i < num or each.is_baseline]
+
+
+def style_of(position: int) -> dict[str, Any]:
+    """Returns colour, marker and line of a curve; the first 11 differ in their markers."""
+    return {
+        "color": COLOURS[position % len(COLOURS)],
+        "marker": _MARKERS[position % len(_MARKERS)],
+        "linestyle": _STYLES[position // len(COLOURS) % len(_STYLES)],
+    }
+
+
+def make_figure(*, height: float, width: float = 5.2) -> "tuple[Figure, Axes]":
+    """Returns a figure with one panel; `height` and `width` in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+class Range(NamedTuple):
+    """The losses that an axis shows, nats/char; what lies above `high` is marked as beyond it."""
+
+    low: float
+    high: float
+
+    @property
+    def span(self) -> float:
+        return max(self.high - self.low, 1e-3)
+
+    def near(self, loss: float) -> float:
+        """Returns the loss; far outside the axis instead what renderers cannot place."""
+        return min(max(loss, self.low - 10 * self.span), self.high + 10 * self.span)
+
+
+def range_of(losses: Sequence[float]) -> Range:
+    """Returns all losses but outliers, next to which one could not tell the others apart."""
+    low, upper, highest = np.quantile(losses, [0, 0.75, 1]).tolist()
+    return Range(low, min(highest, upper + 3 * (upper - low)) if upper > low else highest)
+
+
+def _draw_intervals(
+    axes: "Axes", summaries: Sequence[Summary], shown: Sequence[int], *, longest: int
+) -> bool:
+    """Returns whether something lies beyond the end of the axis."""
+    names = varying([each.configuration for each in summaries])
+    losses = [loss for i in shown for loss in summaries[i].configuration.losses.values()]
+    scale = range_of(losses or [0.0])
+    labels = []
+    for row, index in enumerate(shown):
+        summary, style = summaries[index], style_of(row)
+        if index >= MAX_CURVES and not summary.is_baseline:
+            style = {"color": MUTED, "marker": "o"}  # not among the learning curves
+        label = label_of(summary, index + 1, names, longest=longest)
+        labels.append(f"{label} (baseline)" if summary.is_baseline else label)
+        if summary.loss is None:
+            axes.text(
+                0.98,
+                row,
+                "no run is done",
+                transform=axes.get_yaxis_transform(),
+                ha="right",
+                va="center",
+                color=MUTED,
+            )
+            continue
+        mean, low, high, _ = summary.loss
+        if low is not None and high is not None:
+            ends = [scale.near(low), scale.near(high)]
+            axes.plot(ends, [row, row], "-", lw=1.4, color=style["color"], zorder=3)
+        axes.plot(scale.near(mean), row, ms=5.5, zorder=4, **{**style, "linestyle": ""})
+        if summary.is_baseline:
+            axes.axvline(scale.near(mean), color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=1)
+    axes.set_yticks(range(len(shown)), labels)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("validation loss (nats/char)")
+
+    lows = [each.loss.low for each in summaries if each.loss and each.loss.low is not None]
+    left = max(min([*lows, scale.low]), scale.low - 0.3 * scale.span)
+    axes.set_xlim(left - 0.04 * scale.span, scale.high + 0.08 * scale.span)
+    for row, index in enumerate(shown):
+        singles = summaries[index].configuration.losses.values()
+        for loss in singles:
+            if loss > scale.high:
+                axes.plot(scale.high + 0.05 * scale.span, row, ">", ms=5, mew=0, color=INK)
+            elif len(singles) > 1:
+                axes.plot(loss, row + 0.27, "o", ms=2.6, mew=0, alpha=0.6, color=INK, zorder=2)
+    return max(losses, default=0.0) > scale.high
+
+
+def _interval_chart(summaries: Sequence[Summary]) -> Chart:
+    shown = _best(summaries, MAX_DOTS)
+    with drawing():
+        figure, axes = make_figure(height=0.25 * len(shown) + 0.75)
+        is_cut = _draw_intervals(axes, summaries, shown, longest=32)
+        svg = to_svg(figure, prefix="intervals", label="Loss of every configuration")
+    names = ", ".join(varying([each.configuration for each in summaries]))
+    caption = (
+        f"Labels: number in the table{f'; {names}' if names else ''}. Large marks: means over "
+        "seeds; bars: 95% intervals (none for a single seed; a wide one leaves the figure); small "
+        "dots: single seeds; dashed: the baseline's mean."
+    )
+    if len(shown) < len(summaries):
+        caption += f" Only the best {MAX_DOTS} of {len(summaries)}, and the baseline."
+    if is_cut:
+        caption += " Triangles at the right edge: a seed that lies beyond it."
+    return Chart("Loss of every configuration", caption, svg)
+
+
+def _curve(configuration: Configuration) -> list[tuple[int, Interval]]:
+    """Mean and interval at every step at which all runs that are done have a finite loss.
+
+    If none is done, of all runs that have a finite loss at all.
+    """
+    curves = [
+        finite
+        for run in configuration.done or configuration.runs
+        if (finite := {step: loss for step, loss in run.curve if math.isfinite(loss)})
+    ]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    means = [(step, mean_interval([curve[step] for curve in curves])) for step in steps]
+    return [(step, mean) for step, mean in means if mean]
+
+
+def _draw_curves(axes: "Axes", summaries: Sequence[Summary], shown: Sequence[int]) -> bool:
+    """Returns whether something lies above the end of the axis."""
+    curves = {row: _curve(summaries[index].configuration) for row, index in enumerate(shown)}
+    curves = {row: curve for row, curve in curves.items() if curve}
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation loss (nats/char)")
+    if not curves:
+        axes.annotate("no curves", (0.5, 0.5), xycoords="axes fraction", ha="center")
+        return False
+    # The start of training would squeeze what differs at its end.
+    late = [m.mean for c in curves.values() for s, m in c if s >= 0.15 * c[-1][0]]
+    scale = range_of(late)
+    for row, curve in curves.items():
+        steps, style = [step for step, _ in curve], style_of(row)
+        means = [scale.near(interval.mean) for _, interval in curve]
+        every = slice((len(steps) - 1) % max(1, len(steps) // 6), None, max(1, len(steps) // 6))
+        label = f"#{shown[row] + 1}"
+        axes.plot(steps, means, lw=1.3, ms=4, markevery=every, label=label, **style)
+        band = [
+            (step, i.low, i.high)
+            for step, i in curve
+            if i.low is not None and i.high is not None and i.high - i.low < scale.span
+        ]
+        if band:
+            at, lows, highs = zip(*band, strict=True)
+            axes.fill_between(at, lows, highs, alpha=0.16, lw=0, color=style["color"])
+    top = scale.high + 0.06 * scale.span
+    axes.set_ylim(scale.low - 0.06 * scale.span, top)
+    return max(m.mean for c in curves.values() for _, m in c) > top
+
+
+def _curve_chart(summaries: Sequence[Summary]) -> Chart:
+    shown = _best(summaries, MAX_CURVES)
+    with drawing():
+        figure, axes = make_figure(height=3.6)
+        is_cut = _draw_curves(axes, summaries, shown)
+        axes.legend(ncols=3 if len(shown) > 6 else 2, columnspacing=1, handlelength=2.4)
+        svg = to_svg(figure, prefix="curves", label="Learning curves")
+    caption = (
+        "Means over the runs that are done (over all where none is), at the steps at which all of "
+        "them were evaluated; bands: 95% intervals, where narrower than the figure. Numbers as in "
+        "the table."
+    )
+    if len(shown) < len(summaries):
+        caption += f" Only the best {MAX_CURVES} of {len(summaries)}, and the baseline."
+    if is_cut:
+        caption += " What lies above the axis, such as the start of training, is cut off."
+    return Chart("Learning curves", caption, svg)
