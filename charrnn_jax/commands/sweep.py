@@ -38,6 +38,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     from charrnn_jax.sweeps.jobs import make_jobs
     from charrnn_jax.sweeps.local import make_workers, run_jobs
+    from charrnn_jax.sweeps.report import write_report
     from charrnn_jax.sweeps.table import SweepTable, describe_counts
 
     done = [unit for unit in units if unit.is_done()]
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     with SweepTable(units) as table:
         run_jobs(jobs, workers, table=table)
-    _report(units, workdir, baseline=args.baseline)
+    write_report(units, workdir, baseline=_parse_baseline(args.baseline))
     counts = describe_counts([unit.read_status()["status"] for unit in units])
     print(f"{counts}; the report is {workdir / 'sweep.html'}")
     if not all(unit.is_done() for unit in units):
@@ -115,22 +116,10 @@ def _show(units: Sequence[Any], jobs: Sequence[Any]) -> None:
         print(job)
 
 
-def _report(units: Sequence[Any], workdir: Path, *, baseline: str | None) -> None:
-    from charrnn_jax.evaluation.protocols import label
-    from charrnn_jax.reports.sweep import write_sweep_report
-
-    settings = units[0].config.evaluation
-    write_sweep_report(
-        [unit.read_result() for unit in units],
-        workdir,
-        title=workdir.name,
-        protocol=label(settings.protocol, window=settings.window),
-        baseline=_parse_baseline(baseline) if baseline else None,
-    )
-
-
-def _parse_baseline(text: str) -> dict[str, Any]:
+def _parse_baseline(text: str | None) -> dict[str, Any] | None:
     """model.cell=gru,model.num_layers=2 -> {"model.cell": "gru", "model.num_layers": 2}"""
+    if not text:
+        return None
     settings: dict[str, Any] = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")

@@ -1,0 +1,47 @@
+"""Which learning rate? Seven of them by a factor of two, for Adam and for SGD, three seeds each.
+
+charrnn sweep --config=experiments/learning_rate.py
+"""
+
+from charrnn_jax.config import UserError, default_config
+
+
+def get_config(arg: str = ""):
+    """Returns the config that the work units have in common; there are no arguments."""
+    if arg:
+        raise UserError(f"learning_rate.py knows no argument; what is :{arg}?")
+    config = default_config()
+    config.data.offline_corpus = "python-stdlib"
+    config.data.batching = "lanes"
+    config.data.batch_size = 16
+    config.data.sequence_length = 64
+    config.model.embedding_size = 64
+    config.model.hidden_size = 128
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    config.optimizer.clip_norm = 1.0
+    config.train.num_steps = 1000
+    config.train.evaluate_every_steps = 250
+    config.evaluation.protocol = "carried"
+    return config
+
+
+def get_hyper(hyper):
+    """Returns the work units: rates around the usual ones of either optimizer."""
+    rates = hyper.chainit(
+        [
+            hyper.product(
+                [
+                    hyper.fixed("optimizer.name", "adam"),
+                    hyper.sweep("optimizer.learning_rate", [1e-3 * 2**k for k in range(7)]),
+                ]
+            ),
+            hyper.product(
+                [
+                    hyper.fixed("optimizer.name", "sgd"),
+                    hyper.sweep("optimizer.learning_rate", [0.25 * 2**k for k in range(7)]),
+                ]
+            ),
+        ]
+    )
+    return hyper.product([rates, hyper.sweep("seed", range(3))])

@@ -1,0 +1,42 @@
+"""How the loss falls with parameters and with characters read: a grid, and a fitted law.
+
+charrnn sweep --config=experiments/scaling_law.py
+"""
+
+from charrnn_jax.config import UserError, default_config
+
+
+def get_config(arg: str = ""):
+    """Returns the config that the work units have in common; there are no arguments."""
+    if arg:
+        raise UserError(f"scaling_law.py knows no argument; what is :{arg}?")
+    config = default_config()
+    config.data.offline_corpus = "python-stdlib"
+    config.data.batching = "lanes"
+    config.data.batch_size = 16
+    config.data.sequence_length = 64
+    config.model.embedding_size = 64
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 5e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.beta2 = 0.99
+    config.train.evaluate_every_steps = 10_000  # at the end alone: a schedule cut short says less
+    config.train.sample_every_steps = 10_000
+    config.train.checkpoint_every_steps = 250
+    config.evaluation.protocol = "carried"
+    return config
+
+
+def get_hyper(hyper):
+    """Returns the work units: 5 sizes (12,000 to 330,000 parameters) times 4 lengths of training,
+    each with a schedule of its own, two seeds."""
+    return hyper.product(
+        [
+            hyper.sweep("model.hidden_size", [16, 32, 64, 128, 256]),
+            hyper.sweep("train.num_steps", [125, 250, 500, 1000]),
+            hyper.sweep("seed", range(2)),
+        ]
+    )
