@@ -31,7 +31,7 @@ def get_config(arg: str = ""):
 
 
 def get_hyper(hyper):
-    """Returns the work units: 5 sizes (12,000 to 330,000 parameters) times 4 lengths of training,
+    """Returns the work units: 5 sizes (9,000 to 268,000 parameters) times 4 lengths of training,
     each with a schedule of its own, two seeds."""
     return hyper.product(
         [

@@ -1,14 +1,19 @@
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn_jax.config import default_config
+from charrnn_jax.config import call_experiment, default_config, load_experiment
 from charrnn_jax.errors import UserError
+from charrnn_jax.models.cells import CELLS
+from charrnn_jax.models.char_rnn import initialize_params, make_model
 from charrnn_jax.sweeps import hyper
 from charrnn_jax.sweeps.jobs import make_jobs
 from charrnn_jax.sweeps.units import WorkUnit, load_sweep, make_units, save_sweep
@@ -133,3 +138,16 @@ def test_a_result_is_read_from_whatever_a_run_has_left(tmp_path: Path) -> None:
     assert (result.status, result.message) == ("diverged", "the loss is nan")
     (unit.workdir / "unit.json").write_text("[1]")
     assert unit.read_result().status == "waiting"
+
+
+def test_the_cells_of_the_ablation_have_equal_numbers_of_parameters() -> None:
+    file = str(ROOT / "experiments" / "cell_ablation.py")
+    sweep = call_experiment(file, "get_hyper", hyper)
+    units = make_units(load_experiment(file), sweep, workdir=Path("s"))
+    assert {unit.config.model.cell for unit in units} == CELLS.keys()
+    sizes = set()
+    for unit in units:
+        model = make_model(unit.config.model, vocabulary_size=66)
+        params = jax.eval_shape(partial(initialize_params, model), jax.random.key(0))
+        sizes.add(sum(param.size for param in jax.tree.leaves(params)))
+    assert max(sizes) / min(sizes) < 1.01
