@@ -56,7 +56,7 @@ def main(request: dict) -> dict:
         "device_peak_bytes": _device_peak_bytes(),
         "num_params": program.num_params,
         "note": program.note,
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -79,7 +79,7 @@ def _device_peak_bytes() -> int | None:
     return None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     versions = {}
     for name in LIBRARIES:
         try:
