@@ -112,7 +112,8 @@ def describe(results: dict) -> str:
     libraries = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return (
         f"{results['num_replicas']} seeds of a GRU-128 (embedding 128, batches of 32 x 64, "
-        f"{results['num_steps']} steps), whole wall time, medians of {len(results['runs'])} rounds\n"
+        f"{results['num_steps']} steps), whole wall time, medians of {len(results['runs'])} "
+        "rounds\n"
         f"on {results['machine']}; {libraries}.\n\n"
         "| | seconds |\n|---|---|\n"
         f"| one `train` command after the other | {alone:.1f} |\n"

@@ -118,7 +118,7 @@ def test_an_experiment_without_a_sweep_is_told_so(
 def test_a_sweep_killed_in_the_middle_goes_on_and_gives_the_same(
     experiment: str, tmp_path: Path, number: signal.Signals
 ) -> None:
-    steps = "--config.train.num_steps=4000"
+    steps = "--config.train.num_steps=600"
 
     def command(workdir: str) -> list[str]:
         module = [sys.executable, "-m", "charrnn_jax.main"]

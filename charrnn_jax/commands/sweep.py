@@ -32,12 +32,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Trains what is not done, and writes sweep.html, sweep.md, sweep.csv, sweep.pdf, sweep.svg."""
+    from charrnn_jax.sweeps.local import make_workers, run_jobs, set_up_worker
+
     units, workdir = _open_sweep(args, overrides)
     if args.work_unit is not None:
+        set_up_worker()
         _train_here([units[index] for index in _parse_indices(args.work_unit, len(units))])
         return
     from charrnn_jax.sweeps.jobs import make_jobs
-    from charrnn_jax.sweeps.local import make_workers, run_jobs
     from charrnn_jax.sweeps.report import write_report
     from charrnn_jax.sweeps.table import SweepTable, describe_counts
 

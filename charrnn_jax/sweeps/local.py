@@ -16,6 +16,7 @@ from charrnn_jax.sweeps.table import SweepTable
 from charrnn_jax.training.interrupt import InterruptRequest
 
 _POLL_SECONDS = 0.5
+_WORKER = "CHARRNN_WORKER"  # environment variable from a parent to its worker, JSON
 _PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 
@@ -34,22 +35,29 @@ class Worker:
     def start(self, job: Job) -> subprocess.Popen:
         """Starts the process of a job."""
         job.log.parent.mkdir(parents=True, exist_ok=True)
+        set_up = {"cores": sorted(self.cores), "parent": os.getpid()}
         with open(job.log, "a", encoding="utf-8") as log:
             return subprocess.Popen(
                 job.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self.environment, _WORKER: json.dumps(set_up)},
                 start_new_session=True,  # Ctrl-C is for us; we pass it on
-                preexec_fn=self._set_up,
             )
 
-    def _set_up(self) -> None:
-        if self.cores:
-            os.sched_setaffinity(0, self.cores)
-        if sys.platform == "linux":  # if we are killed it saves and ends, too
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+def set_up_worker() -> None:
+    """Does in a worker process, before anything else, what `Worker.start` wants of it."""
+    if (wanted := os.environ.pop(_WORKER, None)) is None:
+        return
+    set_up = json.loads(wanted)
+    if set_up["cores"]:
+        os.sched_setaffinity(0, set_up["cores"])
+    if sys.platform == "linux":  # if the parent is killed it saves and ends, too
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != set_up["parent"]:
+            sys.exit(128 + signal.SIGTERM)
 
 
 def make_workers(num_workers: int | None = None) -> list[Worker]:
