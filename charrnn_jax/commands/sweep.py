@@ -21,12 +21,37 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--retry_failed", action="store_true", help="train failed and diverged units again"
     )
     parser.add_argument(
-        "--workers", type=positive, metavar="N", help="processes at once; default: cards, or cores"
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="processes at once; default: cards, or cores; with Slurm as many as there are units",
     )
     parser.add_argument(
         "--baseline",
         metavar="FIELD=VALUE,...",
         help="configuration to compare the others with; default: that of the first unit",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "slurm"),
+        default="local",
+        help="where the processes run: here (the default), or as tasks of a Slurm job",
+    )
+    slurm = parser.add_argument_group("with --launcher=slurm, for each of the processes")
+    slurm.add_argument("--partition", metavar="NAME", help="of the cluster; default: the cluster's")
+    slurm.add_argument(
+        "--time",
+        metavar="[D-]HH:MM:SS",
+        help="two to three minutes before it is over, the process saves; then it is requeued",
+    )
+    slurm.add_argument("--memory", metavar="SIZE", help="as 8G")
+    slurm.add_argument("--cpus_per_task", type=positive, metavar="N", help="cores")
+    slurm.add_argument("--gpus_per_task", type=positive, metavar="N", help="cards")
+    slurm.add_argument(
+        "--sbatch",
+        action="append",
+        metavar="OPTION[=VALUE]",
+        help="any other of sbatch, as account=me; may be given again",
     )
 
 
@@ -34,6 +59,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Trains what is not done, and writes sweep.html, sweep.md, sweep.csv, sweep.pdf, sweep.svg."""
     from charrnn_jax.sweeps.local import make_workers, run_jobs, set_up_worker
 
+    options = _sbatch_options(args)
     units, workdir = _open_sweep(args, overrides)
     if args.work_unit is not None:
         set_up_worker()
@@ -41,20 +67,33 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     from charrnn_jax.sweeps.jobs import make_jobs
     from charrnn_jax.sweeps.report import write_report
+    from charrnn_jax.sweeps.slurm import find_tasks
     from charrnn_jax.sweeps.table import SweepTable, describe_counts
 
     done = [unit for unit in units if unit.is_done()]
     todo = [unit for unit in units if not unit.has_ended()]
     if args.retry_failed:
         todo = [unit for unit in units if unit not in done]
-    workers = make_workers(args.workers)
-    jobs = make_jobs(todo, workdir=workdir, num_workers=len(workers))
+    tasks = find_tasks(units, workdir=workdir)
+    if args.launcher == "slurm":
+        in_slurm = {unit.name for job in tasks.values() for unit in job.units}
+        todo = [unit for unit in todo if unit.name not in in_slurm]
+        num_workers = args.workers or max(len(todo), 1)
+    elif tasks:
+        raise UserError(f"Slurm still has {', '.join(tasks)} of this sweep: give --launcher=slurm")
+    else:
+        workers = make_workers(args.workers)
+        num_workers = len(workers)
+    jobs = make_jobs(todo, workdir=workdir, num_workers=num_workers)
     print(f"{len(units)} work units in {workdir}: {len(done)} done, {len(todo)} to be trained")
     if args.dry_run:
         _show(units, jobs)
         return
     with SweepTable(units) as table:
-        run_jobs(jobs, workers, table=table)
+        if args.launcher == "slurm":
+            _run_in_slurm(jobs, tasks, num_at_once=num_workers, options=options, table=table)
+        else:
+            run_jobs(jobs, workers, table=table)
     write_report(units, workdir, baseline=_parse_baseline(args.baseline))
     counts = describe_counts([unit.read_status()["status"] for unit in units])
     print(f"{counts}; the report is {workdir / 'sweep.html'}")
@@ -66,6 +105,7 @@ def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list[An
     """The work units of --config, or those of the sweep that is in --workdir."""
     from charrnn_jax.config import call_experiment
     from charrnn_jax.sweeps import hyper
+    from charrnn_jax.sweeps.slurm import find_tasks
     from charrnn_jax.sweeps.units import check_workdirs, load_sweep, make_units, save_sweep
 
     if not args.config and args.workdir:
@@ -78,6 +118,7 @@ def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list[An
     sweep = call_experiment(args.config.partition(":")[0], "get_hyper", hyper)
     units = make_units(config, sweep, workdir=workdir)
     check_workdirs(units)
+    find_tasks(units, workdir=workdir)  # raises before what they read is written anew
     if not args.dry_run:
         save_sweep(workdir, config=config, sweep=sweep)
     return units, workdir
@@ -116,6 +157,54 @@ def _show(units: Sequence[Any], jobs: Sequence[Any]) -> None:
     print("\nCommands of the jobs:")
     for job in jobs:
         print(job)
+
+
+def _sbatch_options(args: argparse.Namespace) -> dict[str, str | bool]:
+    """--memory=8G --sbatch=exclusive -> {"mem": "8G", "exclusive": True}"""
+    flags = {
+        "partition": args.partition,
+        "time": args.time,
+        "mem": args.memory,
+        "cpus-per-task": args.cpus_per_task,
+        "gpus-per-node": args.gpus_per_task,  # a task has a node; older Slurms know no other
+    }
+    options: dict[str, str | bool] = {name: str(value) for name, value in flags.items() if value}
+    for text in args.sbatch or ():
+        name, equals, value = text.partition("=")
+        options[name.removeprefix("--")] = value if equals else True
+    if args.launcher == "slurm":
+        from charrnn_jax.sweeps.slurm import check_slurm
+
+        check_slurm()
+    elif options:
+        raise UserError(f"{', '.join(options)}: that is for Slurm; give --launcher=slurm, too")
+    return options
+
+
+def _run_in_slurm(
+    jobs: Sequence[Any],
+    tasks: dict[str, Any],
+    *,
+    num_at_once: int,
+    options: dict[str, str | bool],
+    table: Any,
+) -> None:
+    """Submits the jobs, and waits for them and for the tasks that Slurm has already."""
+    from charrnn_jax.sweeps.slurm import submit, wait_for_tasks
+
+    if tasks:
+        print(f"Slurm has {len(tasks)} tasks of this sweep already; they go on")
+    if jobs:
+        tasks = tasks | submit(jobs, num_at_once=num_at_once, options=options, beside=tasks)
+    if not tasks:
+        return
+    cancel = f"scancel {' '.join(sorted({task.partition('_')[0] for task in tasks}))}"
+    print(f"{len(tasks)} tasks in Slurm; {cancel} cancels them")
+    try:
+        wait_for_tasks(tasks, table=table)
+    except KeyboardInterrupt:
+        print(f"The tasks go on in Slurm: the same command waits again, {cancel} cancels them")
+        raise
 
 
 def _parse_baseline(text: str | None) -> dict[str, Any] | None:
