@@ -1,9 +1,10 @@
 """Jobs: which work units run in one process, and the command that runs them.
 
 Units that can be replicas of one another share a process, because they can share one compiled
-program; a group larger than its share of the workers is cut, so that all workers have something.
+program. Where there are few such groups they are cut, so that all workers have their share.
 """
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from pathlib import Path
 
 from charrnn_jax.sweeps.units import WorkUnit
 from charrnn_jax.training.replicas import program_key
+
+
+_ENOUGH_GROUPS = 4  # a worker
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,11 @@ def make_jobs(units: Sequence[WorkUnit], *, workdir: Path, num_workers: int) -> 
     groups: dict[str, list[WorkUnit]] = {}
     for unit in units:
         groups.setdefault(program_key(unit.config), []).append(unit)
+    # A process costs seconds to start; from some groups a worker on, none stands idle for long.
+    share = num_workers // math.gcd(num_workers, len(groups)) if groups else 1
+    share = 1 if len(groups) >= _ENOUGH_GROUPS * num_workers else share
     jobs = []
     for group in groups.values():
-        parts = min(num_workers, len(group))
+        parts = min(share, len(group))
         jobs += [Job(tuple(group[part::parts]), workdir) for part in range(parts)]
     return sorted(jobs, key=lambda job: -len(job.units))

@@ -111,7 +111,8 @@ def run_jobs(jobs: Sequence[Job], workers: Sequence[Worker], *, table: SweepTabl
                 for worker, job, process in [row for row in running if row[2].poll() is not None]:
                     running.remove((worker, job, process))
                     idle.append(worker)
-                    _note_death(job, process.returncode)
+                    if not interrupt.signal_number:
+                        _note_death(job, process.returncode)
         finally:
             for _, _, process in running:
                 process.kill()
@@ -121,8 +122,8 @@ def run_jobs(jobs: Sequence[Job], workers: Sequence[Worker], *, table: SweepTabl
 
 
 def _note_death(job: Job, return_code: int) -> None:
-    """A unit whose process is gone but that still counts as running was killed."""
+    """Units that a process leaves unfinished have failed: it was killed, or could not start."""
     for unit in job.units:
-        if unit.read_status()["status"] == "running":
+        if unit.read_status()["status"] in ("running", "waiting"):
             message = f"its process ended with {return_code}; see {job.log}"
             unit.write_status("failed", message=message)
