@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": "generate text",
     "score": "loss of a given text",
     "sweep": "train all work units of an experiment's get_hyper, then report on them",
+    "search": "a sweep over an experiment's get_search, within a budget",
     "export": "a model for places without this code: a folder, or a web page",
     "import": "a model of PyTorch or Keras becomes a run",
     "corpora": "known corpora, and which are here",

@@ -113,7 +113,8 @@ def test_score_agrees_with_its_characters(
     [
         (
             ["trian"],
-            "no command 'trian'; there are train, evaluate, sample, score, export, import, corpora",
+            "no command 'trian'; there are train, evaluate, sample, score, "
+            "sweep, search, export, import, corpora",
         ),
         ([], "--config is missing"),
         (["--config=absent.py"], "no experiment file 'absent.py'"),

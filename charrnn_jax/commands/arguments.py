@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,16 @@ def unk_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def baseline_flag(parser: argparse.ArgumentParser) -> None:
+    """What a report compares with."""
+    parser.add_argument(
+        "--baseline",
+        type=_settings,
+        metavar="FIELD=VALUE,...",
+        help="configuration that a report compares the others with; default: the first",
+    )
+
+
 def positive(text: str) -> int:
     """A whole number above 0."""
     return _number(text, int, 1)
@@ -59,6 +70,20 @@ def path(text: str) -> Path:
 def real(text: str) -> float:
     """A finite number from 0."""
     return _number(text, float, 0)
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """model.cell=gru,model.num_layers=2 -> {"model.cell": "gru", "model.num_layers": 2}"""
+    settings: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{part!r} is not FIELD=VALUE")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
 
 
 def _number(text: str, kind: type, low: int) -> Any:

@@ -1,12 +1,11 @@
 """`charrnn sweep`: trains the work units of an experiment, then reports on them."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from charrnn_jax.commands.arguments import load_config, positive, reject, run_flags
+from charrnn_jax.commands.arguments import baseline_flag, load_config, positive, reject, run_flags
 from charrnn_jax.errors import TrainingError, UserError
 
 
@@ -26,11 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes at once; default: cards, or cores; with Slurm as many as there are units",
     )
-    parser.add_argument(
-        "--baseline",
-        metavar="FIELD=VALUE,...",
-        help="configuration to compare the others with; default: that of the first unit",
-    )
+    baseline_flag(parser)
     parser.add_argument(
         "--launcher",
         choices=("local", "slurm"),
@@ -58,13 +53,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Trains what is not done, and writes sweep.html, sweep.md, sweep.csv, sweep.pdf, sweep.svg."""
     from charrnn_jax.sweeps.local import make_workers, run_jobs, set_up_worker
+    from charrnn_jax.sweeps.units import SEARCH_FILE
 
     options = _sbatch_options(args)
     units, workdir = _open_sweep(args, overrides)
+    is_search = (workdir / SEARCH_FILE).is_file()
     if args.work_unit is not None:
         set_up_worker()
-        _train_here([units[index] for index in _parse_indices(args.work_unit, len(units))])
+        indices = _parse_indices(args.work_unit, len(units))
+        _train_here([units[index] for index in indices], is_search=is_search)
         return
+    if is_search:
+        raise UserError(f"{workdir} holds a search: charrnn search --workdir={workdir} goes on")
     from charrnn_jax.sweeps.jobs import make_jobs
     from charrnn_jax.sweeps.report import write_report
     from charrnn_jax.sweeps.slurm import find_tasks
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             _run_in_slurm(jobs, tasks, num_at_once=num_workers, options=options, table=table)
         else:
             run_jobs(jobs, workers, table=table)
-    write_report(units, workdir, baseline=_parse_baseline(args.baseline))
+    write_report(units, workdir, baseline=args.baseline)
     counts = describe_counts([unit.read_status()["status"] for unit in units])
     print(f"{counts}; the report is {workdir / 'sweep.html'}")
     if not all(unit.is_done() for unit in units):
@@ -142,12 +142,18 @@ def _parse_indices(text: str, num_units: int) -> list[int]:
     return indices
 
 
-def _train_here(units: Sequence[Any]) -> None:
+def _train_here(units: Sequence[Any], *, is_search: bool) -> None:
     from charrnn_jax.compilation_cache import keep_compiled_programs
     from charrnn_jax.sweeps.worker import run_units
 
     keep_compiled_programs()
-    if not run_units(units):
+    if is_search:
+        from charrnn_jax.sweeps.search import run_trial
+
+        for unit in units:
+            if not unit.has_ended():
+                run_trial(unit)
+    elif not run_units(units):
         raise TrainingError("not all of these work units are done")
 
 
@@ -205,19 +211,3 @@ def _run_in_slurm(
     except KeyboardInterrupt:
         print(f"The tasks go on in Slurm: the same command waits again, {cancel} cancels them")
         raise
-
-
-def _parse_baseline(text: str | None) -> dict[str, Any] | None:
-    """model.cell=gru,model.num_layers=2 -> {"model.cell": "gru", "model.num_layers": 2}"""
-    if not text:
-        return None
-    settings: dict[str, Any] = {}
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise UserError(f"--baseline is {text!r}: give FIELD=VALUE, several with commas")
-        try:
-            settings[name] = json.loads(value)
-        except ValueError:
-            settings[name] = value
-    return settings

@@ -14,7 +14,6 @@ from pathlib import Path
 from charrnn_jax.sweeps.units import WorkUnit
 from charrnn_jax.training.replicas import program_key
 
-
 _ENOUGH_GROUPS = 4  # a worker
 
 

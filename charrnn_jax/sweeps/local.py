@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from charrnn_jax.errors import Interrupted
@@ -87,21 +87,28 @@ def _devices() -> tuple[str, int]:
     return backend, num_devices
 
 
-def run_jobs(jobs: Sequence[Job], workers: Sequence[Worker], *, table: SweepTable) -> None:
+def run_jobs(jobs: Iterable[Job], workers: Sequence[Worker], *, table: SweepTable) -> None:
     """Runs every job in a process of its own, as many at once as there are workers.
+
+    Args:
+      jobs: the next one is asked for when a worker is free for it.
+      workers: that run them.
+      table: shows where the units stand.
 
     Raises:
       Interrupted: a signal came; it was passed on, and what was running is saved.
     """
-    waiting, idle = list(jobs), list(workers)
+    waiting, idle = iter(jobs), list(workers)
     running: list[tuple[Worker, Job, subprocess.Popen]] = []
     passed_on = False
     with InterruptRequest() as interrupt:
         try:
-            while running or (waiting and not interrupt.signal_number):
-                while waiting and idle and not interrupt.signal_number:
-                    worker, job = idle.pop(0), waiting.pop(0)
+            while True:
+                while idle and not interrupt.signal_number and (job := next(waiting, None)):
+                    worker = idle.pop(0)
                     running.append((worker, job, worker.start(job)))
+                if not running:
+                    break
                 if interrupt.signal_number and not passed_on:
                     passed_on = True
                     for _, _, process in running:

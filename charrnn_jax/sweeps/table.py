@@ -25,12 +25,20 @@ class SweepTable:
     """A table of the units of a sweep; `update` reads where they stand.
 
     Args:
-      units: all of them.
+      units: all of them, or those that are there up to now.
+      num_units: that there will be; None: these are all.
       console: where it is shown.
     """
 
-    def __init__(self, units: Sequence[WorkUnit], *, console: Console | None = None):
+    def __init__(
+        self,
+        units: Sequence[WorkUnit],
+        *,
+        num_units: int | None = None,
+        console: Console | None = None,
+    ):
         self._units = units
+        self._num_units = num_units or 0
         self._console = console or Console()
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._told = {unit.name for unit in units if unit.read_status()["status"] in _ENDED}
@@ -64,7 +72,7 @@ class SweepTable:
         for unit in running[:_MOST_ROWS]:
             rows = read_json_lines(unit.workdir / "metrics.jsonl")
             losses = [_last(rows, f"{split}/loss") for split in ("train", "validation")]
-            table.add_row(unit.name, f"{_fraction(unit, rows):.0%}", *losses)
+            table.add_row(unit.name, f"{fraction_trained(unit, rows):.0%}", *losses)
         if len(running) > _MOST_ROWS:
             table.add_row(f"and {len(running) - _MOST_ROWS} more")
         return table
@@ -75,13 +83,14 @@ class SweepTable:
             status = statuses[unit.name]
             work += 1.0 if status in _ENDED else 0.0
             if status == "running":
-                work += _fraction(unit, read_json_lines(unit.workdir / "metrics.jsonl"))
+                work += fraction_trained(unit, read_json_lines(unit.workdir / "metrics.jsonl"))
         if self._at_start is None:
             self._at_start = work
-        text = describe_counts(list(statuses.values()))
+        num_to_come = max(self._num_units - len(statuses), 0)
+        text = describe_counts([*statuses.values(), *["waiting"] * num_to_come])
         if work > self._at_start:
             pace = (time.monotonic() - self._started) / (work - self._at_start)
-            text += f"; about {format_seconds(pace * (len(self._units) - work))} left"
+            text += f"; about {format_seconds(pace * (len(statuses) + num_to_come - work))} left"
         return text
 
 
@@ -106,8 +115,8 @@ def _describe(unit: WorkUnit) -> str:
     return f"{text} ({result.message})" if result.message else text
 
 
-def _fraction(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> float:
-    """Of its training, from 0 to 1."""
+def fraction_trained(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> float:
+    """Returns how much of its training is done, from 0 to 1, by the rows of its metrics."""
     if not rows:
         return 0.0
     last, train = rows[-1], unit.config.train

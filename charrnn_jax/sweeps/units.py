@@ -23,6 +23,7 @@ from charrnn_jax.training.checkpoints import read_metadata, steps
 from charrnn_jax.training.json_lines import read_json_lines
 from charrnn_jax.training.resume import check_same_run
 
+SEARCH_FILE = "search.journal"  # in a sweep's folder: its units are the trials of a search
 _STATUS_FILE = "unit.json"
 
 
@@ -50,7 +51,7 @@ class WorkUnit:
 
     def has_ended(self) -> bool:
         """Whether it was trained with this config and came to an end, good or bad."""
-        if self.read_status()["status"] not in ("done", "failed", "diverged"):
+        if self.read_status()["status"] not in ("done", "failed", "diverged", "pruned"):
             return False
         file = self.workdir / "config.json"
         if not file.is_file():  # it failed before anything could be written

@@ -49,12 +49,12 @@ def _run_group(units: Sequence[WorkUnit]) -> None:
         errors = [error] * len(units)
     for unit, failure in zip(units, errors, strict=True):
         if failure:
-            _write_failure(unit, failure)
+            write_failure(unit, failure)
         else:
             unit.write_status("done")
 
 
-def _write_failure(unit: WorkUnit, error: Exception) -> None:
+def write_failure(unit: WorkUnit, error: Exception) -> None:
     """Writes down why a unit ended early; the log gets the traceback of what nobody expected."""
     if not isinstance(error, UserError | TrainingError):
         traceback.print_exception(error)

@@ -1,0 +1,103 @@
+"""`charrnn search`: a sweep over the space of an experiment's get_search, within a budget."""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from charrnn_jax.commands.arguments import (
+    baseline_flag,
+    load_config,
+    positive,
+    reject,
+    run_flags,
+)
+from charrnn_jax.errors import TrainingError, UserError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Which search, and its budget."""
+    run_flags(parser)
+    parser.add_argument("--num_trials", type=positive, metavar="N", help="the budget")
+    parser.add_argument(
+        "--sampler", choices=("tpe", "random"), help="how values are chosen; default: tpe"
+    )
+    parser.add_argument(
+        "--pruner", choices=("asha", "none"), help="ends trials that lag behind; default: asha"
+    )
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="processes at once; default: cards, or cores"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="show the space")
+    baseline_flag(parser)
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Trains the trials that the budget leaves, and reports on all of them as `charrnn sweep`."""
+    search = _open_search(args, overrides)
+    if search is None:
+        return
+    from charrnn_jax.sweeps.jobs import Job
+    from charrnn_jax.sweeps.local import make_workers, run_jobs
+    from charrnn_jax.sweeps.report import write_report
+    from charrnn_jax.sweeps.table import SweepTable, describe_counts
+
+    units, workdir = search.units, search.workdir
+    print(f"{search.num_trials} trials in {workdir}; {len(units)} of them were begun before")
+    jobs = (Job((unit,), workdir) for unit in search.remaining())
+    with SweepTable(units, num_units=search.num_trials) as table:
+        run_jobs(jobs, make_workers(args.workers), table=table)
+    search.tell_ended()
+    notes = search.notes()
+    write_report(units, workdir, baseline=args.baseline, notes=notes)
+    counts = describe_counts([unit.read_status()["status"] for unit in units])
+    print("\n".join([f"{counts}; the report is {workdir / 'sweep.html'}", *notes[1:]]))
+    if not all(unit.has_ended() for unit in units):
+        raise TrainingError("not all trials have ended; the same command goes on with them")
+    best = search.best()
+    if best is None:
+        raise TrainingError(f"no trial was trained to its end; see {workdir / 'logs'}")
+    values = [f"--config.{name}={value}" for name, value in best.overrides.items()]
+    command = shlex.join(["charrnn", "train", *search.plan.experiment, *values])
+    print(
+        "To train it with other seeds, and for longer by --config.train.num_steps or num_epochs:\n"
+        f"  for seed in 1 2 3; do {command} --config.seed=$seed; done"
+    )
+
+
+def _open_search(args: argparse.Namespace, overrides: list[str]) -> Any:
+    """The search of --config, or the one that is in --workdir; shows it, and is None, if dry."""
+    from charrnn_jax.config import call_experiment
+    from charrnn_jax.sweeps import search as space
+    from charrnn_jax.sweeps.search import Search, create_search, make_plan
+
+    if not args.config and args.workdir:
+        reject(overrides)
+        if args.sampler or args.pruner:
+            raise UserError(
+                "--sampler and --pruner need --config; without it, --workdir names a search that "
+                "goes on"
+            )
+        search = Search(Path(args.workdir).expanduser())
+        print(search.plan.describe())
+        if args.dry_run:
+            return None
+        if args.num_trials:
+            search.set_budget(args.num_trials)
+        return search
+    config, workdir = load_config(args, overrides)
+    if not args.workdir:
+        workdir = workdir.with_name(f"{workdir.name}-search")
+    plan = make_plan(
+        config,
+        call_experiment(args.config.partition(":")[0], "get_search", space),
+        sampler=args.sampler or "tpe",
+        pruner=args.pruner or "asha",
+        experiment=[f"--config={args.config}", *overrides],
+    )
+    print(plan.describe())
+    if args.dry_run:
+        return None
+    if not args.num_trials:
+        raise UserError("a search needs its budget, --num_trials=N")
+    return create_search(plan, workdir, num_trials=args.num_trials)

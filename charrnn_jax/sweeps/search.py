@@ -1,0 +1,411 @@
+"""Search: a sweep whose work units are chosen one after the other, by Optuna.
+
+An experiment file's `get_search(space)` gets this module and returns {"section.field": values},
+made by `uniform`, `loguniform`, `integers` and `choice`. Every trial is a work unit that a worker
+process trains; behind each evaluation the pruner may end it. The study is in `search.journal` in
+the sweep's folder, from which everything else is read, so a search that was killed goes on.
+
+One process asks for trials and tells how they ended; the workers only report evaluations.
+
+Source: Akiba et al. 2019, "Optuna", https://arxiv.org/abs/1907.10902; samplers: Bergstra & Bengio
+2012, "Random search", and Bergstra et al. 2011, "Algorithms for hyper-parameter optimization"
+(TPE); pruner: Li et al. 2020, "A system for massively parallel hyperparameter tuning" (ASHA),
+https://arxiv.org/abs/1810.05934
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from charrnn_jax.config import diff, from_dict, override_values, validate
+from charrnn_jax.errors import Interrupted, UserError
+from charrnn_jax.sweeps.hyper import Overrides
+from charrnn_jax.sweeps.table import fraction_trained
+from charrnn_jax.sweeps.units import SEARCH_FILE, WorkUnit, make_units, save_sweep
+from charrnn_jax.sweeps.worker import write_failure
+from charrnn_jax.training.json_lines import read_json_lines
+from charrnn_jax.training.loop import train
+
+try:
+    import optuna
+except ImportError as error:
+    raise UserError('a search needs Optuna: pip install "charrnn_jax[search]"') from error
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # ours is the table of the sweep
+
+Space = Mapping[str, BaseDistribution]
+
+REDUCTION_FACTOR = 3  # of ASHA: the best third goes on behind evaluations 1, 3, 9, ...
+SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
+    "random": optuna.samplers.RandomSampler,
+    "tpe": optuna.samplers.TPESampler,
+}
+PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
+    "asha": lambda: optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=1, reduction_factor=REDUCTION_FACTOR
+    ),
+    "none": optuna.pruners.NopPruner,
+}
+_MOST_DRAWS = 100  # until a space without new values counts as exhausted
+_STUDY = "search"
+
+
+def uniform(low: float, high: float) -> BaseDistribution:
+    """Numbers from low to high."""
+    return _made(FloatDistribution, low, high)
+
+
+def loguniform(low: float, high: float) -> BaseDistribution:
+    """Numbers from low to high, every factor between two of them as likely; low is above 0."""
+    return _made(FloatDistribution, low, high, log=True)
+
+
+def integers(low: int, high: int, *, log: bool = False) -> BaseDistribution:
+    """Whole numbers from low to high, both included; log: every factor as likely."""
+    return _made(IntDistribution, low, high, log=log)
+
+
+def choice(values: Sequence[Any]) -> BaseDistribution:
+    """One of the values."""
+    return _made(CategoricalDistribution, values)
+
+
+def _made(kind: Callable[..., BaseDistribution], *args: Any, **options: Any) -> BaseDistribution:
+    try:
+        return kind(*args, **options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"get_search: {' '.join(str(error).split())}") from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search is; the budget is no part of it, since it may grow.
+
+    Attributes:
+      config: of the experiment; its seed is that of the sampler, too.
+      space: what `get_search` returned: field -> values.
+      sampler: one of SAMPLERS.
+      pruner: one of PRUNERS.
+      experiment: the arguments of the command line that make the config.
+    """
+
+    config: ConfigDict
+    space: Space
+    sampler: str
+    pruner: str
+    experiment: Sequence[str]
+
+    def describe(self) -> str:
+        """Returns sampler and pruner in a line, then a line for every field."""
+        pruner = "no pruning"
+        if self.pruner == "asha":
+            rungs = ", ".join(str(REDUCTION_FACTOR**rung) for rung in range(3))
+            pruner = (
+                f"ASHA pruning (behind evaluations {rungs}, ... only the best "
+                f"1/{REDUCTION_FACTOR} of those that came so far go on)"
+            )
+        fields = [f"  {name}: {_describe(values)}" for name, values in self.space.items()]
+        head = f"{self.sampler} search with {pruner}, seed {self.config.seed}, over"
+        return "\n".join([head, *fields])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as plain data for JSON."""
+        space = {name: distribution_to_json(values) for name, values in self.space.items()}
+        return {**vars(self), "config": self.config.to_dict(), "space": space}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> "Plan":
+        """Rebuilds it."""
+        space = {name: json_to_distribution(text) for name, text in saved["space"].items()}
+        return cls(**{**saved, "config": from_dict(saved["config"]), "space": space})
+
+
+def make_plan(
+    config: ConfigDict, space: Any, *, sampler: str, pruner: str, experiment: Sequence[str] = ()
+) -> Plan:
+    """Makes a plan, with what `get_search` returned; see `Plan`.
+
+    Raises:
+      UserError: it returned no space, or an end of one that is no value of its field.
+    """
+    if not isinstance(space, dict) or not space:
+        raise UserError(
+            "get_search must return a dict such as "
+            "{'optimizer.learning_rate': space.loguniform(1e-4, 1e-1)}"
+        )
+    for name, values in space.items():
+        if not isinstance(values, BaseDistribution):
+            raise UserError(
+                f"get_search: {name} is {values!r}; make it by space.uniform, space.loguniform, "
+                "space.integers or space.choice"
+            )
+        for value in _ends(values):
+            validate(override_values(config, {name: value}))
+    if not config.data.validation_fraction:
+        raise UserError("a search compares validation losses: set config.data.validation_fraction")
+    return Plan(config, space, sampler, pruner, tuple(experiment))
+
+
+def _ends(values: Any) -> Sequence[Any]:
+    return getattr(values, "choices", None) or (values.low, values.high)
+
+
+def _describe(values: Any) -> str:
+    if isinstance(values, CategoricalDistribution):
+        return "one of " + ", ".join(map(str, values.choices))
+    return f"from {values.low} to {values.high}" + ", logarithmic" * values.log
+
+
+class Search:
+    """A search that is in a folder. Only one process may have it open.
+
+    Attributes:
+      workdir: the folder.
+      plan: what is searched, and how.
+      num_trials: the budget.
+      units: a work unit for every trial up to now; grows in place.
+
+    Raises:
+      UserError: there is no search in the folder.
+    """
+
+    def __init__(self, workdir: Path):
+        self.workdir = workdir
+        self._study = _load_study(workdir)
+        self.plan = Plan.from_dict(self._study.user_attrs["plan"])
+        self.num_trials: int = self._study.user_attrs.get("num_trials", 0)
+        self.units: list[WorkUnit] = []
+        self._read_units()
+
+    def set_budget(self, num_trials: int) -> None:
+        """Sets the number of trials, those included that are there."""
+        self._study.set_user_attr("num_trials", num_trials)
+        self.num_trials = num_trials
+
+    def remaining(self) -> Iterator[WorkUnit]:
+        """Yields the trials that are still to be trained, each chosen when it is asked for.
+
+        Those come first that were running when the search was stopped.
+        """
+        yield from [unit for unit in self.units if not unit.has_ended()]
+        while len(self.units) < self.num_trials:
+            self.tell_ended()
+            if not self._ask():
+                return
+            yield self.units[-1]
+
+    def tell_ended(self) -> None:
+        """Tells the study how trials ended."""
+        for unit, trial in zip(self.units, _trials(self._study, self.plan.space), strict=True):
+            if trial.state == TrialState.RUNNING and unit.has_ended():
+                result = unit.read_result()
+                if result.status == "done" and result.loss is not None:
+                    self._study.tell(trial.number, result.loss)
+                else:  # that it diverged is news of these values, that it failed is not
+                    news = result.status in ("pruned", "diverged")
+                    state = TrialState.PRUNED if news else TrialState.FAIL
+                    self._study.tell(trial.number, state=state)
+
+    def best(self) -> WorkUnit | None:
+        """Returns the trained trial with the lowest validation loss at its end."""
+        results = [(unit.read_result(), unit) for unit in self.units]
+        done = [
+            (result.loss, unit.index)
+            for result, unit in results
+            if result.status == "done" and result.loss is not None
+        ]
+        return self.units[min(done)[1]] if done else None
+
+    def notes(self) -> list[str]:
+        """Returns what a report says of the search: what it was, what it cost, what was best."""
+        trained = saved = 0.0
+        for unit in self.units:
+            part = fraction_trained(unit, _rows(unit))
+            trained += part
+            saved += (1 - part) * (unit.read_status()["status"] == "pruned")
+        notes = [
+            self.plan.describe().replace("\n ", ";").replace("over;", "over"),
+            f"Cost: the {len(self.units)} trials trained as many steps as {trained:.1f} full ones; "
+            f"pruning saved those of {saved:.1f}.",
+        ]
+        if best := self.best():
+            notes.append(
+                f"Best trial: {best.name}, validation loss {best.read_result().loss:.4f} nats/char "
+                "behind its last step. It is the lowest of many, so train it again with other "
+                "seeds before you believe the number."
+            )
+        return notes
+
+    def _ask(self) -> bool:
+        """Adds a unit with values that were not there before; returns whether there are any.
+
+        Every draw has a sampler with a seed of its own, so a search that was stopped goes on as if
+        it had not been.
+        """
+        for draw in range(_MOST_DRAWS):
+            number = len(self._study.get_trials(deepcopy=False))
+            seed = int(np.random.SeedSequence([self.plan.config.seed, number]).generate_state(1)[0])
+            # TPE would propose the best values of a small space again and again.
+            self._study.sampler = SAMPLERS[self.plan.sampler if draw == 0 else "random"](seed=seed)
+            trial = self._study.ask(dict(self.plan.space))
+            known = len(self.units)
+            self._read_units()
+            if len(self.units) > known:
+                return True
+            self._study.tell(trial, state=TrialState.FAIL)
+        return False
+
+    def _read_units(self) -> None:
+        sweep = [
+            _overrides(trial, self.plan.space) for trial in _trials(self._study, self.plan.space)
+        ]
+        if sweep:
+            self.units[:] = make_units(self.plan.config, sweep, workdir=self.workdir)
+        save_sweep(self.workdir, config=self.plan.config, sweep=sweep)
+
+
+def create_search(plan: Plan, workdir: Path, *, num_trials: int) -> Search:
+    """Makes a search, or opens the one that is there: then the budget alone may be another.
+
+    Args:
+      plan: from `make_plan`.
+      workdir: of the sweep.
+      num_trials: the budget, the trials that are there included.
+
+    Raises:
+      UserError: the folder holds another search, or a sweep.
+    """
+    if (workdir / "sweep.json").exists() and not (workdir / SEARCH_FILE).exists():
+        raise UserError(f"{workdir} holds a sweep that is no search: give another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=_storage(workdir), study_name=_STUDY, direction="minimize", load_if_exists=True
+    )
+    if "plan" in study.user_attrs:
+        if changes := _changes(Plan.from_dict(study.user_attrs["plan"]), plan):
+            raise UserError(
+                f"{workdir} holds another search ({'; '.join(changes)}): give another --workdir"
+            )
+    else:
+        study.set_user_attr("plan", plan.to_dict())
+    search = Search(workdir)
+    search.set_budget(num_trials)
+    return search
+
+
+def _changes(old: Plan, new: Plan) -> list[str]:
+    """What makes two plans different searches, in words."""
+    changes = diff(old.config, new.config)
+    for name in ("sampler", "pruner", "space"):
+        if getattr(old, name) != getattr(new, name):
+            changes[name] = getattr(old, name), getattr(new, name)
+    return [f"{name} {before!r} -> {after!r}" for name, (before, after) in changes.items()]
+
+
+def _storage(workdir: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(workdir / SEARCH_FILE)))
+
+
+def _load_study(workdir: Path) -> optuna.Study:
+    try:
+        if (workdir / SEARCH_FILE).is_file():  # else the storage would make it
+            study = optuna.load_study(study_name=_STUDY, storage=_storage(workdir))
+            if "plan" in study.user_attrs:
+                return study
+    except KeyError:  # killed before the study was made
+        pass
+    raise UserError(f"{workdir} holds no search: start one with --config")
+
+
+def _trials(study: optuna.Study, space: Space) -> list[FrozenTrial]:
+    """The trials that are work units, in their order.
+
+    Those are none that have the values of one before, or that a kill left without some values.
+    """
+    found: dict[str, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if trial.params.keys() == space.keys():
+            found.setdefault(json.dumps(_overrides(trial, space)), trial)
+    return list(found.values())
+
+
+def _overrides(trial: FrozenTrial, space: Space) -> Overrides:
+    """The values of a trial, with four digits: they are read, typed and part of names."""
+    return {name: _rounded(trial.params[name], values) for name, values in space.items()}
+
+
+def _rounded(value: Any, values: BaseDistribution) -> Any:
+    if not isinstance(values, FloatDistribution):
+        return value
+    return min(max(float(f"{value:.4g}"), values.low), values.high)
+
+
+def is_pruned(study: optuna.Study, number: int, *, evaluation: int, loss: float) -> bool:
+    """Reports an evaluation of a trial; returns whether the trial ends there.
+
+    Args:
+      study: with its pruner.
+      number: of the trial in the study.
+      evaluation: its number in the run, from 1: the resource that the pruner counts.
+      loss: nats/char.
+    """
+    frozen = study.get_trials(deepcopy=False)[number]
+    if evaluation in frozen.intermediate_values:  # decided already, before it was interrupted
+        return False
+    trial = Trial(study, frozen._trial_id)
+    trial.report(loss, evaluation)
+    return trial.should_prune()
+
+
+def _rows(unit: WorkUnit) -> list[dict[str, Any]]:
+    return read_json_lines(unit.workdir / "metrics.jsonl")
+
+
+def run_trial(unit: WorkUnit) -> None:
+    """Trains one trial in this process, and writes down how it ended.
+
+    Raises:
+      Interrupted: a signal came; it is saved.
+    """
+    study = _load_study(unit.workdir.parent.parent)
+    plan = Plan.from_dict(study.user_attrs["plan"])
+    study.pruner = PRUNERS[plan.pruner]()
+    trial = _trials(study, plan.space)[unit.index]
+
+    def on_evaluation(step: int, loss: float) -> None:
+        rows = [row for row in _rows(unit) if row["step"] <= step]
+        evaluation = sum("validation/loss" in row for row in rows)
+        is_last = fraction_trained(unit, rows) == 1
+        if is_pruned(study, trial.number, evaluation=evaluation, loss=loss) and not is_last:
+            raise optuna.TrialPruned(f"behind evaluation {evaluation}, step {step:,}")
+
+    unit.write_status("running")
+    try:
+        for step, loss in unit.read_result().curve:  # what was not told when it was interrupted
+            on_evaluation(step, loss)
+        train(unit.config, unit.workdir, on_evaluation=on_evaluation)
+        unit.write_status("done")
+    except optuna.TrialPruned as pruned:
+        print(f"{unit.name} pruned: {pruned}", flush=True)
+        unit.write_status("pruned", message=str(pruned))
+    except Interrupted:
+        unit.write_status("waiting")
+        raise
+    except Exception as error:
+        write_failure(unit, error)

@@ -1,0 +1,41 @@
+"""Which values suit a small GRU of Tiny Shakespeare? 24 trials of at most 1,000 steps.
+
+  charrnn search --config=experiments/search.py --num_trials=24
+
+Trials are compared behind 100, 300 and 900 steps, where only the best third goes on: the first
+evaluation has to be late enough to say something of the last. A trial is given steps, not seconds,
+so larger layers are at an advantage.
+"""
+
+from charrnn_jax.config import UserError, default_config
+
+
+def get_config(arg: str = ""):
+    """Returns the config that the trials have in common; there are no arguments."""
+    if arg:
+        raise UserError(f"search.py knows no argument; what is :{arg}?")
+    config = default_config()
+    config.data.offline_corpus = "python-stdlib"
+    config.data.batching = "lanes"
+    config.data.batch_size = 16
+    config.data.sequence_length = 64
+    config.model.embedding_size = 64
+    config.optimizer.name = "adamw"
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.beta2 = 0.99
+    config.train.num_steps = 1000
+    config.train.evaluate_every_steps = 100
+    config.evaluation.protocol = "carried"
+    return config
+
+
+def get_search(space):
+    """Returns the space: field -> values."""
+    return {
+        "optimizer.learning_rate": space.loguniform(3e-4, 1e-1),
+        "optimizer.weight_decay": space.loguniform(1e-3, 1.0),
+        "model.dropout": space.uniform(0.0, 0.5),
+        "model.hidden_size": space.integers(64, 256, log=True),
+    }

@@ -1,0 +1,306 @@
+"""The search: its decisions, its budget, what a killed one keeps, and what it says of mistakes."""
+
+import importlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from conftest import ROOT
+from ml_collections import ConfigDict
+
+from charrnn_jax.config import to_json
+from charrnn_jax.errors import Interrupted, UserError
+from charrnn_jax.main import main
+from charrnn_jax.sweeps import search as space
+from charrnn_jax.sweeps.search import PRUNERS, Search, create_search, is_pruned, make_plan
+from charrnn_jax.sweeps.units import load_sweep
+from charrnn_jax.training.json_lines import read_json_lines
+
+RATES = {"optimizer.learning_rate": space.loguniform(1e-2, 10.0)}
+
+
+@pytest.fixture
+def short_config(tiny_config: ConfigDict) -> ConfigDict:
+    """Four evaluations."""
+    tiny_config.optimizer.name = "sgd"  # compiles fastest
+    tiny_config.train.num_steps = 12
+    tiny_config.train.evaluate_every_steps = 3
+    tiny_config.sample.num_chars = 1
+    return tiny_config
+
+
+def start(config: ConfigDict, workdir: Path, *, num_trials: int, **options) -> Search:
+    options = {"space": RATES, "sampler": "tpe", "pruner": "asha"} | options
+    return create_search(make_plan(config, **options), workdir, num_trials=num_trials)
+
+
+def finish(search: Search) -> None:
+    """Trains what is left in this process: as one worker does."""
+    for unit in search.remaining():
+        space.run_trial(unit)
+    search.tell_ended()
+
+
+def outcome(workdir: Path) -> list[tuple]:
+    """All that a search gave, less what a clock says."""
+    results = [unit.read_result() for unit in load_sweep(workdir)]
+    return [(each.name, each.status, each.message, each.curve) for each in results]
+
+
+def study_of(workdir: Path) -> optuna.Study:
+    file = optuna.storages.journal.JournalFileBackend(str(workdir / "search.journal"))
+    storage = optuna.storages.JournalStorage(file)
+    return optuna.load_study(study_name=None, storage=storage)
+
+
+def test_asha_decides_as_successive_halving_by_hand() -> None:
+    """Ends behind evaluation 1 or 3 who is not in the best third of those that came so far."""
+    curves = [  # loss behind evaluations 1, 2, 3, 4; number of evaluations it may make
+        ([3.0, 9.0, 2.0, 1.0], 4),  # the first is the best so far, at every rung
+        ([3.1, 1.0, 1.0, 1.0], 1),  # 2nd of 2
+        ([2.9, 9.0, 2.1, 1.0], 3),  # 1st of 3, then 2nd of 2
+        ([2.95, 1.0, 1.0, 1.0], 1),  # 2nd of 4, of which one goes on
+        ([2.5, 9.0, 1.9, 9.0], 4),  # 1st of 5, then 1st of 3; evaluation 4 decides nothing
+        ([2.8, 9.0, 1.95, 1.0], 3),  # 2nd of 6, of which two go on; then 2nd of 4
+        ([math.nan, 1.0, 1.0, 1.0], 1),
+    ]
+    study = optuna.create_study(pruner=PRUNERS["asha"]())
+    for losses, most in curves:
+        number = study.ask().number
+        made = 0
+        for made, loss in enumerate(losses, start=1):
+            if is_pruned(study, number, evaluation=made, loss=loss):
+                study.tell(number, state=optuna.trial.TrialState.PRUNED)
+                break
+        assert made == most, losses
+
+
+def test_pruned_trials_stop_early_and_stay_in_the_results(
+    short_config: ConfigDict, tmp_path: Path
+) -> None:
+    search = start(short_config, tmp_path, num_trials=5)
+    finish(search)
+    units = load_sweep(tmp_path)
+    assert [unit.name for unit in units] == [unit.name for unit in search.units]
+    results = [unit.read_result() for unit in units]
+    steps = {"done": (3, 6, 9, 12)}
+    pruned_after = {1: (3,), 3: (3, 6, 9)}
+    for unit, result in zip(units, results, strict=True):
+        trained = tuple(step for step, _ in result.curve)
+        assert trained in ([steps["done"]] if result.status == "done" else pruned_after.values())
+        rows = read_json_lines(unit.workdir / "metrics.jsonl")
+        assert rows[-1]["step"] == trained[-1]
+        overrides = unit.overrides["optimizer.learning_rate"]
+        assert overrides == float(f"{overrides:.4g}")
+    statuses = [result.status for result in results]
+    assert len(results) == 5
+    assert set(statuses) == {"done", "pruned"}
+    told = {"COMPLETE": "done", "PRUNED": "pruned"}
+    assert [told[trial.state.name] for trial in study_of(tmp_path).trials] == statuses
+    best = search.best()
+    assert best is not None
+    done = [result.loss for result in results if result.status == "done"]
+    assert best.read_result().loss == min(done)
+    trained = sum(result.curve[-1][0] for result in results) / 12
+    saved = 5 - trained
+    assert search.notes()[1] == (
+        f"Cost: the 5 trials trained as many steps as {trained:.1f} full ones; "
+        f"pruning saved those of {saved:.1f}."
+    )
+
+
+@pytest.mark.parametrize("stop", [Interrupted(signal.SIGINT, 0), KeyboardInterrupt()], ids=repr)
+def test_stopped_search_goes_on_as_if_it_had_not_been(
+    short_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    """Stopped behind the save of an evaluation that nobody was told of; or killed there."""
+    finish(start(short_config, tmp_path / "one", num_trials=5))
+    search = start(short_config, tmp_path / "two", num_trials=5)
+    train, trained = space.train, []
+
+    def train_until_stopped(config: ConfigDict, workdir: Path, *, on_evaluation: Callable) -> None:
+        def stopping(step: int, loss: float) -> None:
+            if len(trained) == 1 and step == 6:
+                raise stop
+            on_evaluation(step, loss)
+
+        train(config, workdir, on_evaluation=stopping)
+        trained.append(workdir)
+
+    monkeypatch.setattr(space, "train", train_until_stopped)
+    with pytest.raises(type(stop)):
+        finish(search)
+    monkeypatch.setattr(space, "train", train)
+    finished = [unit for unit in search.units if unit.has_ended()]
+    assert 0 < len(finished) < len(search.units) < 5
+    times = [(unit.workdir / "metrics.jsonl").stat().st_mtime_ns for unit in finished]
+    finish(Search(tmp_path / "two"))
+    assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
+    assert times == [(unit.workdir / "metrics.jsonl").stat().st_mtime_ns for unit in finished]
+
+
+def test_diverged_and_failed_trials_count_and_a_space_may_be_exhausted(
+    short_config: ConfigDict, tmp_path: Path
+) -> None:
+    """Of two and a half thousand characters there is no batch of a million."""
+    values = {
+        "optimizer.learning_rate": space.choice([1e-2, 1e30]),
+        "data.batch_size": space.choice([8, 10**6]),
+    }
+    search = start(short_config, tmp_path, num_trials=9, space=values, sampler="random")
+    finish(search)
+    statuses = {
+        (unit.overrides["optimizer.learning_rate"], unit.overrides["data.batch_size"]): unit
+        for unit in search.units
+    }
+    assert {at: unit.read_result().status for at, unit in statuses.items()} == {
+        (1e-2, 8): "done",
+        (1e30, 8): "diverged",
+        (1e-2, 10**6): "failed",
+        (1e30, 10**6): "failed",
+    }
+    states = {(*t.params.values(),): t.state.name for t in study_of(tmp_path).trials[::-1]}
+    assert states == {
+        (1e-2, 8): "COMPLETE",
+        (1e30, 8): "PRUNED",
+        (1e-2, 10**6): "FAIL",
+        (1e30, 10**6): "FAIL",
+    }
+    assert "DivergedError" in statuses[1e30, 8].read_result().message
+
+
+def test_another_search_in_the_folder_is_refused_and_a_larger_budget_is_not(
+    short_config: ConfigDict, tmp_path: Path
+) -> None:
+    start(short_config, tmp_path, num_trials=2)
+    assert start(short_config, tmp_path, num_trials=3).num_trials == 3
+    assert Search(tmp_path).num_trials == 3
+    with pytest.raises(UserError, match="sampler 'tpe' -> 'random'"):
+        start(short_config, tmp_path, num_trials=3, sampler="random")
+    short_config.train.num_steps = 24
+    with pytest.raises(UserError, match=r"train\.num_steps 12 -> 24"):
+        start(short_config, tmp_path, num_trials=3)
+    with pytest.raises(UserError, match="holds no search"):
+        Search(tmp_path / "elsewhere")
+
+
+def write_experiment(folder: Path, config: ConfigDict, *, search: str) -> str:
+    """An experiment file; search: the body of its get_search, or "" for none."""
+    file = folder / "experiment.py"
+    text = "from charrnn_jax.config import from_json\n\n"
+    text += f"def get_config(arg):\n    return from_json({to_json(config)!r})\n"
+    text += f"\n\ndef get_search(space):\n    {search}\n" if search else ""
+    file.write_text(text)
+    return str(file)
+
+
+def test_command_trains_the_trials_in_processes_and_says_how_to_go_on(
+    short_config: ConfigDict, tmp_path: Path
+) -> None:
+    body = "return {'optimizer.learning_rate': space.loguniform(1e-3, 1e-1)}"
+    file, workdir = write_experiment(tmp_path, short_config, search=body), tmp_path / "s"
+    command = [sys.executable, "-m", "charrnn_jax.main", "search", f"--config={file}"]
+    command += ["--sampler=random", "--pruner=none", "--num_trials=2", f"--workdir={workdir}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "random search with no pruning, seed 0, over\n  optimizer.learning_rate" in result.stdout
+    assert "2 of 2 done" in result.stdout
+    units = load_sweep(workdir)
+    assert [unit.read_result().status for unit in units] == ["done", "done"]
+    best = min(units, key=lambda unit: unit.read_result().loss)
+    rate = best.overrides["optimizer.learning_rate"]
+    again = f"charrnn train --config={file} --config.optimizer.learning_rate={rate}"
+    assert again in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("search", "flags", "message"),
+    [
+        ("", [], "has no function get_search"),
+        ("return [1]", [], "get_search must return a dict"),
+        ("return {'seed': 3}", [], "get_search: seed is 3; make it by space.uniform"),
+        (
+            "return {'optimizer.learning_rat': space.uniform(0.1, 1.0)}",
+            [],
+            "no field config.optimizer.learning_rat; did you mean config.optimizer.learning_rate?",
+        ),
+        (
+            "return {'model.dropout': space.uniform(0.0, 1.0)}",
+            [],
+            "config.model.dropout is 1.0; it must be at least 0 and below 1",
+        ),
+        ("return {'model.hidden_size': space.uniform(8, 16)}", [], "must be of type int"),
+        ("return {'seed': space.integers(5, 3)}", [], "get_search: "),
+        ("return {'seed': space.loguniform(0.0, 3.0)}", [], "get_search: "),
+        ("return {'seed': space.integers(0, 3)}", ["--work_unit=0"], "what is '--work_unit=0'?"),
+        ("return {'seed': space.integers(0, 3)}", ["--baseline=x"], "'x' is not FIELD=VALUE"),
+        (
+            "return {'seed': space.integers(0, 3)}",
+            ["--config.data.validation_fraction=0"],
+            "a search compares validation losses",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(
+    short_config: ConfigDict,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    search: str,
+    flags: list[str],
+    message: str,
+) -> None:
+    file = write_experiment(tmp_path, short_config, search=search)
+    start = ["search", f"--config={file}", f"--workdir={tmp_path / 's'}"]
+    assert main([*start, "--num_trials=2", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_search_and_a_sweep_are_told_apart(
+    short_config: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_experiment(tmp_path, short_config, search="return {'seed': space.integers(0, 3)}")
+    assert main(["search", f"--config={file}", f"--workdir={tmp_path / 's'}"]) == 2
+    assert "its budget, --num_trials=N" in capsys.readouterr().err
+    search = start(short_config, tmp_path / "s", num_trials=1)
+    next(search.remaining())
+    assert main(["sweep", f"--workdir={tmp_path / 's'}"]) == 2
+    assert "holds a search: charrnn search" in capsys.readouterr().err
+    assert main(["search", f"--workdir={tmp_path / 's'}", "--pruner=none"]) == 2
+    assert "--pruner need --config" in capsys.readouterr().err
+
+
+def test_dry_run_shows_the_space_and_writes_nothing(
+    short_config: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = "return {'model.cell': space.choice(['gru', 'lstm'])}"
+    file = write_experiment(tmp_path, short_config, search=body)
+    flags = [f"--workdir={tmp_path / 's'}", "--num_trials=2", "--dry_run"]
+    assert main(["search", f"--config={file}", *flags]) == 0
+    assert "model.cell: one of gru, lstm" in capsys.readouterr().out
+    assert not (tmp_path / "s").exists()
+
+
+def test_without_optuna_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "charrnn_jax.sweeps.search")
+    with pytest.raises(UserError, match=r'pip install "charrnn_jax\[search\]"'):
+        importlib.import_module("charrnn_jax.sweeps.search")
+
+
+def test_sweep_json_holds_what_was_begun(short_config: ConfigDict, tmp_path: Path) -> None:
+    """It is written before a worker starts, which reads its unit from it."""
+    search = start(short_config, tmp_path, num_trials=3)
+    assert json.loads((tmp_path / "sweep.json").read_text())["sweep"] == []
+    unit = next(search.remaining())
+    assert load_sweep(tmp_path)[0].overrides == unit.overrides
