@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from charrnn_jax.generation.sampler import generate as generate
     from charrnn_jax.models.char_rnn import CharRNN as CharRNN
     from charrnn_jax.run import load_run as load_run
+    from charrnn_jax.sweeps.units import load_sweep as load_sweep
     from charrnn_jax.training.loop import train as train
+    from charrnn_jax.training.replicas import train_replicas as train_replicas
     from charrnn_jax.training.train_step import TrainState as TrainState
 
 _MODULE_OF = {
@@ -41,7 +43,9 @@ _MODULE_OF = {
     "generate": "generation.sampler",
     "CharRNN": "models.char_rnn",
     "load_run": "run",
+    "load_sweep": "sweeps.units",
     "train": "training.loop",
+    "train_replicas": "training.replicas",
     "TrainState": "training.train_step",
 }
 __all__ = sorted(_MODULE_OF)

@@ -28,6 +28,15 @@ def label(protocol: str, *, window: int) -> str:
     return f"cold-{window}" if protocol == "cold" else protocol
 
 
+def describe(protocol: str, *, window: int) -> str:
+    """Returns the name of a protocol and what it is."""
+    what = {
+        "cold": f"the split cut into windows of {window} characters, each from a zero carry",
+        "carried": "one pass over the split, the carry kept from beginning to end",
+    }
+    return f"{label(protocol, window=window)}: {what[protocol]}"
+
+
 @partial(jax.jit, static_argnames="model")
 def eval_step(params: Any, carry: Carry, batch: Batch, *, model: CharRNN) -> tuple[Carry, Any]:
     """Scores one batch.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from charrnn_jax.evaluation.protocols import label
+from charrnn_jax.evaluation.protocols import describe
 from charrnn_jax.reports.scaling import can_fit, describe_scaling_law
 from charrnn_jax.reports.sweep import write_sweep_report
 from charrnn_jax.sweeps.units import WorkUnit
@@ -35,7 +35,7 @@ def write_report(
         [unit.read_result() for unit in units],
         workdir,
         title=workdir.resolve().name,
-        protocol=label(settings.protocol, window=settings.window),
+        protocol=describe(settings.protocol, window=settings.window),
         baseline=baseline,
         notes=[*notes, *_scaling_law(units)],
     )
