@@ -31,7 +31,7 @@ def main(request: dict) -> dict:
     peer = peers.PEERS[request["peer"]]
     for module in peer.modules:
         importlib.import_module(module)
-    before = _resident_bytes()
+    before = resident_bytes()
     program = peer.make(workload)
     start = time.perf_counter()
     program.run()
@@ -51,16 +51,16 @@ def main(request: dict) -> dict:
         "seconds": seconds,
         "first_seconds": first,
         "first_at": first_at,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
         "resident_bytes_before": before,
-        "device_peak_bytes": _device_peak_bytes(),
+        "device_peak_bytes": device_peak_bytes(),
         "num_params": program.num_params,
         "note": program.note,
         "versions": versions(),
     }
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     try:
         with open("/proc/self/statm") as statm:
             return int(statm.read().split()[1]) * resource.getpagesize()
@@ -68,13 +68,18 @@ def _resident_bytes() -> int:
         return 0
 
 
-def _device_peak_bytes() -> int | None:
+def peak_bytes() -> int:
+    """The most memory that this process has held, its imports included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def device_peak_bytes() -> int | None:
     """Of the accelerator, by whichever library has used it."""
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     if "jax" in sys.modules:
-        stats = sys.modules["jax"].devices()[0].memory_stats()
+        stats = sys.modules["jax"].local_devices()[0].memory_stats()
         return stats.get("peak_bytes_in_use") if stats else None
     return None
 

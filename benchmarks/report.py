@@ -46,7 +46,7 @@ def workload_table(workload: Workload, runs: dict[str, list[dict[str, Any]]]) ->
     ]
     if best:
         rate = workload.flops / best / 1e9
-        lines[0] += f"; its products alone: {_seconds(best)}, {rate:.0f} GFLOP/s"
+        lines[0] += f"; its products alone: {format_seconds(best)}, {rate:.0f} GFLOP/s"
     for peer, processes in runs.items():
         seconds = all_seconds(processes)
         if peer == "floor":
@@ -60,12 +60,12 @@ def workload_table(workload: Workload, runs: dict[str, list[dict[str, Any]]]) ->
         grown = np.median([run["peak_bytes"] - run["resident_bytes_before"] for run in good])
         cells = [
             peer,
-            _seconds(middle),
+            format_seconds(middle),
             f"{100 * (high - low) / middle:.0f}%",
             f"{workload.chars / middle:,.0f}",
             f"{np.median(reference) / middle:.2f}" if reference else "",
             f"{100 * best / middle:.0f}%" if best else "",
-            _seconds(float(np.median([run["first_seconds"] for run in good]))),
+            format_seconds(float(np.median([run["first_seconds"] for run in good]))),
             f"{grown / 1e6:,.0f} MB",
             f"{good[0]['num_params']:,}",
             good[0]["note"],
@@ -124,5 +124,5 @@ def plot_curves(results: dict[str, Any], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def _seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"

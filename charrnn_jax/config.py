@@ -71,6 +71,8 @@ def default_config() -> ConfigDict:
     config.train.init_from = ""  # workdir of another run, to start from its best weights; "": none
     config.train.num_epochs = 20  # passes over the training split
     config.train.num_steps = 0  # ends after so many steps instead; 0: num_epochs decides
+    config.train.data_devices = 0  # that share a batch; 0: all accelerators, or one CPU a process
+    config.train.model_devices = 1  # that share the hidden units
     config.train.steps_per_call = 0  # steps at once on the device; 0: several if they are small
     config.train.log_every_steps = 50  # steps whose mean loss is one row of metrics.jsonl
     config.train.evaluate_every_steps = 0  # steps; 0: once an epoch; saves a checkpoint, too
@@ -144,6 +146,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.init_from": _ANY,
     "train.num_epochs": _at_least(1),
     "train.num_steps": _at_least(0),
+    "train.data_devices": _at_least(0),
+    "train.model_devices": _at_least(1),
     "train.steps_per_call": _at_least(0),
     "train.log_every_steps": _at_least(1),
     "train.evaluate_every_steps": _at_least(0),

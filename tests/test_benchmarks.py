@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from benchmarks.scaling import latency_and_rate
 from benchmarks.workloads import WORKLOADS
 
 
@@ -48,6 +49,29 @@ def test_curves_have_a_point_for_every_size(tmp_path: Path) -> None:
     points = curves["hidden_size"]["fused"]
     assert [point["x"] for point in points] == [128, 256, 512, 1024, 2048]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_time_of_all_reduces_is_taken_apart_into_latency_and_rate() -> None:
+    points = [{"bytes": size, "seconds": 1e-4 + size / 2e9} for size in (1e3, 1e5, 1e7, 1e9)]
+    assert latency_and_rate(points) == pytest.approx((1e-4, 2e9))
+
+
+@pytest.mark.slow
+def test_scaling_has_a_point_for_every_number_of_processes_and_every_size(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    command = [sys.executable, "-m", "benchmarks.scaling", "--tiny", "--seconds=0"]
+    done = subprocess.run(
+        [*command, f"--output={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "scaling.json").read_text())
+    for entry in results["steps"].values():
+        assert entry["points"][0]["x"] == 1
+        assert all(point["seconds"] > 0 for point in entry["points"])
+    assert [point["x"] for point in results["sizes"]["length"]] == [16, 64, 256, 1024]
+    assert all(point["seconds"] > 0 for point in results["all_reduce"]["points"])
+    assert "All-reduce between two processes" in (tmp_path / "scaling.md").read_text()
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 
 def test_an_unknown_workload_is_named_with_those_there_are(tmp_path: Path) -> None:

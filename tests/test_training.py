@@ -163,7 +163,7 @@ def test_steps_together_and_text_from_the_host_train_the_same_model(
         return train(tiny_config, tmp_path / name).params
 
     one, many = params_of("one", 1), params_of("many", 8)
-    monkeypatch.setattr(loop, "put_on_device", lambda tokens: None)
+    monkeypatch.setattr(loop, "put_on_device", lambda *_: None)
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
     jax.tree.map(close, params_of("from-host", 1), one)
     jax.tree.map(close, params_of("many-from-host", 8), many)

@@ -30,6 +30,49 @@ def checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def job_flags(parser: argparse.ArgumentParser) -> None:
+    """Those that join several processes, on one machine or many, to train one model."""
+    group = parser.add_argument_group(
+        "one model, several processes",
+        "start the same command once for each process, with all three of the first flags",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="a free port of process 0's host")
+    group.add_argument("--num_processes", type=positive, metavar="N", help="of the job")
+    group.add_argument("--process_id", type=natural, metavar="I", help="of this one: 0 to N - 1")
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="instead: found out from Slurm, a TPU pod or GKE",
+    )
+
+
+def join_job(args: argparse.Namespace) -> None:
+    """Joins the processes that the flags name, if they do. Comes before any use of a device.
+
+    Raises:
+      UserError: only some of the flags are there, or the other processes cannot be found.
+    """
+    three = (args.coordinator, args.num_processes, args.process_id)
+    given = [value is not None for value in three]
+    if any(given) and (args.distributed or not all(given)):
+        raise UserError(
+            "several processes need --coordinator=HOST:PORT --num_processes=N --process_id=I, all "
+            "three, or --distributed alone"
+        )
+    if not (args.distributed or all(given)):
+        return
+    if all(given) and not (
+        args.process_id < args.num_processes and re.fullmatch(r".+:\d+", args.coordinator)
+    ):
+        raise UserError(
+            f"--coordinator={args.coordinator} --num_processes={args.num_processes} "
+            f"--process_id={args.process_id} do not fit: HOST:PORT, ids from 0 to N - 1"
+        )
+    from charrnn_jax.training.devices import join_processes
+
+    join_processes(args.coordinator, num_processes=args.num_processes, process_id=args.process_id)
+
+
 def unk_flag(parser: argparse.ArgumentParser) -> None:
     """What to do with unknown characters."""
     parser.add_argument(

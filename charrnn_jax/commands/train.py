@@ -3,20 +3,27 @@
 import argparse
 import shlex
 
-from charrnn_jax.commands.arguments import load_config, run_flags
+from charrnn_jax.commands.arguments import job_flags, join_job, load_config, run_flags
 
-add_flags = run_flags
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Those of a run and of a job of several processes."""
+    run_flags(parser)
+    job_flags(parser)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Trains, and says what can be done next."""
     config, workdir = load_config(args, overrides)
+    join_job(args)
     from charrnn_jax.compilation_cache import keep_compiled_programs
+    from charrnn_jax.training.devices import one_fails_all_end, say_once
     from charrnn_jax.training.loop import train
 
     keep_compiled_programs()
-    train(config, workdir)
-    print(
+    with one_fails_all_end():
+        train(config, workdir)
+    say_once(
         f"Trained; the run is in {workdir}. Next:\n"
         f"  python -m charrnn_jax.main sample --workdir={shlex.quote(str(workdir))}\n"
         f"  python -m charrnn_jax.main evaluate --workdir={shlex.quote(str(workdir))}"

@@ -49,10 +49,14 @@ class Batches(Protocol):
     """What the training loop needs of a kind of batching.
 
     Attributes:
+      tokens: [num_chars] of the text.
+      sequence_length: T.
       steps_per_epoch: batches in one pass over the text.
       reset_every_steps: the recurrent carry is set to zero before every so many batches.
     """
 
+    tokens: np.ndarray
+    sequence_length: int
     steps_per_epoch: int
     reset_every_steps: int
 

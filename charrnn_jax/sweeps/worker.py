@@ -23,7 +23,10 @@ def run_units(units: Sequence[WorkUnit]) -> bool:
     groups: dict[str, list[WorkUnit]] = {}
     for unit in units:
         if not unit.is_done():
-            groups.setdefault(program_key(unit.config), []).append(unit)
+            # Replicas share one device; a run that is to have several is trained alone.
+            alone = max(unit.config.train.data_devices, unit.config.train.model_devices) > 1
+            key = unit.name if alone else program_key(unit.config)
+            groups.setdefault(key, []).append(unit)
     for group in groups.values():
         _run_group(group)
     return all(unit.is_done() for unit in units)

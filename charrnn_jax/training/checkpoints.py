@@ -25,6 +25,7 @@ import optax
 import orbax.checkpoint as ocp
 
 from charrnn_jax.errors import DivergedError, TrainingError, UserError
+from charrnn_jax.training.devices import from_first, is_first_process
 from charrnn_jax.training.train_step import TrainState
 
 _MANIFEST = "sha256.json"
@@ -34,27 +35,32 @@ _FOLDER = "checkpoints"
 class Checkpoints:
     """Writes the checkpoints of one run; keeps the latest, the one before it, and the best.
 
-    Only one process at a time can have those of a workdir. Use as a context manager; leaving it
-    waits for the last write.
+    Only one job at a time can have those of a workdir; of its processes the first locks, signs and
+    deletes. Use as a context manager; leaving it waits for the last write.
     """
 
     def __init__(self, workdir: Path):
         self.workdir = workdir
         self.folder = workdir.resolve() / _FOLDER
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.folder}: {error.strerror}") from error
-        self._lock = _lock(workdir)
-        for pattern in ("*.deleted", "*.orbax-checkpoint-tmp*"):
-            for remains in self.folder.glob(pattern):  # of a process that was killed here
-                shutil.rmtree(remains, ignore_errors=True)
-        self.losses = {step: read_metadata(workdir, step)["loss"] for step in steps(workdir)}
+        self._lock: int | None = None  # held by the first process of a job
+        self.losses = from_first(self._open)
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._sign),
         )
         self._unfinished: int | None = None  # the step whose write is under way
+
+    def _open(self) -> dict[int, float | None]:
+        """Makes, locks and cleans the folder; returns the losses of its checkpoints."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}") from error
+        self._lock = _lock(self.workdir)
+        for pattern in ("*.deleted", "*.orbax-checkpoint-tmp*"):
+            for remains in self.folder.glob(pattern):  # of a process that was killed here
+                shutil.rmtree(remains, ignore_errors=True)
+        return {step: read_metadata(self.workdir, step)["loss"] for step in steps(self.workdir)}
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -64,7 +70,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._checkpointer.close()
-            os.close(self._lock)
+            if self._lock is not None:
+                os.close(self._lock)
 
     @property
     def latest(self) -> int | None:
@@ -136,6 +143,8 @@ class Checkpoints:
 
     def _delete(self, step: int) -> None:
         del self.losses[step]
+        if not is_first_process():
+            return
         # Renamed first: a kill in the middle must not leave half a checkpoint.
         remains = self.folder / f"{step}.deleted"
         os.replace(self.folder / str(step), remains)
@@ -157,7 +166,8 @@ class Checkpoints:
         folder = self.folder / str(step)
         params, rest = _read(folder / "params", params), _read(folder / "training", rest)
         rest["key"] = jax.random.wrap_key_data(rest["key"])
-        return replace(template, params=params, **rest), read_metadata(self.workdir, step)
+        metadata = from_first(lambda: read_metadata(self.workdir, step))
+        return replace(template, params=params, **rest), metadata
 
 
 def set_aside_damaged(workdir: Path) -> None:
@@ -262,11 +272,11 @@ def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
 
 
 def _read(item: Path, template: Any) -> Any:
-    """Restores one item of a checkpoint onto the first device."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """Restores one item of a checkpoint to where the template's arrays are; else on one device."""
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or one_device)
 
     try:
         with ocp.StandardCheckpointer() as checkpointer:

@@ -11,18 +11,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from charrnn_jax.data.batches import Batches, cut
 from charrnn_jax.data.tokens import IN_MEMORY_BYTES
 from charrnn_jax.models.char_rnn import CharRNN
 from charrnn_jax.models.fused import FUSED_CELLS
+from charrnn_jax.training.devices import replicated
 from charrnn_jax.training.train_step import TrainState, TrainStep
 
 _ACCELERATOR_BYTES = 1 << 30  # of a text's tokens; on a CPU a text that is mapped stays so
 _MOST_STEPS = 32  # of a call
 _CALL_FLOPS = {"cpu": 1e9}  # as much as a call should hold: some 10 ms, many times its cost
 _ACCELERATOR_CALL_FLOPS = 1e12
+_ALL = slice(None)
 
 
 class Call(NamedTuple):
@@ -58,8 +61,21 @@ def choose_steps_per_call(model: CharRNN, *, batch_size: int, sequence_length: i
     return int(np.clip(call_flops // step_flops, 1, _MOST_STEPS))
 
 
-def make_run_steps(train_step: TrainStep, *, sequence_length: int, num_steps: int) -> RunSteps:
-    """Compiles up to `num_steps` steps into one program; the state is donated."""
+def make_run_steps(
+    train_step: TrainStep,
+    *,
+    sequence_length: int,
+    num_steps: int,
+    shardings: Any = None,
+) -> RunSteps:
+    """Compiles up to `num_steps` steps into one program; the state is donated.
+
+    Args:
+      train_step: the step.
+      sequence_length: T.
+      num_steps: N.
+      shardings: `devices.state_shardings`, kept from call to call; None: all is on one device.
+    """
 
     def one_step(state: TrainState, tokens: Any, where: Any) -> tuple[TrainState, dict[str, Any]]:
         batch = where if tokens is None else cut(tokens, where, sequence_length=sequence_length)
@@ -80,13 +96,21 @@ def make_run_steps(train_step: TrainStep, *, sequence_length: int, num_steps: in
 
         return jax.lax.fori_loop(0, count, body, (state, metrics))
 
-    return jax.jit(run_one if num_steps == 1 else run_many, donate_argnums=0)
+    return jax.jit(
+        run_one if num_steps == 1 else run_many,
+        donate_argnums=0,
+        out_shardings=shardings and (shardings, replicated(shardings.step.mesh)),
+    )
 
 
-def put_on_device(tokens: np.ndarray) -> jax.Array | None:
-    """Returns the text on the device, or None if it is too large for that."""
+def put_on_device(tokens: np.ndarray, mesh: Mesh | None = None) -> jax.Array | None:
+    """Returns the text on every device of a mesh, or on one; None if it is too large for that.
+
+    With several processes it is None, too: each reads its own rows alone.
+    """
     limit = IN_MEMORY_BYTES if jax.default_backend() == "cpu" else _ACCELERATOR_BYTES
-    return jax.device_put(tokens) if tokens.nbytes <= limit else None
+    fits = tokens.nbytes <= limit and jax.process_count() == 1
+    return jax.device_put(tokens, mesh and replicated(mesh)) if fits else None
 
 
 def calls(
@@ -97,6 +121,7 @@ def calls(
     num_steps: int,
     next_stop: Callable[[int], int],
     on_device: bool,
+    rows: slice = _ALL,
 ) -> Iterator[Call]:
     """Yields the calls that take training from step `start` to `stop`.
 
@@ -107,10 +132,14 @@ def calls(
       num_steps: N, the most steps of a call.
       next_stop: steps done -> the next number of steps behind which the host has something to do.
       on_device: the device cuts the batches out itself.
+      rows: of a batch that this process needs.
     """
 
     def item(step: int) -> Any:
-        return batches.starts(step).astype(np.int32) if on_device else batches[step]
+        starts = batches.starts(step)[rows]
+        if on_device:
+            return starts.astype(np.int32)
+        return cut(batches.tokens, starts, sequence_length=batches.sequence_length)
 
     size = 1  # of the first call: it compiles, and its loss and the speed after it are waited for
     while start < stop:

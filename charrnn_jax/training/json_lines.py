@@ -8,24 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from charrnn_jax.files import replacing
+from charrnn_jax.training.devices import is_first_process
 
 
 class JsonLines:
     """A file with one JSON object a line, each with its "step".
 
     A run that resumes from step k goes on behind the rows of step k: later ones are dropped, since
-    they will be written again. A disk that is full costs rows, not the run.
+    they will be written again. A disk that is full costs rows, not the run. Of a job of
+    several processes only the first writes.
     """
 
     def __init__(self, file: Path, *, keep_until_step: int):
         self._file = file
         self._failed = False
+        self._writes = is_first_process()
+        if not self._writes:
+            return
         rows = [row for row in read_json_lines(file) if row["step"] <= keep_until_step]
         with replacing(file) as partial:
             partial.write_text("".join(map(_to_line, rows)), encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row; numbers that are not finite become null."""
+        if not self._writes:
+            return
         try:
             with open(self._file, "a", encoding="utf-8") as out:
                 # Behind a row that failed there may be half a line: that must not cost this one.

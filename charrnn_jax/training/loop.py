@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import to_json, validate
-from charrnn_jax.data.batches import Batch, make_batches, prefetch
+from charrnn_jax.data.batches import make_batches, prefetch
 from charrnn_jax.data.dataset import Dataset, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import Interrupted, UserError
@@ -29,6 +29,20 @@ from charrnn_jax.generation.sampler import generate
 from charrnn_jax.models.char_rnn import make_model, summary
 from charrnn_jax.models.fused import can_train_in_bfloat16
 from charrnn_jax.training.checkpoints import Checkpoints
+from charrnn_jax.training.devices import (
+    SignalAgreement,
+    first_then_others,
+    from_first,
+    gather,
+    is_first_process,
+    make_mesh,
+    own_rows,
+    place_rows,
+    place_state,
+    say_once,
+    shape_of_batch,
+    state_shardings,
+)
 from charrnn_jax.training.dispatch import (
     Call,
     calls,
@@ -93,26 +107,30 @@ def train(
     )
     # Jitted by itself it is traced once, however often it is looked at and put into loops.
     train_step = jax.jit(train_step or partial(standard_train_step, loss_fn=loss_fn))
-    _check_train_step(train_step, loop.state, loop.batches[0])
-    print(loop.dataset.describe())
-    print(summary(loop.state.model))
+    batch = shape_of_batch(loop.mesh, config.data.batch_size, config.data.sequence_length)
+    _check_train_step(train_step, loop.state, batch)
+    say_once(loop.dataset.describe())
+    say_once(summary(loop.state.model))
     run_steps = make_run_steps(
         train_step,
         sequence_length=config.data.sequence_length,
         num_steps=loop.steps_per_call,
+        shardings=state_shardings(loop.state, loop.mesh),
     )
+    agree = SignalAgreement(loop.mesh)
     with InterruptRequest() as interrupt, loop.running() as state:
-        tokens = put_on_device(loop.dataset.splits["train"])
+        tokens = put_on_device(loop.dataset.splits["train"], loop.mesh)
         queue = loop.calls(on_device=tokens is not None)
-        for call, where in prefetch(queue, lambda call: (call, jax.device_put(call.where))):
+        for call, where in prefetch(queue, lambda c: (c, place_rows(c.where, loop.mesh))):
             state, metrics = run_steps(state, tokens, where, np.int32(call.num_steps))
             loop.recorder.add(call.stop, metrics, count=call.num_steps)
-            if loop.has_something_to_do(call.stop) or interrupt.signal_number:
-                loop.after_step(state, call.stop, signal_number=interrupt.signal_number)
+            signal_number = agree(interrupt.signal_number)
+            if loop.has_something_to_do(call.stop) or signal_number:
+                loop.after_step(state, call.stop, signal_number=signal_number)
     return state
 
 
-def _check_train_step(step_fn: TrainStep, state: TrainState, batch: Batch) -> None:
+def _check_train_step(step_fn: TrainStep, state: TrainState, batch: Any) -> None:
     """Checks before anything runs what the loop needs of a train step."""
     new_state, metrics = jax.eval_shape(step_fn, state, batch)
     if not isinstance(metrics.get("loss"), CrossEntropy):
@@ -140,7 +158,8 @@ class Loop:
       label: name of the run, if it is one of several in this process.
 
     Attributes:
-      state: before the first step.
+      mesh: of the devices.
+      state: before the first step, where it belongs on the mesh.
       num_steps: of the whole training.
       steps_per_call: of the device, at most.
 
@@ -168,12 +187,12 @@ class Loop:
         self.workdir = Path(workdir)
         self.on_evaluation = on_evaluation
         self.label = label
-        saved = read_saved(self.workdir, config=config)
+        saved = from_first(lambda: read_saved(self.workdir, config=config))
         if dataset is None or (saved and saved["corpus"] != dataset.identity()):
-            dataset = load_dataset(
-                config.data,
-                vocabulary=Vocabulary.from_dict(saved["vocabulary"]) if saved else None,
-                recorded=saved["corpus"] if saved else None,
+            vocabulary = Vocabulary.from_dict(saved["vocabulary"]) if saved else None
+            recorded = saved["corpus"] if saved else None
+            dataset = first_then_others(
+                lambda: load_dataset(config.data, vocabulary=vocabulary, recorded=recorded)
             )
         self.dataset = dataset
         self.batches = make_batches(
@@ -187,6 +206,12 @@ class Loop:
             encode_prompt(config.sample.prompt, dataset.vocabulary)
         except UserError as error:
             raise UserError(f"set another --config.sample.prompt: {error}") from error
+        self.mesh = make_mesh(
+            data_devices=config.train.data_devices,
+            model_devices=config.train.model_devices,
+            batch_size=config.data.batch_size,
+            hidden_size=config.model.hidden_size,
+        )
         model = make_model(config.model, vocabulary_size=dataset.vocabulary.size)
         self.num_steps = (
             config.train.num_steps or config.train.num_epochs * self.batches.steps_per_epoch
@@ -196,7 +221,7 @@ class Loop:
             batch_size=config.data.batch_size,
             sequence_length=config.data.sequence_length,
         )
-        self.state = create_train_state(
+        state = create_train_state(
             model,
             make_optimizer(config.optimizer, num_steps=self.num_steps),
             seed=config.seed,
@@ -206,12 +231,10 @@ class Loop:
         self.initial_loss_is_known = usual_loss and not config.train.init_from
         self.origin = saved.get("origin") if saved else None
         if config.train.init_from and not saved:
-            self.state, self.origin = warm_start(
-                self.state,
-                config.train.init_from,
-                config=config.model,
-                vocabulary=dataset.vocabulary,
+            state, self.origin = warm_start(
+                state, config.train.init_from, config=config.model, vocabulary=dataset.vocabulary
             )
+        self.state = place_state(state, self.mesh)
 
     @contextmanager
     def running(self, *, at: int | None = None) -> Iterator[TrainState]:
@@ -222,8 +245,9 @@ class Loop:
             and written behind it is deleted.
         """
         with Checkpoints(self.workdir) as self.checkpoints:
-            with replacing(self.workdir / "config.json") as partial_file:
-                partial_file.write_text(to_json(self.config) + "\n")
+            if is_first_process():
+                with replacing(self.workdir / "config.json") as partial_file:
+                    partial_file.write_text(to_json(self.config) + "\n")
             if at is not None:
                 self.checkpoints.go_back(at)
             state, saved, self.start = self.state, None, 0
@@ -269,6 +293,7 @@ class Loop:
             num_steps=self.steps_per_call,
             next_stop=self.next_stop,
             on_device=on_device,
+            rows=own_rows(self.config.data.batch_size),
         )
 
     def has_something_to_do(self, step: int) -> bool:
@@ -321,7 +346,7 @@ class Loop:
         """Shows and returns the validation loss in nats/char; None without a validation split."""
         settings = self.config.evaluation
         loss = evaluate(
-            state.params,
+            gather(state.params),
             self.dataset.splits.with_context("validation"),
             model=state.model,
             protocol=settings.protocol,
@@ -346,7 +371,7 @@ class Loop:
         """Shows what the model writes now."""
         settings = self.config.sample
         samples = generate(
-            state.params,
+            gather(state.params),
             [settings.prompt] * settings.num_samples,
             model=state.model,
             vocabulary=self.dataset.vocabulary,

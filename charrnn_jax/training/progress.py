@@ -6,6 +6,8 @@ import sys
 import jax
 from tqdm import tqdm
 
+from charrnn_jax.training.devices import is_first_process
+
 LONG_RUN_SECONDS = 15 * 60
 
 
@@ -14,7 +16,8 @@ class Progress:
 
     The bar is there only on a terminal; the lines go to standard output always. After the first
     steps one of them says how long training will take. A run with a label is one of several in this
-    process: its lines bear the label, and there is no bar.
+    process: its lines bear the label, and there is no bar. Of several processes only the first
+    shows anything.
     """
 
     def __init__(self, *, num_steps: int, start: int, steps_per_epoch: int, label: str = ""):
@@ -26,7 +29,7 @@ class Progress:
             total=num_steps,
             initial=start,
             unit="step",
-            disable=bool(label) or not sys.stderr.isatty(),
+            disable=bool(label) or not (sys.stderr.isatty() and is_first_process()),
             dynamic_ncols=True,
             smoothing=0.1,
         )
@@ -58,6 +61,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line, or several."""
+        if not is_first_process():
+            return
         tqdm.write(f"[{self._label}] {text}" if self._label else text, file=sys.stdout)
         sys.stdout.flush()
 

@@ -17,6 +17,7 @@ from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.models.char_rnn import change_vocabulary, initialize_params, make_model
 from charrnn_jax.training.checkpoints import choose_step, read_metadata, read_params, steps
+from charrnn_jax.training.devices import say_once
 from charrnn_jax.training.train_step import TrainState
 
 _MUST_AGREE = ("cell", "embedding_size", "hidden_size", "num_layers")
@@ -80,7 +81,7 @@ def warm_start(
         new=state.params,
         new_tokens=[UNK_ID, *vocabulary.encode(kept)],
     )
-    print(
+    say_once(
         f"Initialised from {workdir}, step {step:,}: {len(kept)} {vocabulary.kind} kept, "
         f"{_listing(added)} new, {_listing(dropped)} dropped"
     )
