@@ -144,6 +144,15 @@ def test_a_replica_that_diverges_does_not_stop_the_others(
     assert losses(workdirs[2]) == losses(tmp_path / "alone")
 
 
+def test_runs_go_on_together_from_steps_that_they_have_in_common(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = {"a": [10, 20], "b": [], "c": [20, 30], "d": [7], "e": [], "f": [5, 7, 20]}
+    monkeypatch.setattr(replicas, "steps", lambda workdir: saved[workdir.name])
+    groups = replicas._by_common_step([tmp_path / name for name in saved])
+    assert groups == [(20, [0, 2, 5]), (0, [1, 4]), (7, [3])]
+
+
 def test_groups_are_cut_to_fit_the_memory(
     tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

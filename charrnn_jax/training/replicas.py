@@ -92,27 +92,50 @@ def train_replicas(
       UserError: a config, the text or a workdir cannot be used.
       Interrupted: a signal came; the states are saved.
     """
-    ended: list[Exception | None] = []
+    ended: list[Exception | None] = [None] * len(configs)
     dataset = None
-    while len(ended) < len(configs):  # as many at once as fit the memory
-        loops: list[Loop] = []
-        for config, workdir in list(zip(configs, workdirs, strict=True))[len(ended) :]:
-            loops.append(Loop(config, workdir, dataset=dataset, label=Path(workdir).name))
-            dataset = loops[0].dataset
-            if len(loops) >= _most_replicas(loops[0])["map" if mapping == "auto" else mapping]:
-                break
-        ended += _train_group(loops, mapping=mapping)
+    for start, members in _by_common_step([Path(workdir) for workdir in workdirs]):
+        while members:  # as many at once as fit the memory
+            loops: list[Loop] = []
+            for index in members:
+                label = Path(workdirs[index]).name
+                loops.append(Loop(configs[index], workdirs[index], dataset=dataset, label=label))
+                dataset = loops[0].dataset
+                most = _most_replicas(loops[0])["map" if mapping == "auto" else mapping]
+                if len(loops) >= most:
+                    break
+            errors = _train_group(loops, start=start, mapping=mapping)
+            for index, error in zip(members, errors, strict=False):
+                ended[index] = error
+            members = members[len(loops) :]
     return ended
 
 
-def _train_group(loops: Sequence[Loop], *, mapping: str) -> list[Exception | None]:
+def _by_common_step(workdirs: Sequence[Path]) -> list[tuple[int, list[int]]]:
+    """Which runs can go on together: the latest step that all have saved, and their places.
+
+    Nothing that one has saved is given up for another that is not so far.
+    """
+    groups: list[tuple[set[int], list[int]]] = []
+    for index, workdir in enumerate(workdirs):
+        saved = set(steps(workdir)) or {0}
+        for common, members in groups:
+            if common & saved:
+                common &= saved  # in place
+                members.append(index)
+                break
+        else:
+            groups.append((saved, [index]))
+    return [(max(common), members) for common, members in groups]
+
+
+def _train_group(loops: Sequence[Loop], *, start: int, mapping: str) -> list[Exception | None]:
     first = loops[0]
     for loop in loops:  # what is static must be the same; what differs goes into `hyper`
         loop.state = replace(loop.state, model=first.state.model, optimizer=first.state.optimizer)
-    common = max(set.intersection(*({0, *steps(loop.workdir)} for loop in loops)))
     ended: list[Exception | None] = [None] * len(loops)
     with InterruptRequest() as interrupt, ExitStack() as stack:
-        state = _stack([stack.enter_context(loop.running(at=common)) for loop in loops])
+        state = _stack([stack.enter_context(loop.running(at=start)) for loop in loops])
         hyper = _stack([_hyperparameters(loop.config) for loop in loops])
         tokens = put_on_device(first.dataset.splits["train"])
         queues = [loop.calls(on_device=tokens is not None) for loop in loops]
