@@ -58,7 +58,8 @@ def test_a_sweep_reports_on_all_units_and_trains_none_twice(
     assert main([*command, "--dry_run"]) == 0
     shown = capsys.readouterr().out
     assert "   3  waiting   learning_rate=1e+30,seed=1" in shown
-    assert f"sweep --workdir={workdir} --work_unit=0,1,2,3" in shown
+    assert f"sweep {experiment} --workdir={workdir} --work_unit=3\n" in shown
+    assert "2 processes, each with the units:\n0, 1, 2, 3\n4\n" in shown
     assert not workdir.exists()
 
     assert main(command) == 1  # what diverged or failed did not stop the others

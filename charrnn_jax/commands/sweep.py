@@ -1,6 +1,7 @@
 """`charrnn sweep`: trains the work units of an experiment, then reports on them."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     jobs = make_jobs(todo, workdir=workdir, num_workers=num_workers)
     print(f"{len(units)} work units in {workdir}: {len(done)} done, {len(todo)} to be trained")
     if args.dry_run:
-        _show(units, jobs)
+        _show(units, jobs, args=args, overrides=overrides)
         return
     with SweepTable(units) as table:
         if args.launcher == "slurm":
@@ -157,12 +158,18 @@ def _train_here(units: Sequence[Any], *, is_search: bool) -> None:
         raise TrainingError("not all of these work units are done")
 
 
-def _show(units: Sequence[Any], jobs: Sequence[Any]) -> None:
+def _show(
+    units: Sequence[Any], jobs: Sequence[Any], *, args: argparse.Namespace, overrides: list[str]
+) -> None:
+    """Each unit with the command that trains it alone, then which ones are trained together."""
+    given = [f"--{name}={value}" for name in ("config", "workdir") if (value := vars(args)[name])]
+    command = shlex.join(["charrnn", "sweep", *given, *overrides])
     for unit in units:
         print(f"{unit.index:4}  {unit.read_status()['status']:8}  {unit.name}")
-    print("\nCommands of the jobs:")
+        print(f"{'':16}{command} --work_unit={unit.index}")
+    print(f"\n{len(jobs)} processes, each with the units:")
     for job in jobs:
-        print(job)
+        print(", ".join(str(unit.index) for unit in job.units))
 
 
 def _sbatch_options(args: argparse.Namespace) -> dict[str, str | bool]:

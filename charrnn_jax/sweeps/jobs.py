@@ -5,7 +5,6 @@ program. Where there are few such groups they are cut, so that all workers have 
 """
 
 import math
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,9 +43,6 @@ class Job:
         indices = ",".join(str(unit.index) for unit in self.units)
         module = [sys.executable, "-m", "charrnn_jax.main"]
         return [*module, "sweep", f"--workdir={self.workdir}", f"--work_unit={indices}"]
-
-    def __str__(self) -> str:
-        return shlex.join(self.command())
 
 
 def make_jobs(units: Sequence[WorkUnit], *, workdir: Path, num_workers: int) -> list[Job]:
