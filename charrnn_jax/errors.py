@@ -10,6 +10,10 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class BusyError(UserError):
+    """Another process has the folder."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on: a loss that is not finite, or a state that cannot be saved. Exit 1."""
 

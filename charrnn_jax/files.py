@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import fcntl
 import glob
 import os
 import shutil
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import BusyError, UserError
 
 
 @contextmanager
@@ -51,6 +52,21 @@ def creating(folder: Path) -> Iterator[Path]:
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def lock(folder: Path, *, doing: str) -> int:
+    """Locks a folder until the process ends or closes the descriptor that is returned.
+
+    Raises:
+      BusyError: another process has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise BusyError(f"another process is {doing} in {folder}: wait, or stop it") from error
+    return descriptor
 
 
 def _is_alive(process: int) -> bool:

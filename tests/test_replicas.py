@@ -14,10 +14,11 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import override_values
-from charrnn_jax.errors import DivergedError, Interrupted
+from charrnn_jax.errors import BusyError, DivergedError, Interrupted, UserError
 from charrnn_jax.models.dropout import Dropout
 from charrnn_jax.run import load_run
 from charrnn_jax.training import replicas
+from charrnn_jax.training.checkpoints import Checkpoints
 from charrnn_jax.training.json_lines import read_json_lines
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.replicas import program_key, train_replicas
@@ -147,10 +148,36 @@ def test_a_replica_that_diverges_does_not_stop_the_others(
 def test_runs_go_on_together_from_steps_that_they_have_in_common(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved = {"a": [10, 20], "b": [], "c": [20, 30], "d": [7], "e": [], "f": [5, 7, 20]}
+    saved = {"a": [10, 20], "b": [], "c": [20, 30], "d": [5], "e": [], "f": [5, 7, 20]}
     monkeypatch.setattr(replicas, "steps", lambda workdir: saved[workdir.name])
     groups = replicas._by_common_step([tmp_path / name for name in saved])
-    assert groups == [(20, [0, 2, 5]), (0, [1, 4]), (7, [3])]
+    assert groups == [(20, [0, 2, 5]), (0, [1, 4]), (5, [3])]
+
+
+def test_one_run_that_cannot_be_opened_does_not_stop_the_others(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    tiny_config.train.num_steps = 2
+    configs = [override_values(tiny_config, {"seed": seed}) for seed in range(3)]
+    workdirs = [tmp_path / str(seed) for seed in range(3)]
+    workdirs[1].write_text("no folder")
+    errors = train_replicas(configs, workdirs, mapping="map")
+    assert [str(error) if error else None for error in errors] == [
+        None,
+        f"{workdirs[1]} is no folder: give another --workdir",
+        None,
+    ]
+    workdirs[1].unlink()
+    with Checkpoints(workdirs[1]):  # another process has it
+        errors = train_replicas(configs, workdirs, mapping="map")
+    assert isinstance(errors[1], BusyError)
+    assert load_run(workdirs[2]).step == 2
+
+
+def test_runs_that_differ_in_more_are_no_replicas(tiny_config: ConfigDict, tmp_path: Path) -> None:
+    other = override_values(tiny_config, {"optimizer.clip_norm": 5.0})
+    with pytest.raises(UserError, match="replicas may differ in seed, "):
+        train_replicas([tiny_config, other], [tmp_path / "a", tmp_path / "b"])
 
 
 def test_groups_are_cut_to_fit_the_memory(
@@ -159,9 +186,9 @@ def test_groups_are_cut_to_fit_the_memory(
     sizes = []
     train_group = replicas._train_group
 
-    def count(loops: Any, **arguments: Any) -> Any:
+    def count(loops: Any, *arguments: Any, **how: Any) -> Any:
         sizes.append(len(loops))
-        return train_group(loops, **arguments)
+        return train_group(loops, *arguments, **how)
 
     monkeypatch.setattr(replicas, "_train_group", count)
     monkeypatch.setattr(replicas, "_most_replicas", lambda loop: {"map": 2, "vmap": 1})

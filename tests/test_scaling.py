@@ -35,14 +35,6 @@ def test_bootstrap_covers_the_truth() -> None:
     assert min(predicted) < LAW.loss(np.array(8e5), np.array(4e6)) < max(predicted)
 
 
-def test_best_size_for_a_budget_has_no_better_neighbour() -> None:
-    num_params, num_chars = LAW.best_params(1e12)
-    assert 6 * num_params * num_chars == pytest.approx(1e12)
-    best = LAW.loss(np.array(num_params), np.array(num_chars))
-    for factor in (0.9, 1.1):
-        assert best < LAW.loss(np.array(num_params * factor), np.array(num_chars / factor))
-
-
 def test_too_few_runs_are_not_fitted() -> None:
     assert can_fit(N, D)
     assert not can_fit(N[N < 1e5], D[N < 1e5])

@@ -304,3 +304,17 @@ def test_sweep_json_holds_what_was_begun(short_config: ConfigDict, tmp_path: Pat
     assert json.loads((tmp_path / "sweep.json").read_text())["sweep"] == []
     unit = next(search.remaining())
     assert load_sweep(tmp_path)[0].overrides == unit.overrides
+
+
+def test_values_that_do_not_go_together_are_never_tried(
+    short_config: ConfigDict, tmp_path: Path
+) -> None:
+    choices = {
+        "model.implementation": space.choice(["scan"]),
+        "model.dtype": space.choice(["bfloat16", "float32"]),
+    }
+    plan = make_plan(short_config, choices, sampler="random", pruner="none")
+    search = create_search(plan, tmp_path, num_trials=2)
+    for unit in search.remaining():
+        unit.write_status("done")
+    assert [unit.config.model.dtype for unit in Search(tmp_path).units] == ["float32"]

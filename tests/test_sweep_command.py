@@ -76,6 +76,12 @@ def test_a_sweep_reports_on_all_units_and_trains_none_twice(
     for name in ("sweep.html", "sweep.md", "sweep.pdf", "sweep.svg"):
         assert (workdir / name).stat().st_size
 
+    text = f"Text: {load_run(load_sweep(workdir)[0].workdir).corpus['name']}"
+    assert text in (workdir / "sweep.md").read_text(encoding="utf-8").replace("\\", "")
+    assert main([*command, "--config.optimizer.momentum=0.5"]) == 2
+    assert main([*command, "--config.train.num_steps=20"]) == 2
+    assert "was trained with train.num_steps 40, not 20" in capsys.readouterr().err
+
     logs = {file: file.stat().st_mtime_ns for file in (workdir / "logs").iterdir()}
     assert main(command) == 1
     assert {file: file.stat().st_mtime_ns for file in (workdir / "logs").iterdir()} == logs
@@ -93,6 +99,8 @@ def test_a_sweep_reports_on_all_units_and_trains_none_twice(
         (["--work_unit=1-x"], "give numbers from 0 to 4"),
         (["--config.train.num_step=1"], "did you mean config.train.num_steps"),
         (["--workers=0"], "at least 1"),
+        (["--baseline=model.cell=lstm"], "baseline"),
+        (["--work_unit=0", "--dry_run"], "--work_unit goes with neither"),
     ],
 )
 def test_wrong_arguments_of_a_sweep_are_one_line(
@@ -133,7 +141,6 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_gives_the_same(
     killed.send_signal(number)
     assert killed.wait() in (-number, 128 + number)
     assert load_sweep(tmp_path / "killed")[0].read_status()["status"] != "done"
-    time.sleep(3)  # orphans save and end
     subprocess.run(command("killed"), check=False)
     subprocess.run(command("whole"), check=False)
     for one, other in zip(

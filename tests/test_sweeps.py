@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charrnn_jax.config import call_experiment, default_config, load_experiment
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import BusyError, UserError
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import initialize_params, make_model
 from charrnn_jax.sweeps import hyper
 from charrnn_jax.sweeps.jobs import make_jobs
-from charrnn_jax.sweeps.units import WorkUnit, load_sweep, make_units, save_sweep
+from charrnn_jax.sweeps.units import WorkUnit, alone, load_sweep, make_units, save_sweep
 
 VALUES = st.lists(st.integers(0, 99), min_size=1, max_size=4)
 
@@ -84,6 +84,8 @@ def test_any_text_makes_a_safe_folder_of_its_own(value: str) -> None:
         ("model.cell", "must return a list of dicts"),
         ([], "no work units"),
         ([{"seed": 1}, {"seed": 1}], "returned seed=1 twice, as units 0, 1"),
+        ([{1: 2}], "get_hyper sets 1"),
+        ([{"evaluation.window": 8}, {"evaluation.window": 9}], "losses could not be compared"),
         ([{"model.cel": "gru"}], "did you mean config.model.cell"),
         ([{"model.hidden_size": "many"}], "must be of type int"),
         ([{"model.cell": "gru"}, {"model.cell": "tree"}], "work unit 1, cell=tree: .*one of gru"),
@@ -92,6 +94,21 @@ def test_any_text_makes_a_safe_folder_of_its_own(value: str) -> None:
 def test_wrong_sweeps_are_errors_before_anything_runs(sweep: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         units_of(sweep)
+
+
+def test_fields_with_the_same_last_name_are_told_apart() -> None:
+    units = units_of([{"data.max_chars": 5, "model.dropout": 0.5}, {"sample.num_chars": 5}])
+    assert [unit.name for unit in units] == ["max_chars=5,dropout=0.5", "num_chars=5"]
+    units = units_of([{"data.batch_size": 32}, {"evaluation.batch_size": 32}])
+    assert [unit.name for unit in units] == ["data.batch_size=32", "evaluation.batch_size=32"]
+
+
+def test_one_launcher_at_a_time(tmp_path: Path) -> None:
+    message = "another process is running a sweep"
+    with alone(tmp_path), pytest.raises(BusyError, match=message), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
 
 
 def test_a_saved_sweep_is_the_same_sweep(tmp_path: Path) -> None:

@@ -41,11 +41,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from charrnn_jax.sweeps.local import make_workers, run_jobs
     from charrnn_jax.sweeps.report import write_report
     from charrnn_jax.sweeps.table import SweepTable, describe_counts
+    from charrnn_jax.sweeps.units import alone
 
     units, workdir = search.units, search.workdir
     print(f"{search.num_trials} trials in {workdir}; {len(units)} of them were begun before")
     jobs = (Job((unit,), workdir) for unit in search.remaining())
-    with SweepTable(units, num_units=search.num_trials) as table:
+    with alone(workdir), SweepTable(units, num_units=search.num_trials) as table:
         run_jobs(jobs, make_workers(args.workers), table=table)
     search.tell_ended()
     notes = search.notes()

@@ -1,6 +1,7 @@
 """`charrnn sweep`: trains the work units of an experiment, then reports on them."""
 
 import argparse
+import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,9 +55,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Trains what is not done, and writes sweep.html, sweep.md, sweep.csv, sweep.pdf, sweep.svg."""
     from charrnn_jax.sweeps.local import make_workers, run_jobs, set_up_worker
-    from charrnn_jax.sweeps.units import SEARCH_FILE
+    from charrnn_jax.sweeps.units import SEARCH_FILE, alone
 
     options = _sbatch_options(args)
+    if args.work_unit is not None and (args.dry_run or args.retry_failed or args.baseline):
+        raise UserError("--work_unit goes with neither --dry_run, --retry_failed nor --baseline")
     units, workdir = _open_sweep(args, overrides)
     is_search = (workdir / SEARCH_FILE).is_file()
     if args.work_unit is not None:
@@ -66,11 +69,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     if is_search:
         raise UserError(f"{workdir} holds a search: charrnn search --workdir={workdir} goes on")
+    from charrnn_jax.reports.statistics import find_baseline, group
     from charrnn_jax.sweeps.jobs import make_jobs
     from charrnn_jax.sweeps.report import write_report
     from charrnn_jax.sweeps.slurm import find_tasks
     from charrnn_jax.sweeps.table import SweepTable, describe_counts
 
+    find_baseline(group([unit.read_result() for unit in units]), args.baseline)  # not hours later
     done = [unit for unit in units if unit.is_done()]
     todo = [unit for unit in units if not unit.has_ended()]
     if args.retry_failed:
@@ -90,7 +95,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.dry_run:
         _show(units, jobs, args=args, overrides=overrides)
         return
-    with SweepTable(units) as table:
+    with alone(workdir), SweepTable(units) as table:
         if args.launcher == "slurm":
             _run_in_slurm(jobs, tasks, num_at_once=num_workers, options=options, table=table)
         else:
@@ -107,7 +112,14 @@ def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list[An
     from charrnn_jax.config import call_experiment
     from charrnn_jax.sweeps import hyper
     from charrnn_jax.sweeps.slurm import find_tasks
-    from charrnn_jax.sweeps.units import check_workdirs, load_sweep, make_units, save_sweep
+    from charrnn_jax.sweeps.units import (
+        SEARCH_FILE,
+        alone,
+        check_workdirs,
+        load_sweep,
+        make_units,
+        save_sweep,
+    )
 
     if not args.config and args.workdir:
         reject(overrides)
@@ -120,8 +132,12 @@ def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list[An
     units = make_units(config, sweep, workdir=workdir)
     check_workdirs(units)
     find_tasks(units, workdir=workdir)  # raises before what they read is written anew
+    if (workdir / SEARCH_FILE).is_file():
+        raise UserError(f"{workdir} holds a search: give another --workdir")
     if not args.dry_run:
-        save_sweep(workdir, config=config, sweep=sweep)
+        # A launcher that is at work reads it; a worker writes what is there already.
+        with contextlib.nullcontext() if args.work_unit is not None else alone(workdir):
+            save_sweep(workdir, config=config, sweep=sweep)
     return units, workdir
 
 

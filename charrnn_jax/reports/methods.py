@@ -4,6 +4,8 @@ METHODS = (
     "Loss: cross-entropy on the validation split at the last evaluation, in nats/char; "
     "bits/char is that divided by ln 2. Losses under another protocol cannot be compared with "
     "these.",
+    "Seconds: on the clock. Runs that were trained together as one program share it, so theirs are "
+    "those of the group.",
     "Configuration: all settings but the seed. The seed is what is drawn at random; runs with "
     "the same settings and seed count once, by their mean.",
     "95% interval: Student's t over seeds, mean ± t s / √n. It takes the losses as "

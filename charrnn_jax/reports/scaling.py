@@ -48,13 +48,6 @@ class ScalingLaw:
             + self.b * np.asarray(num_chars, float) ** -self.beta
         )
 
-    def best_params(self, flops: float) -> tuple[float, float]:
-        """Returns the N and D with the lowest loss for a budget of 6 N D operations."""
-        ratio = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
-        share = self.beta / (self.alpha + self.beta)
-        num_params = ratio * (flops / 6) ** share
-        return num_params, flops / 6 / num_params
-
 
 def can_fit(num_params: np.ndarray, num_chars: np.ndarray) -> bool:
     """Whether enough sizes and lengths were tried, and more runs than the law has numbers."""

@@ -51,8 +51,12 @@ def make_jobs(units: Sequence[WorkUnit], *, workdir: Path, num_workers: int) -> 
     for unit in units:
         groups.setdefault(program_key(unit.config), []).append(unit)
     # A process costs seconds to start; from some groups a worker on, none stands idle for long.
-    share = num_workers // math.gcd(num_workers, len(groups)) if groups else 1
-    share = 1 if len(groups) >= _ENOUGH_GROUPS * num_workers else share
+    if len(groups) < num_workers:
+        share = math.ceil(num_workers / max(len(groups), 1))
+    elif len(groups) < _ENOUGH_GROUPS * num_workers:
+        share = num_workers // math.gcd(num_workers, len(groups))
+    else:
+        share = 1
     jobs = []
     for group in groups.values():
         parts = min(share, len(group))

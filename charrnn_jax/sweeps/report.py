@@ -9,7 +9,13 @@ import numpy as np
 from charrnn_jax.evaluation.protocols import describe
 from charrnn_jax.reports.scaling import can_fit, describe_scaling_law
 from charrnn_jax.reports.sweep import write_sweep_report
-from charrnn_jax.sweeps.units import WorkUnit
+from charrnn_jax.sweeps.units import WorkUnit, read_corpora
+
+_OF_SCALING = {
+    "seed",
+    *("model.embedding_size", "model.hidden_size", "model.num_layers"),
+    *("train.num_steps", "train.num_epochs"),
+}
 
 
 def write_report(
@@ -31,18 +37,25 @@ def write_report(
       UserError: there is no such baseline.
     """
     settings = units[0].config.evaluation
+    corpora = read_corpora(units)
+    texts = [f"Text: {'; '.join(corpora)}."] if corpora else []
+    if len(corpora) > 1:
+        warning = "WARNING: these runs were trained on DIFFERENT texts and cannot be compared"
+        texts = [f"{warning}: {'; '.join(corpora)}."]
     write_sweep_report(
         [unit.read_result() for unit in units],
         workdir,
         title=workdir.resolve().name,
         protocol=describe(settings.protocol, window=settings.window),
         baseline=baseline,
-        notes=[*notes, *_scaling_law(units)],
+        notes=[*texts, *notes, *_scaling_law(units)],
     )
 
 
 def _scaling_law(units: Sequence[WorkUnit]) -> list[str]:
     """A sentence on how the loss falls with size and length, if the sweep varied both enough."""
+    if not {name for unit in units for name in unit.overrides} <= _OF_SCALING:
+        return []  # it would be one law for different families
     rows = []
     for unit in units:
         result, data = unit.read_result(), unit.config.data

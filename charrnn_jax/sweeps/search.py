@@ -212,7 +212,7 @@ class Search:
 
     def tell_ended(self) -> None:
         """Tells the study how trials ended."""
-        for unit, trial in zip(self.units, _trials(self._study, self.plan.space), strict=True):
+        for unit, trial in zip(self.units, _trials(self._study, self.plan), strict=True):
             if trial.state == TrialState.RUNNING and unit.has_ended():
                 result = unit.read_result()
                 if result.status == "done" and result.loss is not None:
@@ -268,13 +268,11 @@ class Search:
             self._read_units()
             if len(self.units) > known:
                 return True
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._study.tell(trial, state=TrialState.FAIL)  # known values, or none that go together
         return False
 
     def _read_units(self) -> None:
-        sweep = [
-            _overrides(trial, self.plan.space) for trial in _trials(self._study, self.plan.space)
-        ]
+        sweep = [_overrides(trial, self.plan.space) for trial in _trials(self._study, self.plan)]
         if sweep:
             self.units[:] = make_units(self.plan.config, sweep, workdir=self.workdir)
         save_sweep(self.workdir, config=self.plan.config, sweep=sweep)
@@ -333,16 +331,27 @@ def _load_study(workdir: Path) -> optuna.Study:
     raise UserError(f"{workdir} holds no search: start one with --config")
 
 
-def _trials(study: optuna.Study, space: Space) -> list[FrozenTrial]:
+def _trials(study: optuna.Study, plan: Plan) -> list[FrozenTrial]:
     """The trials that are work units, in their order.
 
-    Those are none that have the values of one before, or that a kill left without some values.
+    Those are none that have the values of one before, values that do not go together, or, after a
+    kill, only some.
     """
     found: dict[str, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):
-        if trial.params.keys() == space.keys():
-            found.setdefault(json.dumps(_overrides(trial, space)), trial)
+        if trial.params.keys() == plan.space.keys():
+            overrides = _overrides(trial, plan.space)
+            if _goes_together(plan, overrides):
+                found.setdefault(json.dumps(overrides), trial)
     return list(found.values())
+
+
+def _goes_together(plan: Plan, overrides: Overrides) -> bool:
+    try:
+        validate(override_values(plan.config, overrides))
+    except UserError:
+        return False
+    return True
 
 
 def _overrides(trial: FrozenTrial, space: Space) -> Overrides:
@@ -386,7 +395,7 @@ def run_trial(unit: WorkUnit) -> None:
     study = _load_study(unit.workdir.parent.parent)
     plan = Plan.from_dict(study.user_attrs["plan"])
     study.pruner = PRUNERS[plan.pruner]()
-    trial = _trials(study, plan.space)[unit.index]
+    trial = _trials(study, plan)[unit.index]
 
     def on_evaluation(step: int, loss: float) -> None:
         rows = [row for row in _rows(unit) if row["step"] <= step]

@@ -13,11 +13,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from charrnn_jax.sweeps.units import WorkUnit
+from charrnn_jax.sweeps.units import ENDED, WorkUnit
 from charrnn_jax.training.json_lines import read_json_lines
 from charrnn_jax.training.progress import format_seconds
 
-_ENDED = ("done", "diverged", "failed", "pruned")
 _MOST_ROWS = 20  # of units that are running
 
 
@@ -41,7 +40,7 @@ class SweepTable:
         self._num_units = num_units or 0
         self._console = console or Console()
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
-        self._told = {unit.name for unit in units if unit.read_status()["status"] in _ENDED}
+        self._told = {unit.name for unit in units if unit.read_status()["status"] in ENDED}
         self._started = time.monotonic()
         self._at_start: float | None = None  # work done when it was first looked at
 
@@ -57,7 +56,7 @@ class SweepTable:
         """Shows where the units stand now."""
         now = {unit.name: unit.read_status() for unit in self._units}
         for unit in self._units:
-            if now[unit.name]["status"] in _ENDED and unit.name not in self._told:
+            if now[unit.name]["status"] in ENDED and unit.name not in self._told:
                 self._told.add(unit.name)
                 self._console.print(_describe(unit), highlight=False, markup=False, soft_wrap=True)
         if self._live.is_started:
@@ -81,7 +80,7 @@ class SweepTable:
         work = 0.0
         for unit in self._units:
             status = statuses[unit.name]
-            work += 1.0 if status in _ENDED else 0.0
+            work += 1.0 if status in ENDED else 0.0
             if status == "running":
                 work += fraction_trained(unit, read_json_lines(unit.workdir / "metrics.jsonl"))
         if self._at_start is None:

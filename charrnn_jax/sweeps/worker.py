@@ -1,12 +1,17 @@
 """A worker: trains work units in this process, and writes down how each one ended."""
 
+import os
+import time
 import traceback
 from collections.abc import Sequence
 
-from charrnn_jax.errors import DivergedError, Interrupted, TrainingError, UserError
+from charrnn_jax.errors import BusyError, DivergedError, Interrupted, TrainingError, UserError
+from charrnn_jax.files import lock
 from charrnn_jax.sweeps.units import WorkUnit
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.replicas import program_key, train_replicas
+
+_PATIENCE_SECONDS = 120
 
 
 def run_units(units: Sequence[WorkUnit]) -> bool:
@@ -37,6 +42,8 @@ def _run_group(units: Sequence[WorkUnit]) -> None:
         unit.write_status("running")
     errors: Sequence[Exception | None]
     try:
+        for unit in units:
+            _wait_for(unit)
         if len(units) == 1:
             train(units[0].config, units[0].workdir)
             errors = [None]
@@ -55,6 +62,20 @@ def _run_group(units: Sequence[WorkUnit]) -> None:
             write_failure(unit, failure)
         else:
             unit.write_status("done")
+
+
+def _wait_for(unit: WorkUnit) -> None:
+    """Waits while the worker of a launcher that was killed saves and ends."""
+    unit.workdir.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            os.close(lock(unit.workdir, doing="training"))
+            return
+        except BusyError:
+            if time.monotonic() > deadline:
+                return  # the run itself will say so
+            time.sleep(0.2)
 
 
 def write_failure(unit: WorkUnit, error: Exception) -> None:

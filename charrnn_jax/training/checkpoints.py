@@ -8,7 +8,6 @@ before the renaming, and a checkpoint that does not match it is set aside and th
 used.
 """
 
-import fcntl
 import hashlib
 import json
 import math
@@ -25,6 +24,7 @@ import optax
 import orbax.checkpoint as ocp
 
 from charrnn_jax.errors import DivergedError, TrainingError, UserError
+from charrnn_jax.files import lock
 from charrnn_jax.training.devices import from_first, is_first_process
 from charrnn_jax.training.train_step import TrainState
 
@@ -56,7 +56,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {error.strerror}") from error
-        self._lock = _lock(self.workdir)
+        self._lock = lock(self.workdir, doing="training")
         for pattern in ("*.deleted", "*.orbax-checkpoint-tmp*"):
             for remains in self.folder.glob(pattern):  # of a process that was killed here
                 shutil.rmtree(remains, ignore_errors=True)
@@ -308,17 +308,6 @@ def _digests(folder: Path, item: str = "*") -> dict[str, str]:
         file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in files
     }
-
-
-def _lock(workdir: Path) -> int:
-    """Locks the folder until the process ends or closes the descriptor that is returned."""
-    descriptor = os.open(workdir, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise UserError(f"another process is training in {workdir}: wait, or stop it") from error
-    return descriptor
 
 
 def _write_failed(folder: Path, error: Exception) -> TrainingError:

@@ -16,7 +16,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -31,10 +31,10 @@ from ml_collections import ConfigDict
 from charrnn_jax.config import flatten, to_json
 from charrnn_jax.data.batches import prefetch
 from charrnn_jax.data.corpora import cache_folder
-from charrnn_jax.errors import DivergedError, Interrupted
+from charrnn_jax.errors import DivergedError, Interrupted, TrainingError, UserError
 from charrnn_jax.files import replacing
 from charrnn_jax.models.fused import FUSED_CELLS
-from charrnn_jax.training.checkpoints import steps
+from charrnn_jax.training.checkpoints import set_aside_damaged, steps
 from charrnn_jax.training.dispatch import Call, make_run_steps, put_on_device
 from charrnn_jax.training.interrupt import InterruptRequest
 from charrnn_jax.training.loop import Loop
@@ -89,36 +89,64 @@ def train_replicas(
       For each run None, or the error that ended it while the others went on.
 
     Raises:
-      UserError: a config, the text or a workdir cannot be used.
+      UserError: the configs differ in more than replicas may.
       Interrupted: a signal came; the states are saved.
     """
+    if len({program_key(config) for config in configs}) > 1:
+        raise UserError(f"replicas may differ in {', '.join(REPLICA_FIELDS)} alone")
+    folders = [Path(workdir) for workdir in workdirs]
     ended: list[Exception | None] = [None] * len(configs)
+    for index, folder in enumerate(folders):
+        with _keeping_errors(ended, index):
+            set_aside_damaged(folder)  # before it is asked which steps are there
     dataset = None
-    for start, members in _by_common_step([Path(workdir) for workdir in workdirs]):
-        while members:  # as many at once as fit the memory
-            loops: list[Loop] = []
-            for index in members:
-                label = Path(workdirs[index]).name
-                loops.append(Loop(configs[index], workdirs[index], dataset=dataset, label=label))
-                dataset = loops[0].dataset
-                most = _most_replicas(loops[0])["map" if mapping == "auto" else mapping]
-                if len(loops) >= most:
-                    break
-            errors = _train_group(loops, start=start, mapping=mapping)
-            for index, error in zip(members, errors, strict=False):
-                ended[index] = error
-            members = members[len(loops) :]
+    intact = [index for index in range(len(configs)) if not ended[index]]
+    for start, members in _by_common_step([folders[index] for index in intact]):
+        waiting = [intact[member] for member in members]
+        while waiting:  # as many at once as fit the memory
+            loops: dict[int, Loop] = {}
+            while waiting:
+                index = waiting.pop(0)
+                with _keeping_errors(ended, index):
+                    loop = Loop(
+                        configs[index],
+                        folders[index],
+                        dataset=dataset,
+                        label=folders[index].name,
+                    )
+                    if dataset is not None and loop.dataset.identity() != dataset.identity():
+                        raise UserError(
+                            f"{folders[index]} was begun with another text than the others: "
+                            "train it alone"
+                        )
+                    if dataset is None:
+                        print(loop.dataset.describe())
+                    dataset, loops[index] = loop.dataset, loop
+                    most = _most_replicas(loop)["map" if mapping == "auto" else mapping]
+                    if len(loops) >= most:
+                        break
+            if loops:
+                _train_group(loops, ended, start=start, mapping=mapping)
     return ended
+
+
+@contextlib.contextmanager
+def _keeping_errors(ended: list[Exception | None], index: int) -> Iterator[None]:
+    """What is wrong with one run is written down, and does not stop the others."""
+    try:
+        yield
+    except (UserError, TrainingError) as error:
+        ended[index] = error
 
 
 def _by_common_step(workdirs: Sequence[Path]) -> list[tuple[int, list[int]]]:
     """Which runs can go on together: the latest step that all have saved, and their places.
 
-    Nothing that one has saved is given up for another that is not so far.
+    That is one of the last two of each: a group that is killed while it saves is one save apart.
     """
     groups: list[tuple[set[int], list[int]]] = []
     for index, workdir in enumerate(workdirs):
-        saved = set(steps(workdir)) or {0}
+        saved = set(steps(workdir)[-2:]) or {0}
         for common, members in groups:
             if common & saved:
                 common &= saved  # in place
@@ -129,16 +157,27 @@ def _by_common_step(workdirs: Sequence[Path]) -> list[tuple[int, list[int]]]:
     return [(max(common), members) for common, members in groups]
 
 
-def _train_group(loops: Sequence[Loop], *, start: int, mapping: str) -> list[Exception | None]:
-    first = loops[0]
-    for loop in loops:  # what is static must be the same; what differs goes into `hyper`
-        loop.state = replace(loop.state, model=first.state.model, optimizer=first.state.optimizer)
-    ended: list[Exception | None] = [None] * len(loops)
+def _train_group(
+    loops: dict[int, Loop], ended: list[Exception | None], *, start: int, mapping: str
+) -> None:
+    """Trains the runs of some places from step `start`; `ended` gets the errors that end them."""
+    first = next(iter(loops.values()))
     with InterruptRequest() as interrupt, ExitStack() as stack:
-        state = _stack([stack.enter_context(loop.running(at=start)) for loop in loops])
-        hyper = _stack([_hyperparameters(loop.config) for loop in loops])
+        states: dict[int, TrainState] = {}
+        for index, loop in loops.items():
+            # What is static must be the same; what differs goes into `hyper`.
+            loop.state = replace(
+                loop.state, model=first.state.model, optimizer=first.state.optimizer
+            )
+            with _keeping_errors(ended, index):
+                states[index] = stack.enter_context(loop.running(at=start))
+        loops = {index: loops[index] for index in states}
+        if not loops:
+            return
+        state = _stack(list(states.values()))
+        hyper = _stack([_hyperparameters(loop.config) for loop in loops.values()])
         tokens = put_on_device(first.dataset.splits["train"])
-        queues = [loop.calls(on_device=tokens is not None) for loop in loops]
+        queues = [loop.calls(on_device=tokens is not None) for loop in loops.values()]
         queue = map(_join, zip(*queues, strict=True))
         run_steps: RunReplicas | None = None
         for call, where in prefetch(queue, lambda call: (call, jax.device_put(call.where))):
@@ -150,13 +189,13 @@ def _train_group(loops: Sequence[Loop], *, start: int, mapping: str) -> list[Exc
             state, metrics = run_steps(state, hyper, tokens, where, count)
             due = first.has_something_to_do(call.stop) or interrupt.signal_number is not None
             signal_number = interrupt.signal_number if due else None
-            for index, loop in enumerate(loops):
+            for place, (index, loop) in enumerate(loops.items()):
                 if ended[index]:
                     continue
                 try:
-                    loop.recorder.add(call.stop, _take(metrics, index), count=call.num_steps)
+                    loop.recorder.add(call.stop, _take(metrics, place), count=call.num_steps)
                     if due:
-                        loop.after_step(_take(state, index), call.stop, signal_number=signal_number)
+                        loop.after_step(_take(state, place), call.stop, signal_number=signal_number)
                 except DivergedError as error:
                     loop.progress.say(str(error))
                     ended[index] = error
@@ -164,9 +203,8 @@ def _train_group(loops: Sequence[Loop], *, start: int, mapping: str) -> list[Exc
                     pass  # the others are to be saved, too
             if signal_number is not None:
                 raise Interrupted(signal_number, call.stop)
-            if all(ended):
+            if all(ended[index] for index in loops):
                 break
-    return ended
 
 
 def _hyperparameters(config: ConfigDict) -> Hyperparameters:

@@ -77,7 +77,7 @@ def experiment(text_file: Path) -> Path:
 def undisturbed(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> list[WorkUnit]:
     """The units, trained on this machine."""
     workdir = tmp_path_factory.mktemp("local") / "sweep"
-    sweep(experiment, workdir, "--workers=2")
+    sweep(experiment, workdir, "--workers=4")
     return load_sweep(workdir)
 
 
@@ -87,7 +87,11 @@ def launched(experiment: Path, workdir: Path, *flags: str) -> Iterator[subproces
     command = [sys.executable, "-m", "charrnn_jax.main", "sweep"]
     files = [f"--config={experiment}", f"--workdir={workdir}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen([*command, *files, *flags], cwd=ROOT, **pipes) as process:
+    # Slurm's tasks may use other cores than workers here, and products would be summed otherwise.
+    flag = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+    environment = {**os.environ, "XLA_FLAGS": flag.strip()}
+    arguments = [*command, *files, *flags]
+    with subprocess.Popen(arguments, cwd=ROOT, env=environment, **pipes) as process:
         try:
             yield process
         finally:
@@ -150,7 +154,7 @@ def test_sweep_in_slurm_equals_the_local_one(
 ) -> None:
     workdir = tmp_path / "sweep"
     resources = ("--time=00:30:00", "--memory=1G", "--cpus_per_task=1", "--gpus_per_task=1")
-    flags = ("--launcher=slurm", "--workers=2", "--partition=main", "--sbatch=comment=hello")
+    flags = ("--launcher=slurm", "--workers=4", "--partition=main", "--sbatch=comment=hello")
     output = sweep(experiment, workdir, *flags, *resources)
     assert "8 of 8 done" in output
     assert_same(workdir, undisturbed)
@@ -165,7 +169,7 @@ def test_requeued_tasks_go_on_and_cancelled_ones_can_be_retried(
 ) -> None:
     workdir = tmp_path / "sweep"
     requeued, cancelled = "cell=rnn,seed=0", "cell=rnn,seed=1"
-    with launched(experiment, workdir, "--launcher=slurm", "--workers=2") as command:
+    with launched(experiment, workdir, "--launcher=slurm", "--workers=4") as command:
         wait_until(lambda: all(is_in_the_middle(workdir, name) for name in (requeued, cancelled)))
         subprocess.run(["scontrol", "requeue", task_of(workdir, requeued)], check=True)
         subprocess.run(["scancel", task_of(workdir, cancelled)], check=True)
@@ -189,7 +193,7 @@ def test_preempted_tasks_go_on_by_themselves(
 ) -> None:
     workdir = tmp_path / "sweep"
     urgent = ["sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true"]
-    with launched(experiment, workdir, "--launcher=slurm", "--workers=2") as command:
+    with launched(experiment, workdir, "--launcher=slurm", "--workers=4") as command:
         wait_until(lambda: is_in_the_middle(workdir, "cell=rnn,seed=0"))
         subprocess.run(urgent, check=True, stdout=subprocess.DEVNULL)
         finish(command, returncode=0)
@@ -202,7 +206,7 @@ def test_command_attaches_again_to_what_slurm_has(
     slurm: None, experiment: Path, undisturbed: list[WorkUnit], tmp_path: Path
 ) -> None:
     workdir = tmp_path / "sweep"
-    with launched(experiment, workdir, "--launcher=slurm", "--workers=2") as command:
+    with launched(experiment, workdir, "--launcher=slurm", "--workers=4") as command:
         wait_until(lambda: is_in_the_middle(workdir, "cell=rnn,seed=0"))
         submitted = tasks(workdir)
         command.send_signal(signal.SIGINT)
