@@ -11,7 +11,6 @@ def get_config(arg: str = ""):
     if arg:
         raise UserError(f"scaling_law.py knows no argument; what is :{arg}?")
     config = default_config()
-    config.data.offline_corpus = "python-stdlib"
     config.data.batching = "lanes"
     config.data.batch_size = 16
     config.data.sequence_length = 64

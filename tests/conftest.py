@@ -14,7 +14,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 )
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import jax
@@ -22,6 +24,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import default_config
+
+if TYPE_CHECKING:
+    from selenium import webdriver
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # An example may be the first of its shape and compile, on a machine that is busy.
@@ -69,3 +74,27 @@ def tiny_config(text_file: Path) -> ConfigDict:
     config.sample.prompt = "The "
     config.sample.num_chars = 20
     return config
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator["webdriver.Chrome"]:
+    """Headless Chromium; skips where there is none."""
+    from selenium import webdriver
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    binary = next(filter(None, map(shutil.which, names)), None)
+    chromedriver = shutil.which("chromedriver")
+    if not binary or not chromedriver:
+        pytest.skip("the page is tested in Chromium: install chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in (
+        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"),
+        *("disable-background-networking", "disable-component-update", "window-size=1280,800"),
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(executable_path=chromedriver)
+    with webdriver.Chrome(options=options, service=service) as driver:
+        yield driver

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -75,27 +74,6 @@ def greedy(
             tokens.append(int(seen[0].argmax()))
     probabilities, activations = map(np.stack, zip(*read_so_far, strict=True))
     return Reference(np.array(tokens[:-1]), probabilities, activations)
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    binary = next(filter(None, map(shutil.which, names)), None)
-    chromedriver = shutil.which("chromedriver")
-    if not binary or not chromedriver:
-        pytest.skip("the page is tested in Chromium: install chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in (
-        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"),
-        *("disable-background-networking", "disable-component-update", "window-size=1280,800"),
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=chromedriver)
-    with webdriver.Chrome(options=options, service=service) as driver:
-        yield driver
 
 
 @dataclass

@@ -229,6 +229,7 @@ def test_the_faster_way_is_measured_once_and_remembered(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(replicas, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(replicas, "_MAP_ALONE", ())
     tiny_config.train.num_steps = 1
     configs = [override_values(tiny_config, {"seed": seed}) for seed in range(2)]
     seconds = iter([1.0, 0.5])  # of map, then of vmap

@@ -3,10 +3,9 @@
 import csv
 import math
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -286,27 +285,6 @@ def test_drawing_changes_no_global_state_and_loads_matplotlib_only_then(tmp_path
 
 
 # --- in a browser -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    binary = next(filter(None, map(shutil.which, names)), None)
-    chromedriver = shutil.which("chromedriver")
-    if not binary or not chromedriver:
-        pytest.skip("the page is tested in Chromium: install chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in (
-        *("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-sync"),
-        *("disable-background-networking", "disable-component-update", "window-size=1280,800"),
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=chromedriver)
-    with webdriver.Chrome(options=options, service=service) as driver:
-        yield driver
 
 
 def open_page(driver: webdriver.Chrome, folder: Path) -> None:

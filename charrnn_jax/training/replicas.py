@@ -7,9 +7,10 @@ files as when it is trained alone, so each can be opened, resumed or gone on wit
 
 A program does the replicas one after the other (`map`, `lax.map`) or all at once (`vmap`). With
 `map` each is, bit for bit on a CPU, what it is alone; with `vmap` the products are batched, and
-equal up to rounding. On a CPU batched products of small matrices are slow; an accelerator is left
-idle by a small model alone. So both are measured, once for every kind of device and model, and
-`vmap` is taken where it is clearly faster.
+equal up to rounding. On a CPU batched products of small matrices are slow (twice as slow for a GRU
+with 128 units, see experiments/LOG.md), so there it is `map`, and numbers do not depend on how busy
+the machine is. An accelerator is left idle by a small model alone: there both are measured, once
+for every kind of device and model, and `vmap` is taken where it is clearly faster.
 """
 
 import contextlib
@@ -55,6 +56,7 @@ MAPPINGS: dict[str, Callable[..., Any]] = {
 }
 # (state, hyper, tokens, where, count) -> (state, metrics); all but tokens and count by replica
 RunReplicas = Callable[..., tuple[TrainState, dict[str, Any]]]
+_MAP_ALONE = ("cpu",)
 _CLEARLY = 0.8  # of map's time; else vmap is not worth another rounding
 _MEMORY_FRACTION = 0.6  # of what is free, that a group may take by our estimate
 
@@ -83,7 +85,7 @@ def train_replicas(
     Args:
       configs: of the runs.
       workdirs: of the runs, in the same order.
-      mapping: "map", "vmap", or "auto": the faster one of those that fit the memory.
+      mapping: "map", "vmap", or "auto": on a CPU map, else the faster one that fits the memory.
 
     Returns:
       For each run None, or the error that ended it while the others went on.
@@ -246,7 +248,7 @@ def _choose_program(loop: Loop, arguments: tuple[Any, ...], *, mapping: str) -> 
         return _make_program(loop, mapping=mapping)
     state, num_steps = arguments[0], loop.steps_per_call
     num_replicas = len(state.step)
-    if num_replicas > _most_replicas(loop)["vmap"]:
+    if jax.default_backend() in _MAP_ALONE or num_replicas > _most_replicas(loop)["vmap"]:
         return _make_program(loop, mapping="map")
     data = loop.config.data
     key = (
