@@ -1,6 +1,9 @@
 """Which cell learns best at equal parameters? Every cell, five seeds each.
 
 charrnn sweep --config=experiments/cell_ablation.py
+
+One epoch of 1,000 steps and one learning rate for all. Measured on two cores of an AMD EPYC: 1 min
+10 s; validation carried, mean of five seeds: GRU 1.788, RNN 1.797, LSTM 1.885 nats/char.
 """
 
 from charrnn_jax.config import UserError, default_config

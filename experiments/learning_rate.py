@@ -1,6 +1,9 @@
 """Which learning rate? Seven of them by a factor of two, for Adam and for SGD, three seeds each.
 
 charrnn sweep --config=experiments/learning_rate.py
+
+Measured, validation carried, means of three seeds: Adam is best at 0.016 with 1.701 nats/char (one
+seed of three fails at 0.032), SGD at 8 with 1.771.
 """
 
 from charrnn_jax.config import UserError, default_config

@@ -1,6 +1,9 @@
 """How the loss falls with parameters and with characters read: a grid, and a fitted law.
 
 charrnn sweep --config=experiments/scaling_law.py
+
+Measured, validation carried: from 2.80 nats/char (9,250 parameters, 128,000 characters read) to
+1.664 (267,970 and 1,024,000).
 """
 
 from charrnn_jax.config import UserError, default_config
