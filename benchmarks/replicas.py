@@ -19,8 +19,8 @@ from pathlib import Path
 
 from benchmarks.measure import versions
 from benchmarks.report import describe_machine
-from charrnn_jax.training.checkpoints import steps
-from charrnn_jax.training.json_lines import read_json_lines
+from charrnn_jax.workdir.checkpoints import steps
+from charrnn_jax.workdir.json_lines import read_json_lines
 
 RESULTS = Path(__file__).parent / "results" / "replicas"
 EXPERIMENT = """

@@ -143,7 +143,7 @@ def _measure(
     if on_one_core:  # before JAX counts them
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[process_id % len(cores)]})
-    from charrnn_jax.training.devices import join_processes
+    from charrnn_jax.processes import join_processes
 
     if coordinator:
         join_processes(coordinator, num_processes=num_processes, process_id=process_id)
@@ -242,7 +242,7 @@ def _time(run: Callable[[], Any], seconds: float) -> tuple[float, float]:
 
     How many is found before, in the first process: all must run equally often.
     """
-    from charrnn_jax.training.devices import from_first
+    from charrnn_jax.processes import from_first
 
     run()  # compiles
     start = time.perf_counter()

@@ -11,43 +11,74 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from charrnn_jax.config import default_config as default_config
     from charrnn_jax.data.batches import Batch as Batch
+    from charrnn_jax.data.batches import make_batches as make_batches
     from charrnn_jax.data.corpora import load_corpus as load_corpus
     from charrnn_jax.data.dataset import load_dataset as load_dataset
     from charrnn_jax.data.vocabulary import Vocabulary as Vocabulary
     from charrnn_jax.evaluation.metrics import CrossEntropy as CrossEntropy
     from charrnn_jax.evaluation.metrics import cross_entropy as cross_entropy
+    from charrnn_jax.evaluation.protocols import Carried as Carried
+    from charrnn_jax.evaluation.protocols import Cold as Cold
+    from charrnn_jax.evaluation.protocols import Protocol as Protocol
     from charrnn_jax.evaluation.protocols import evaluate as evaluate
     from charrnn_jax.generation.continuation import Continuation as Continuation
+    from charrnn_jax.generation.rules import Rule as Rule
     from charrnn_jax.generation.rules import make_rules as make_rules
     from charrnn_jax.generation.sampler import Sampler as Sampler
     from charrnn_jax.generation.sampler import generate as generate
+    from charrnn_jax.models.cells.cell import Cell as Cell
     from charrnn_jax.models.char_rnn import CharRNN as CharRNN
-    from charrnn_jax.run import load_run as load_run
+    from charrnn_jax.models.char_rnn import activations as activations
+    from charrnn_jax.models.char_rnn import forward as forward
+    from charrnn_jax.models.char_rnn import make_model as make_model
+    from charrnn_jax.models.char_rnn import summary as summary
+    from charrnn_jax.registry import register_cell as register_cell
+    from charrnn_jax.registry import register_hook as register_hook
+    from charrnn_jax.registry import register_loss as register_loss
+    from charrnn_jax.registry import register_optimizer as register_optimizer
+    from charrnn_jax.registry import register_protocol as register_protocol
+    from charrnn_jax.registry import register_rule as register_rule
+    from charrnn_jax.registry import register_train_step as register_train_step
     from charrnn_jax.sweeps.units import load_sweep as load_sweep
     from charrnn_jax.training.loop import train as train
     from charrnn_jax.training.replicas import train_replicas as train_replicas
     from charrnn_jax.training.train_step import TrainState as TrainState
+    from charrnn_jax.training.train_step import train_step as train_step
+    from charrnn_jax.workdir.import_run import import_run as import_run
+    from charrnn_jax.workdir.json_lines import read_json_lines as read_json_lines
+    from charrnn_jax.workdir.run import load_run as load_run
 
-_MODULE_OF = {
-    "default_config": "config",
-    "Batch": "data.batches",
-    "load_corpus": "data.corpora",
-    "load_dataset": "data.dataset",
-    "Vocabulary": "data.vocabulary",
-    "CrossEntropy": "evaluation.metrics",
-    "cross_entropy": "evaluation.metrics",
-    "evaluate": "evaluation.protocols",
-    "Continuation": "generation.continuation",
-    "make_rules": "generation.rules",
-    "Sampler": "generation.sampler",
-    "generate": "generation.sampler",
-    "CharRNN": "models.char_rnn",
-    "load_run": "run",
-    "load_sweep": "sweeps.units",
-    "train": "training.loop",
-    "train_replicas": "training.replicas",
-    "TrainState": "training.train_step",
+_NAMES = {
+    "config": ["default_config"],
+    "data.batches": ["Batch", "make_batches"],
+    "data.corpora": ["load_corpus"],
+    "data.dataset": ["load_dataset"],
+    "data.vocabulary": ["Vocabulary"],
+    "evaluation.metrics": ["CrossEntropy", "cross_entropy"],
+    "evaluation.protocols": ["Carried", "Cold", "Protocol", "evaluate"],
+    "generation.continuation": ["Continuation"],
+    "generation.rules": ["Rule", "make_rules"],
+    "generation.sampler": ["Sampler", "generate"],
+    "models.cells.cell": ["Cell"],
+    "models.char_rnn": ["CharRNN", "activations", "forward", "make_model", "summary"],
+    "registry": [
+        "register_cell",
+        "register_hook",
+        "register_loss",
+        "register_optimizer",
+        "register_protocol",
+        "register_rule",
+        "register_train_step",
+    ],
+    "sweeps.units": ["load_sweep"],
+    "training.loop": ["train"],
+    "training.replicas": ["train_replicas"],
+    "training.train_step": ["TrainState", "train_step"],
+    "workdir.import_run": ["import_run"],
+    "workdir.json_lines": ["read_json_lines"],
+    "workdir.run": ["load_run"],
 }
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_MODULE_OF)
 
 

@@ -5,17 +5,14 @@ scalars, strings and tuples only. Knows nothing of the code that reads it.
 """
 
 import difflib
-import glob
 import json
 import math
-import os
-import runpy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from charrnn_jax import registry
 from charrnn_jax.errors import UserError
 
 
@@ -42,19 +39,19 @@ def default_config() -> ConfigDict:
     config.data.sequence_length = 100  # characters predicted a sequence
 
     config.model = ConfigDict()
-    config.model.cell = "gru"  # "gru", "lstm" or "rnn"
+    config.model.cell = "gru"  # "gru", "lstm", "rnn", or a registered cell
     config.model.embedding_size = 256  # units
     config.model.hidden_size = 1024  # units a layer
     config.model.num_layers = 1  # recurrent layers
     config.model.input_dropout = 0.0  # rate on the embedding
     config.model.dropout = 0.0  # rate on the output of every recurrent layer
     config.model.dropout_noise = "step"  # drawn for every "step", or "locked" for a whole sequence
-    config.model.implementation = "auto"  # of the recurrence: "auto", "scan" or "fused"
+    config.model.implementation = "auto"  # "auto", "scan", "fused" or "parallel", as cells have it
     config.model.init_scale = 1.0  # factor of all matrices as they are drawn
     config.model.dtype = "float32"  # of the operands of products; or "bfloat16", sums in float32
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"  # "adam", "adamw", "rmsprop" or "sgd"
+    config.optimizer.name = "adam"  # "adam", "adamw", "rmsprop", "sgd", or a registered one
     config.optimizer.learning_rate = 1e-3  # peak
     config.optimizer.schedule = "constant"  # after warm-up: "constant", "linear" or "cosine"
     config.optimizer.warmup_steps = 0  # steps, linear from peak / warmup_steps to the peak
@@ -69,6 +66,9 @@ def default_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.init_from = ""  # workdir of another run, to start from its best weights; "": none
+    config.train.loss = "cross_entropy"  # that is minimised: this, or a registered loss
+    config.train.step = "standard"  # "standard", or a registered train step
+    config.train.hooks = ""  # registered hooks, with commas between them
     config.train.num_epochs = 20  # passes over the training split
     config.train.num_steps = 0  # ends after so many steps instead; 0: num_epochs decides
     config.train.data_devices = 0  # that share a batch; 0: all accelerators, or one CPU a process
@@ -80,7 +80,7 @@ def default_config() -> ConfigDict:
     config.train.checkpoint_every_steps = 0  # steps; 0: once an epoch
 
     config.evaluation = ConfigDict()
-    config.evaluation.protocol = "cold"  # while training: "cold" or "carried"
+    config.evaluation.protocol = "cold"  # while training: "cold", "carried", or registered
     config.evaluation.window = 256  # characters of a window of the cold protocol
     config.evaluation.batch_size = 64  # windows at once
 
@@ -88,6 +88,7 @@ def default_config() -> ConfigDict:
     config.sample.prompt = "ROMEO:"  # text; "": a line break, the start of a line
     config.sample.num_chars = 400  # characters of a sample on the way
     config.sample.temperature = 1.0  # 0: greedy
+    config.sample.rules = ""  # registered rules of drawing, with commas between them
     config.sample.num_samples = 1  # samples at once
     return config.lock()
 
@@ -109,6 +110,7 @@ _POSITIVE = (lambda value: value > 0, "above 0")
 _ANY = (lambda value: True, "")
 
 # What a value must be, field by field; a test holds that no field of the schema is missing here.
+# Fields that hold registered names are checked by their registries.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": _at_least(0),
     "data.corpus": _ANY,
@@ -121,17 +123,17 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.batching": _one_of("chunks", "lanes"),
     "data.batch_size": _at_least(1),
     "data.sequence_length": _at_least(1),
-    "model.cell": _one_of("gru", "lstm", "rnn"),
+    "model.cell": _ANY,
     "model.embedding_size": _at_least(1),
     "model.hidden_size": _at_least(1),
     "model.num_layers": _at_least(1),
     "model.input_dropout": _between(0, 1),
     "model.dropout": _between(0, 1),
     "model.dropout_noise": _one_of("step", "locked"),
-    "model.implementation": _one_of("auto", "scan", "fused"),
+    "model.implementation": _one_of("auto", "scan", "fused", "parallel"),
     "model.init_scale": _POSITIVE,
     "model.dtype": _one_of("float32", "bfloat16"),
-    "optimizer.name": _one_of("adam", "adamw", "rmsprop", "sgd"),
+    "optimizer.name": _ANY,
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.schedule": _one_of("constant", "linear", "cosine"),
     "optimizer.warmup_steps": _at_least(0),
@@ -144,6 +146,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.rms_decay": _between(0, 1),
     "optimizer.momentum": _between(0, 1),
     "train.init_from": _ANY,
+    "train.loss": _ANY,
+    "train.step": _ANY,
+    "train.hooks": _ANY,
     "train.num_epochs": _at_least(1),
     "train.num_steps": _at_least(0),
     "train.data_devices": _at_least(0),
@@ -153,7 +158,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.evaluate_every_steps": _at_least(0),
     "train.sample_every_steps": _at_least(0),
     "train.checkpoint_every_steps": _at_least(0),
-    "evaluation.protocol": _one_of("cold", "carried"),
+    "evaluation.protocol": _ANY,
     "evaluation.window": _at_least(1),
     "evaluation.batch_size": _at_least(1),
     "sample.prompt": _ANY,
@@ -162,6 +167,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value == 0 or 1e-6 <= value <= 1e6,
         "0, or from 1e-6 to 1e6",
     ),
+    "sample.rules": _ANY,
     "sample.num_samples": _at_least(1),
 }
 
@@ -210,11 +216,10 @@ def validate(config: ConfigDict) -> None:
             "no text to train on: give yours as --config.data.path=FILE (a file, a folder, a "
             "glob, or - for standard input), or a known one as --config.data.corpus=NAME"
         )
-    if config.model.implementation == "scan" and config.model.dtype != "float32":
-        raise UserError(
-            "config.model.implementation is 'scan', which computes in float32, but "
-            f"config.model.dtype is {config.model.dtype!r}: set one of them to another value"
-        )
+    for known in registry.ALL:
+        for name in known.names_in(flat[known.field]):
+            if name not in known:
+                raise known.missing(name)
     held_out = config.data.validation_fraction + config.data.test_fraction
     if held_out >= 1:
         raise UserError(
@@ -257,63 +262,6 @@ def diff(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def load_experiment(file: str, arg: str = "") -> ConfigDict:
-    """Runs `get_config(arg)` of an experiment file.
-
-    Raises:
-      UserError: the file is not there, does not run, or has no `get_config`.
-    """
-    config = call_experiment(file, "get_config", arg)
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config of {file} returned {type(config).__name__}, not a ConfigDict")
-    return config.lock()
-
-
-def call_experiment(file: str, function: str, argument: Any) -> Any:
-    """Returns what a function of an experiment file returns.
-
-    Raises:
-      UserError: the file is not there, does not run, or has no such function.
-    """
-    if not os.path.isfile(file):
-        there = ", ".join(sorted(glob.glob("experiments/*.py"))) or "none in ./experiments"
-        raise UserError(f"there is no experiment file {file!r}; there are {there}")
-    try:
-        found = runpy.run_path(file).get(function)
-        result = found(argument) if found else None
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{file} does not run: {type(error).__name__}: {error}") from error
-    if found is None:
-        raise UserError(f"{file} has no function {function}")
-    return result
-
-
-def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
-    """Sets fields from arguments of the form --config.SECTION.FIELD=VALUE.
-
-    Raises:
-      UserError: an argument of another form, a field that is not there, or a value of another type.
-    """
-    flat = flatten(config)
-    for argument in arguments:
-        name, equals, _ = argument.removeprefix("--config.").partition("=")
-        if not (argument.startswith("--config.") and equals):
-            raise UserError(f"what is {argument!r}? Fields are set by --config.SECTION.FIELD=VALUE")
-        if name not in flat:
-            raise _no_field(name, flat)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict(
-        "config", config, flag_values=values, sys_argv=["charrnn", *arguments]
-    )
-    try:
-        values(["charrnn", *arguments])
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
-    return config
-
-
 def override_values(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     """Returns a copy with other values of some fields: {"section.field": value}.
 
@@ -324,7 +272,7 @@ def override_values(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
     flat = flatten(config)
     for name, value in overrides.items():
         if name not in flat:
-            raise _no_field(name, flat)
+            raise no_such_field(name, flat)
         try:
             config.update_from_flattened_dict({name: value})
         except TypeError as error:
@@ -333,7 +281,8 @@ def override_values(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
     return config
 
 
-def _no_field(name: str, flat: Mapping[str, Any]) -> UserError:
+def no_such_field(name: str, flat: Mapping[str, Any]) -> UserError:
+    """Returns the error for a field that is not in the schema. flat: {"section.field": value}."""
     near = difflib.get_close_matches(name, flat, n=1)
     hint = f"did you mean config.{near[0]}?" if near else "see config.json of a run"
     return UserError(f"there is no field config.{name}; {hint}")

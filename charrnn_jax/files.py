@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import contextlib
 import fcntl
 import glob
 import os
@@ -67,6 +68,37 @@ def lock(folder: Path, *, doing: str) -> int:
         os.close(descriptor)
         raise BusyError(f"another process is {doing} in {folder}: wait, or stop it") from error
     return descriptor
+
+
+@contextmanager
+def locked(folder: Path, *, doing: str) -> Iterator[None]:
+    """Keeps other processes out of a folder, which is made if it is not there.
+
+    Folders that were made for it and are still empty at the end are removed again.
+
+    Args:
+      folder: the folder.
+      doing: what others are told that this process does, as in "another process is training in".
+
+    Raises:
+      UserError: the folder cannot be made.
+      BusyError: another process has it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = lock(folder, doing=doing)
+    except BusyError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(OSError):  # something is in it
+            for path in made:
+                path.rmdir()
 
 
 def _is_alive(process: int) -> bool:

@@ -6,13 +6,11 @@ Measured, validation carried, means of three seeds: Adam is best at 0.016 with 1
 seed of three fails at 0.032), SGD at 8 with 1.771.
 """
 
-from charrnn_jax.config import UserError, default_config
+from charrnn_jax.config import default_config
 
 
-def get_config(arg: str = ""):
-    """Returns the config that the work units have in common; there are no arguments."""
-    if arg:
-        raise UserError(f"learning_rate.py knows no argument; what is :{arg}?")
+def get_config():
+    """Returns the config that the work units have in common."""
     config = default_config()
     config.data.batching = "lanes"
     config.data.batch_size = 16

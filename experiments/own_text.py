@@ -9,13 +9,11 @@ heart: the best checkpoint is kept, so stop when the validation loss rises, or s
 --config.model.dropout=0.3.
 """
 
-from charrnn_jax.config import UserError, default_config
+from charrnn_jax.config import default_config
 
 
-def get_config(arg: str = ""):
-    """Returns the config; there are no arguments."""
-    if arg:
-        raise UserError(f"own_text.py knows no argument; what is :{arg}?")
+def get_config():
+    """Returns the config."""
     config = default_config()
     config.data.corpus = ""
     config.data.batching = "lanes"

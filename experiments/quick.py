@@ -8,13 +8,11 @@ for the whole command; validation 1.4835 nats/char (2.140 bits/char) carried, 1.
 cold-256. In bfloat16, 1 min 4 s, 1.4871 and 1.5110.
 """
 
-from charrnn_jax.config import UserError, default_config
+from charrnn_jax.config import default_config
 
 
-def get_config(arg: str = ""):
-    """Returns the config; there are no arguments."""
-    if arg:
-        raise UserError(f"quick.py knows no argument; what is :{arg}?")
+def get_config():
+    """Returns the config."""
     config = default_config()
     config.data.offline_corpus = "python-stdlib"
     config.data.batching = "lanes"

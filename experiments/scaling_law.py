@@ -6,13 +6,11 @@ Measured, validation carried: from 2.80 nats/char (9,250 parameters, 128,000 cha
 1.664 (267,970 and 1,024,000).
 """
 
-from charrnn_jax.config import UserError, default_config
+from charrnn_jax.config import default_config
 
 
-def get_config(arg: str = ""):
-    """Returns the config that the work units have in common; there are no arguments."""
-    if arg:
-        raise UserError(f"scaling_law.py knows no argument; what is :{arg}?")
+def get_config():
+    """Returns the config that the work units have in common."""
     config = default_config()
     config.data.batching = "lanes"
     config.data.batch_size = 16

@@ -7,13 +7,11 @@ evaluation has to be late enough to say something of the last. A trial is given 
 so larger layers are at an advantage.
 """
 
-from charrnn_jax.config import UserError, default_config
+from charrnn_jax.config import default_config
 
 
-def get_config(arg: str = ""):
-    """Returns the config that the trials have in common; there are no arguments."""
-    if arg:
-        raise UserError(f"search.py knows no argument; what is :{arg}?")
+def get_config():
+    """Returns the config that the trials have in common."""
     config = default_config()
     config.data.batching = "lanes"
     config.data.batch_size = 16

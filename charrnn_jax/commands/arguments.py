@@ -68,7 +68,7 @@ def join_job(args: argparse.Namespace) -> None:
             f"--coordinator={args.coordinator} --num_processes={args.num_processes} "
             f"--process_id={args.process_id} do not fit: HOST:PORT, ids from 0 to N - 1"
         )
-    from charrnn_jax.training.devices import join_processes
+    from charrnn_jax.processes import join_processes
 
     join_processes(args.coordinator, num_processes=args.num_processes, process_id=args.process_id)
 
@@ -145,7 +145,8 @@ def load_config(args: argparse.Namespace, overrides: list[str]) -> tuple[Any, Pa
     """Returns the config with its overrides, checked, and the workdir."""
     if not args.config:
         raise UserError("--config is missing: give an experiment, --config=experiments/quick.py")
-    from charrnn_jax.config import load_experiment, override, validate
+    from charrnn_jax.config import validate
+    from charrnn_jax.experiment import load_experiment, override
 
     file, _, arg = args.config.partition(":")
     config = override(load_experiment(file, arg), overrides)
@@ -164,22 +165,28 @@ def _default_workdir(file: str, arg: str, overrides: list[str]) -> Path:
 
 
 def open_run(args: argparse.Namespace, overrides: list[str]) -> Any:
-    """Opens the run that --workdir or --config names, and says on stderr what it is."""
+    """Opens the run that --workdir or --config names, and says on stderr what it is.
+
+    With both, the experiment file is run for what it registers.
+    """
     if args.workdir:
         reject(overrides)
+        if args.config:
+            from charrnn_jax.experiment import register_file
+
+            register_file(args.config.partition(":")[0])
         workdir = Path(args.workdir).expanduser()
     elif args.config:
         workdir = load_config(args, overrides)[1]
     else:
         raise UserError("which run? give --workdir=DIR, or the --config that it was trained with")
     from charrnn_jax.compilation_cache import keep_compiled_programs
-    from charrnn_jax.data.dataset import describe_corpus
-    from charrnn_jax.run import load_run
+    from charrnn_jax.workdir.run import load_run
 
     keep_compiled_programs()
     run = load_run(workdir, checkpoint=args.checkpoint)
     print(
-        f"Run {workdir}, step {run.step:,}, trained on {describe_corpus(run.corpus)}",
+        f"Run {workdir}, step {run.step:,}, trained on {run.corpus.describe()}",
         file=sys.stderr,
     )
     return run

@@ -3,50 +3,52 @@
 import argparse
 import contextlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from charrnn_jax.commands.arguments import checkpoint_flags, open_run
 from charrnn_jax.errors import UserError
 from charrnn_jax.files import replacing
+from charrnn_jax.registry import PROTOCOLS
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Which checkpoint, and on what."""
     checkpoint_flags(parser)
     parser.add_argument("--split", default="validation", choices=("train", "validation", "test"))
-    parser.add_argument("--protocol", default="all", choices=("all", "cold", "carried"))
+    parser.add_argument(
+        "--protocol",
+        default="all",
+        metavar="NAME",
+        help=f"{', '.join(PROTOCOLS)}, or one that the experiment registers; default: all",
+    )
     parser.add_argument("--path", default="", metavar="TEXT", help="where the run's text is now")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Shows the losses, and writes them into `evaluation.json`."""
     run = open_run(args, overrides)
-    from charrnn_jax.evaluation.protocols import PROTOCOLS, evaluate, label
+    from charrnn_jax.evaluation.protocols import evaluate, make_protocol, protocols_in_all
 
+    settings = run.config.evaluation
+    names = protocols_in_all() if args.protocol == "all" else [args.protocol]
+    protocols = [make_protocol(settings, name) for name in names]
     dataset = run.load_dataset(args.path)
     tokens = dataset.splits.with_context(args.split)
     if len(tokens) < 2:
         raise UserError(f"the run in {run.workdir} has no {args.split} split to evaluate")
     results = {}
-    for protocol in PROTOCOLS if args.protocol == "all" else (args.protocol,):
-        loss = evaluate(
-            run.params,
-            tokens,
-            model=run.model,
-            protocol=protocol,
-            window=run.config.evaluation.window,
-            batch_size=run.config.evaluation.batch_size,
-        )
-        name = label(protocol, window=run.config.evaluation.window)
+    for protocol in protocols:
+        loss = evaluate(run.params, tokens, model=run.model, protocol=protocol)
         print(
-            f"{args.split} {name}: {loss.describe(run.vocabulary.unit)}, perplexity "
+            f"{args.split} {protocol.label}: {loss.describe(run.vocabulary.unit)}, perplexity "
             f"{loss.perplexity:.3f} ({loss.count:,} {run.vocabulary.kind})"
         )
-        results[name] = loss.to_dict()
+        results[protocol.label] = loss.to_dict()
     _merge_into_json(
         run.workdir / "evaluation.json",
-        {args.split: {"step": run.step, "corpus": dataset.identity(), "losses": results}},
+        {args.split: {"step": run.step, "corpus": asdict(dataset.identity()), "losses": results}},
     )
 
 

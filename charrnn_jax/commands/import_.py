@@ -27,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Reads both files and writes the run."""
     reject(overrides)
-    from charrnn_jax.import_run import import_run
+    from charrnn_jax.workdir.import_run import import_run
 
     run = import_run(args.weights, args.vocabulary, workdir=args.workdir)
     model = run.model

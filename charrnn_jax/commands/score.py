@@ -28,7 +28,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     import numpy as np
 
     from charrnn_jax.evaluation.metrics import CrossEntropy
-    from charrnn_jax.evaluation.protocols import character_losses
+    from charrnn_jax.evaluation.protocols import Carried
 
     text = args.text
     if text is None:
@@ -37,18 +37,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         tokens = run.vocabulary.encode(text, unk=args.unk)
     if len(tokens) < 2:
         raise UserError("nothing to score: the first character is context, so give two or more")
-    losses = np.concatenate(
-        list(
-            character_losses(
-                run.params, tokens, model=run.model, protocol="carried", window=1, batch_size=1
-            )
-        )
-    )
+    losses = np.concatenate(list(Carried().losses(run.params, tokens, model=run.model)))
     if args.per_char:
         for token, nats in zip(tokens[1:], losses, strict=True):
             print(f"{run.vocabulary.decode([token])!r}\t{nats / np.log(2):.4f} bits")
     loss = CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
     print(
         f"{loss.describe(run.vocabulary.unit)}, perplexity {loss.perplexity:.3f} "
-        f"({loss.count:,} {run.vocabulary.kind} behind the first, carried)"
+        f"({loss.count:,} {run.vocabulary.kind} after the first, carried)"
     )

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _open_search(args: argparse.Namespace, overrides: list[str]) -> Any:
     """The search of --config, or the one that is in --workdir; shows it, and is None, if dry."""
-    from charrnn_jax.config import call_experiment
+    from charrnn_jax.experiment import call_experiment
     from charrnn_jax.sweeps import search as space
     from charrnn_jax.sweeps.search import Search, create_search, make_plan
 

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list[Any], Path]:
     """The work units of --config, or those of the sweep that is in --workdir."""
-    from charrnn_jax.config import call_experiment
+    from charrnn_jax.experiment import call_experiment
     from charrnn_jax.sweeps import hyper
     from charrnn_jax.sweeps.slurm import find_tasks
     from charrnn_jax.sweeps.units import (

@@ -17,7 +17,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     config, workdir = load_config(args, overrides)
     join_job(args)
     from charrnn_jax.compilation_cache import keep_compiled_programs
-    from charrnn_jax.training.devices import one_fails_all_end, say_once
+    from charrnn_jax.processes import one_fails_all_end, say_once
     from charrnn_jax.training.loop import train
 
     keep_compiled_programs()

@@ -24,17 +24,17 @@ class Batch(NamedTuple):
 
     Attributes:
       inputs: [B, T] int32.
-      targets: [B, T] int32; targets[b, t] is the character behind inputs[b, t].
+      targets: [B, T] int32; targets[b, t] is the character after inputs[b, t].
     """
 
     inputs: np.ndarray | jax.Array
     targets: np.ndarray | jax.Array
 
 
-def cut(
+def slice_batch(
     tokens: np.ndarray | jax.Array, starts: np.ndarray | jax.Array, *, sequence_length: int
 ) -> Batch:
-    """Cuts B pieces of a text out, on whatever device it is.
+    """Slices B pieces of a text, on whatever device it is.
 
     Args:
       tokens: [num_chars] ids.
@@ -61,7 +61,7 @@ class Batches(Protocol):
     reset_every_steps: int
 
     def starts(self, step: int) -> np.ndarray:
-        """Returns [B] positions in the text: where the batch of a step begins, for `cut`."""
+        """Returns [B] positions in the text where the batch of a step begins."""
 
     def __getitem__(self, step: int) -> Batch: ...
 
@@ -97,7 +97,7 @@ class Chunks:
         return chunks.astype(np.int64) * (self.sequence_length + 1)
 
     def __getitem__(self, step: int) -> Batch:
-        return cut(self.tokens, self.starts(step), sequence_length=self.sequence_length)
+        return slice_batch(self.tokens, self.starts(step), sequence_length=self.sequence_length)
 
 
 class Lanes:
@@ -122,7 +122,7 @@ class Lanes:
         return self.lanes + step % self.steps_per_epoch * self.sequence_length
 
     def __getitem__(self, step: int) -> Batch:
-        return cut(self.tokens, self.starts(step), sequence_length=self.sequence_length)
+        return slice_batch(self.tokens, self.starts(step), sequence_length=self.sequence_length)
 
 
 def make_batches(

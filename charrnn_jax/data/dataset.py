@@ -1,7 +1,7 @@
 """`config.data` -> `Dataset`: the text, its vocabulary and its splits, ready for batches."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -12,6 +12,35 @@ from charrnn_jax.errors import UserError
 
 
 @dataclass(frozen=True)
+class CorpusIdentity:
+    """What a model was trained on, as a run records it.
+
+    Attributes:
+      name: of a known corpus, or the path of an own text.
+      sha256: of the text, in hex; of the file of weights where the text is not known.
+      num_chars: characters (bytes) of it that were used; 0: not known.
+      instead_of: the corpus that was wanted and could not be had; "": this is the one.
+    """
+
+    name: str
+    sha256: str
+    num_chars: int
+    instead_of: str = ""
+
+    def describe(self) -> str:
+        """Returns one line, as every command shows it."""
+        length = f"{self.num_chars:,} long, " if self.num_chars else ""
+        line = f"{self.name}, {length}sha256 {self.sha256[:12]}"
+        if self.instead_of:
+            line += f" (INSTEAD OF {self.instead_of!r}, which was not available)"
+        return line
+
+    def without_folders(self) -> "CorpusIdentity":
+        """Returns it as others may see it: an own text by the name of its file alone."""
+        return replace(self, name=Path(self.name).name)
+
+
+@dataclass(frozen=True)
 class Dataset:
     """What a model is trained and evaluated on."""
 
@@ -19,14 +48,10 @@ class Dataset:
     vocabulary: Vocabulary
     splits: Splits
 
-    def identity(self) -> dict[str, Any]:
-        """Returns what was really trained on, as plain data for JSON."""
-        return {
-            "name": self.corpus.name,
-            "sha256": self.corpus.sha256,
-            "num_chars": len(self.splits.tokens),
-            "instead_of": self.corpus.instead_of,
-        }
+    def identity(self) -> CorpusIdentity:
+        """Returns what was really trained on."""
+        corpus, num_chars = self.corpus, len(self.splits.tokens)
+        return CorpusIdentity(corpus.name, corpus.sha256, num_chars, corpus.instead_of)
 
     def describe(self) -> str:
         """Returns a first look: name, length, unique characters, splits, first 250 characters."""
@@ -38,53 +63,44 @@ class Dataset:
             f"this is {self.corpus.name!r} INSTEAD\n"
         )
         return (
-            f"{substitute}Corpus: {describe_corpus(self.identity())}\n"
+            f"{substitute}Corpus: {self.identity().describe()}\n"
             f"Length of text: {len(self.splits.tokens):,} {kind} ({sizes})\n"
             f"{unique}First 250 characters:\n"
             f"{'-' * 80}\n{self.corpus.head(250, kind=kind)}\n{'-' * 80}"
         )
 
 
-def describe_corpus(identity: dict[str, Any]) -> str:
-    """Returns one line on what a run was trained on, as every command shows it."""
-    long = f"{identity['num_chars']:,} long, " if identity["num_chars"] else ""
-    line = f"{identity['name']}, {long}sha256 {identity['sha256'][:12]}"
-    if identity["instead_of"]:
-        line += f" (INSTEAD OF {identity['instead_of']!r}, which was not available)"
-    return line
-
-
 def load_dataset(
     config: ConfigDict,
     *,
     vocabulary: Vocabulary | None = None,
-    recorded: dict[str, Any] | None = None,
+    recorded: CorpusIdentity | None = None,
 ) -> Dataset:
     """Loads the text of a `config.data` section.
 
     Args:
       config: the section.
-      vocabulary: of a model that exists; None: built from the text.
-      recorded: `Dataset.identity()` of a run that exists; the text must be that one.
+      vocabulary: vocabulary of a model that exists; None: built from the text.
+      recorded: what a run that exists was trained on; the text must be that one.
 
     Raises:
       UserError: no text, a text that cannot be read, or another one than was recorded.
     """
-    substitute = recorded["name"] if recorded and recorded["instead_of"] else ""
+    substitute = recorded.name if recorded and recorded.instead_of else ""
     corpus = load_corpus(
         substitute or config.corpus,
         path=config.path,
         offline_corpus=config.offline_corpus,
         max_chars=config.max_chars,
     )
-    if recorded and corpus.sha256 != recorded["sha256"]:
+    if recorded and corpus.sha256 != recorded.sha256:
         raise UserError(
-            f"the run was trained on {describe_corpus(recorded)}, but {corpus.name!r} is now "
+            f"the run was trained on {recorded.describe()}, but {corpus.name!r} is now "
             f"another text (sha256 {corpus.sha256[:12]}): bring that text back, or use another "
             "--workdir"
         )
     if recorded:
-        corpus = replace(corpus, instead_of=recorded["instead_of"])
+        corpus = replace(corpus, instead_of=recorded.instead_of)
     vocabulary = vocabulary or Vocabulary.build(
         corpus.blocks(config.vocabulary), kind=config.vocabulary
     )

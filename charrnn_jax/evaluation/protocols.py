@@ -1,40 +1,140 @@
 """Whole-text evaluation: what context each character is predicted from.
 
-  cold     the text is cut into windows, each from a zero carry and the one character before it:
-           what nanoGPT reports
+A protocol is a frozen dataclass of its settings that yields the loss of every character:
+
+  cold     the text in windows, each from a zero carry and the one character before it: what nanoGPT
+           reports
   carried  one pass over the whole text; the carry is kept from beginning to end
 
-Every character behind the first is counted exactly once, the tail included. Losses of different
+Every character after the first is counted exactly once, the tail included. Losses of different
 protocols must not be compared. Knows a model and token arrays, not where they came from.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from charrnn_jax.data.batches import Batch
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
 from charrnn_jax.models.char_rnn import Carry, CharRNN, forward
+from charrnn_jax.registry import PROTOCOLS
 
-PROTOCOLS = ("cold", "carried")
 _SEGMENT = 1024  # characters a call of the carried pass; the result does not depend on it
 
 
-def label(protocol: str, *, window: int) -> str:
-    """Returns the name under which losses of a protocol are reported: "cold-256", "carried"."""
-    return f"cold-{window}" if protocol == "cold" else protocol
+@dataclass(frozen=True)
+class Protocol:
+    """What all protocols have in common.
+
+    Attributes:
+      name: that a config uses.
+      in_all: whether `charrnn evaluate --protocol=all` means this one, too; False for an expensive
+        one, which is then evaluated only where it is asked for by name.
+    """
+
+    name: ClassVar[str]
+    in_all: ClassVar[bool] = True
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Protocol":
+        """Makes one with the settings of a `config.evaluation` section."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """The name under which its losses are reported: different settings, different labels."""
+        return self.name
+
+    @property
+    def description(self) -> str:
+        """What it does with a split, in words."""
+        raise NotImplementedError
+
+    def losses(self, params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
+        """Yields -log p(tokens[i] | context) for i = 1, 2, ... in order, in pieces.
+
+        Args:
+          params: parameters of the model.
+          tokens: [1 + n] ids; the first is context only.
+          model: the module.
+
+        Yields:
+          [k] losses in nats; n in all.
+        """
+        raise NotImplementedError
 
 
-def describe(protocol: str, *, window: int) -> str:
-    """Returns the name of a protocol and what it is."""
-    what = {
-        "cold": f"the split cut into windows of {window} characters, each from a zero carry",
-        "carried": "one pass over the split, the carry kept from beginning to end",
-    }
-    return f"{label(protocol, window=window)}: {what[protocol]}"
+@dataclass(frozen=True)
+class Cold(Protocol):
+    """Windows of the text, each from a zero carry.
+
+    Attributes:
+      window: length of a window, in characters.
+      batch_size: windows that are scored at once; does not change the result.
+    """
+
+    window: int = 256
+    batch_size: int = 64
+    name: ClassVar[str] = "cold"
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Cold":
+        return cls(window=config.window, batch_size=config.batch_size)
+
+    @property
+    def label(self) -> str:
+        return f"cold-{self.window}"
+
+    @property
+    def description(self) -> str:
+        return f"the split cut into windows of {self.window} characters, each from a zero carry"
+
+    def losses(self, params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
+        num_chars = len(tokens) - 1
+        length = min(self.window, max(num_chars, 1))
+        rows = min(self.batch_size, -(-num_chars // length))
+        zero_carry = model.initialize_carry(rows)
+        for batch, num_targets in _segments(tokens, rows=rows, length=length):
+            _, losses = eval_step(params, zero_carry, batch, model=model)
+            yield jax.device_get(losses).reshape(-1)[:num_targets]
+
+
+@dataclass(frozen=True)
+class Carried(Protocol):
+    """One pass over the text, the carry kept."""
+
+    name: ClassVar[str] = "carried"
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Carried":
+        return cls()
+
+    @property
+    def description(self) -> str:
+        return "one pass over the split, the carry kept from beginning to end"
+
+    def losses(self, params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
+        carry = model.initialize_carry(1)
+        length = min(_SEGMENT, max(len(tokens) - 1, 1))
+        for batch, num_targets in _segments(tokens, rows=1, length=length):
+            carry, losses = eval_step(params, carry, batch, model=model)
+            yield jax.device_get(losses).reshape(-1)[:num_targets]
+
+
+def _segments(tokens: np.ndarray, *, rows: int, length: int) -> Iterator[tuple[Batch, int]]:
+    """Yields (batch [rows, length] on the device, how many of its targets are the text's)."""
+    for start in range(0, len(tokens) - 1, rows * length):
+        piece = np.asarray(tokens[start : start + rows * length + 1], np.int32)
+        # Only the last piece is shorter. Padding after the end changes nothing before it.
+        padded = np.zeros(rows * length + 1, np.int32)
+        padded[: len(piece)] = piece
+        batch = Batch(padded[:-1].reshape(rows, length), padded[1:].reshape(rows, length))
+        yield jax.device_put(batch), len(piece) - 1
 
 
 @partial(jax.jit, static_argnames="model")
@@ -42,77 +142,48 @@ def eval_step(params: Any, carry: Carry, batch: Batch, *, model: CharRNN) -> tup
     """Scores one batch.
 
     Args:
-      params: of the model.
-      carry: before the batch, for B sequences.
+      params: parameters of the model.
+      carry: carry before the batch, for B sequences.
       batch: inputs and targets [B, T].
+      model: the module.
 
     Returns:
-      (carry behind the batch, losses [B, T] in nats).
+      (carry after the batch, losses [B, T] in nats).
     """
     carry, logits = forward(params, carry, batch.inputs, model=model)
     return carry, cross_entropy(logits, batch.targets)
 
 
-def character_losses(
-    params: Any, tokens: np.ndarray, *, model: CharRNN, protocol: str, window: int, batch_size: int
-) -> Iterator[np.ndarray]:
-    """Yields -log p(tokens[i] | context) for i = 1, 2, ... in order, in pieces.
-
-    Args:
-      params: of the model.
-      tokens: [1 + n] ids; the first is context only.
-      model: of the params.
-      protocol: "cold" or "carried".
-      window: characters of a cold window; the carried pass has none.
-      batch_size: cold windows that are scored at once; does not change the result.
+def make_protocol(config: ConfigDict, name: str = "") -> Protocol:
+    """Makes the protocol of a `config.evaluation` section, or another one with its settings.
 
     Raises:
-      ValueError: another protocol.
-
-    Yields:
-      [k] losses in nats; n in all.
+      UserError: no protocol has this name.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol is {protocol!r}; it must be one of {', '.join(PROTOCOLS)}")
-    num_chars = len(tokens) - 1
-    if num_chars < 1:
-        return
-    if protocol == "cold":
-        length = min(window, num_chars)
-        rows = min(batch_size, -(-num_chars // length))
-    else:
-        length, rows = min(_SEGMENT, num_chars), 1
-    zero_carry = model.initialize_carry(rows)
-    carry = zero_carry
-    for start in range(0, num_chars, rows * length):
-        piece = np.asarray(tokens[start : start + rows * length + 1], np.int32)
-        # Only the last piece is shorter. Padding behind the end changes nothing before it.
-        padded = np.zeros(rows * length + 1, np.int32)
-        padded[: len(piece)] = piece
-        batch = Batch(padded[:-1].reshape(rows, length), padded[1:].reshape(rows, length))
-        carry, losses = eval_step(params, carry, jax.device_put(batch), model=model)
-        if protocol == "cold":
-            carry = zero_carry
-        yield jax.device_get(losses).reshape(-1)[: len(piece) - 1]
+    protocol: Protocol = PROTOCOLS[name or config.protocol].from_config(config)
+    return protocol
+
+
+def protocols_in_all() -> list[str]:
+    """Returns the names of the protocols that "all" means."""
+    return [name for name in PROTOCOLS if PROTOCOLS[name].in_all]
 
 
 def evaluate(
-    params: Any,
-    tokens: np.ndarray,
-    *,
-    model: CharRNN,
-    protocol: str,
-    window: int = 256,
-    batch_size: int = 64,
+    params: Any, tokens: np.ndarray, *, model: CharRNN, protocol: Protocol
 ) -> CrossEntropy:
-    """Scores tokens[1:] under a protocol; see `character_losses` for the arguments.
+    """Scores tokens[1:] under a protocol.
+
+    Args:
+      params: parameters of the model.
+      tokens: [1 + n] ids; the first is context only.
+      model: the module.
+      protocol: such as `Cold(window=256)` or `Carried()`.
 
     Returns:
-      The loss, summed in float64, and the number of characters: len(tokens) - 1.
+      The loss, summed in float64, and the number of characters, n.
     """
     result = CrossEntropy(0.0, 0)
-    for losses in character_losses(
-        params, tokens, model=model, protocol=protocol, window=window, batch_size=batch_size
-    ):
+    for losses in protocol.losses(params, tokens, model=model):
         result += CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
     return result

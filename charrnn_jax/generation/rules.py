@@ -9,6 +9,7 @@ Top-k and top-p need no sorted logits, only the threshold: it is found bit by bi
 all tokens, which on a CPU is ten times as fast as sorting.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from flax import struct
 
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
+from charrnn_jax.registry import RULES
 
 WINDOW = 512  # characters that `NoRepeat` looks back
 
@@ -266,6 +268,7 @@ def make_rules(
     allow: str = "",
     forbid: str = "",
     pattern: str = "",
+    own: Sequence[str] = (),
 ) -> Rules:
     """Puts rules together, in the order in which they make sense. `[UNK]` is never drawn.
 
@@ -278,7 +281,8 @@ def make_rules(
       no_repeat: characters that are not written a second time in a row; 0: no such rule.
       allow: characters that can be drawn; "": all.
       forbid: characters that cannot.
-      pattern: a regular expression that the text behind the prompt matches; "": any text.
+      pattern: a regular expression that the text after the prompt matches; "": any text.
+      own: names of registered rules, which come before the temperature.
 
     Raises:
       UserError: a number out of its range, characters that the model does not know, or a pattern
@@ -308,6 +312,7 @@ def make_rules(
         rules.append(compile_pattern(pattern, vocabulary, allowed=allowed))
     if no_repeat:
         rules.append(NoRepeat(no_repeat))
+    rules += [RULES[name](vocabulary) for name in own]
     rules.append(Temperature(temperature) if temperature else Greedy())
     if top_k:
         rules.append(TopK(top_k))

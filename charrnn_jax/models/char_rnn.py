@@ -1,5 +1,6 @@
 """`CharRNN`: embedding -> stacked recurrent layers -> dense."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,9 +10,10 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
+from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.dropout import Dropout
-from charrnn_jax.models.fused import product
-from charrnn_jax.models.recurrence import Recurrence
+from charrnn_jax.models.products import product
+from charrnn_jax.models.recurrence import Recurrence, choose_form
 
 Carry = tuple[Any, ...]  # one entry a layer
 
@@ -69,33 +71,50 @@ class CharRNN(nn.Module):
         """Predicts every next character.
 
         Args:
-          carry: from `initialize_carry` or from the call on the text before.
+          carry: from `initialize_carry`, or from the call on the text before.
           tokens: [B, T] ids, any B and T.
           deterministic: no dropout. False needs an rng named "dropout".
 
         Returns:
-          (carry behind the last token, logits [B, T, V] of the token behind each).
+          (carry after the last token, logits [B, T, V] of the token that follows each).
         """
-        new_carry = []
-        rows: jax.Array | None
-        x, rows = self.embedding.embedding, tokens  # the first layer may project the whole table
-        if _drops(self.input_dropout):
-            x = self.input_dropout_layer(self.embedding(tokens), deterministic=deterministic)
-            rows = None
+        new_carry, outputs = self.run_layers(carry, tokens, deterministic=deterministic)
+        # Time first, as the recurrences leave it: else XLA would move [B, T, H] in memory.
+        logits = self.dense(outputs[-1].swapaxes(0, 1)).swapaxes(0, 1)  # [B, T, V]
+        return new_carry, logits
+
+    def run_layers(
+        self, carry: Carry, tokens: jax.Array, *, deterministic: bool = True
+    ) -> tuple[Carry, list[jax.Array]]:
+        """Runs all layers but the last, dense one; arguments as in `__call__`.
+
+        Returns:
+          (carry after the last token, the output [B, T, H] of every recurrent layer).
+        """
+        new_carry: list[Any] = []
+        outputs: list[jax.Array] = []
         for layer, layer_carry in zip(self.layers, carry, strict=True):
-            layer_carry, x = layer(layer_carry, x, tokens=rows)  # [B, T, H]
-            rows = None
+            if outputs:
+                layer_carry, x = layer(layer_carry, outputs[-1])  # [B, T, H]
+            elif _drops(self.input_dropout):
+                embedded = self.embedding(tokens)
+                x = self.input_dropout_layer(embedded, deterministic=deterministic)
+                layer_carry, x = layer(layer_carry, x)
+            else:
+                table = self.embedding.embedding
+                layer_carry, x = layer.on_tokens(layer_carry, tokens, table=table)
             if _drops(self.dropout):
                 x = self.dropout_layer(x, deterministic=deterministic)
             new_carry.append(layer_carry)
-        # Time first, as the recurrences leave it: else XLA would move [B, T, H] in memory.
-        logits = self.dense(x.swapaxes(0, 1)).swapaxes(0, 1)  # [B, T, V]
-        return tuple(new_carry), logits
+            outputs.append(x)
+        return tuple(new_carry), outputs
 
     def initialize_carry(self, batch_size: int) -> Carry:
         """Returns the zero carry for B sequences."""
-        layer = Recurrence(self.cell, self.hidden_size, parent=None)
-        return tuple(layer.initialize_carry(batch_size) for _ in range(self.num_layers))
+        cell = CELLS[self.cell]
+        return tuple(
+            cell.initialize_carry(batch_size, self.hidden_size) for _ in range(self.num_layers)
+        )
 
 
 def _drops(rate: ArrayLike) -> bool:
@@ -104,7 +123,12 @@ def _drops(rate: ArrayLike) -> bool:
 
 
 def make_model(config: ConfigDict, *, vocabulary_size: int) -> CharRNN:
-    """Builds the model of a `config.model` section."""
+    """Builds the model of a `config.model` section.
+
+    Raises:
+      UserError: the cell is not registered, or cannot be computed as the config asks for.
+    """
+    choose_form(CELLS[config.cell], implementation=config.implementation, dtype=config.dtype)
     return CharRNN(vocabulary_size=vocabulary_size, **config.to_dict())
 
 
@@ -154,11 +178,30 @@ def forward(
     return result
 
 
+@partial(jax.jit, static_argnames="model")
+def activations(params: Any, carry: Carry, tokens: ArrayLike, *, model: CharRNN) -> jax.Array:
+    """Returns what every unit puts out at every character, without dropout.
+
+    Args:
+      params: parameters of the model.
+      carry: carry before the first token, for B sequences.
+      tokens: [B, T] ids.
+      model: the module.
+
+    Returns:
+      [B, T, L, H] outputs of the recurrent layers, after each token.
+    """
+    outputs: Any
+    _, outputs = model.apply({"params": params}, carry, tokens, method="run_layers")
+    return jnp.stack(outputs, axis=2)
+
+
 def summary(model: CharRNN) -> str:
     """Returns the table of layers, shapes and parameter counts, and how the model is computed."""
     tokens, carry = np.zeros((1, 1), np.int32), model.initialize_carry(1)
     table = nn.tabulate(
         model, jax.random.key(0), depth=1, console_kwargs={"width": 110, "force_terminal": False}
     )(carry, tokens)
-    implementation = model.implementation.replace("auto", "fused (auto)")
-    return f"{table.rstrip()}\nRecurrence: {implementation}, products of {model.dtype}\n"
+    form = choose_form(CELLS[model.cell], implementation=model.implementation, dtype=model.dtype)
+    auto = " (auto)" if model.implementation == "auto" else ""
+    return f"{table.rstrip()}\nRecurrence: {form}{auto}, products of {model.dtype}\n"

@@ -1,10 +1,11 @@
-"""One cell over time, in two ways with one signature and one parameter tree.
+"""One cell over time, in three forms with one signature and one parameter tree.
 
-  scan   `nn.scan` over a Flax cell: the textbook loop, and the reference
-  fused  the same by hand, faster: see `fused`
-  auto   fused
+  scan      `nn.scan` over the Flax module: the textbook loop, and the reference; every cell has it
+  fused     the same by hand, faster: see `fused`
+  parallel  a whole sequence at once
+  auto      the best form that the cell has
 
-The parameters lie under "cell", in the cell's own layout.
+The parameters lie under "cell", in the layout of the cell's Flax module.
 """
 
 from typing import Any
@@ -12,66 +13,100 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from charrnn_jax.models.cells import CELLS
-from charrnn_jax.models.fused import run_fused
+from charrnn_jax.errors import UserError
+from charrnn_jax.models.cells import CELLS, Cell
+from charrnn_jax.models.fused import run_fused, run_fused_on_tokens
 
-IMPLEMENTATIONS = ("auto", "scan", "fused")
+
+def choose_form(cell: Cell, *, implementation: str, dtype: str) -> str:
+    """Returns the form in which a cell is computed: "parallel", "fused" or "scan".
+
+    Args:
+      cell: the cell.
+      implementation: one of these, or "auto".
+      dtype: of the operands of products, "float32" or "bfloat16".
+
+    Raises:
+      UserError: the cell has no such form, or the form cannot compute in the dtype.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
+    forms = [form for form in ("parallel", "fused") if getattr(cell, form)] + ["scan"]
+    form = forms[0] if implementation == "auto" else implementation
+    if form not in forms:
+        raise UserError(
+            f"the cell {cell.name!r} has no implementation {form!r}; it has {', '.join(forms)}"
+        )
+    if form == "scan" and dtype != "float32":
+        raise UserError(
+            f"implementation 'scan' (of the cell {cell.name!r}) computes in float32, not in "
+            f"{dtype}: set the dtype to float32"
+            + (", or the implementation to auto" if len(forms) > 1 else "")
+        )
+    return form
 
 
 class Recurrence(nn.Module):
     """Runs a cell over the time axis: for t in range(T): carry, y[t] = cell(carry, x[t]).
 
     Attributes:
-      cell: name in `CELLS`.
+      cell_name: name in `CELLS`.
       hidden_size: H.
-      implementation: one of `IMPLEMENTATIONS`.
-      dtype: of the operands of products, "float32" or "bfloat16"; the scan knows only float32.
+      implementation: "auto", "scan", "fused" or "parallel".
+      dtype: of the operands of products, "float32" or "bfloat16".
     """
 
-    cell: str
+    cell_name: str
     hidden_size: int
     implementation: str = "auto"
     dtype: str = "float32"
 
-    @nn.compact
-    def __call__(
-        self, carry: Any, inputs: jax.Array, *, tokens: jax.Array | None = None
-    ) -> tuple[Any, jax.Array]:
+    def setup(self) -> None:
+        cell: Cell = CELLS[self.cell_name]
+        self.form = choose_form(cell, implementation=self.implementation, dtype=self.dtype)
+        scanned = nn.scan(
+            cell.module,
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            in_axes=1,
+            out_axes=1,
+        )
+        self.cell = scanned(features=self.hidden_size)
+
+    def __call__(self, carry: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
         """Runs over a piece of text.
 
         Args:
-          carry: of one layer.
-          inputs: [B, T, E]; with `tokens` the table [V, E] of their embeddings.
-          tokens: [B, T] ids.
+          carry: carry of this layer.
+          inputs: [B, T, E].
 
         Returns:
           (carry, outputs [B, T, H]).
-
-        Raises:
-          ValueError: the scan cannot compute in `dtype`.
         """
-        if self.implementation == "scan" and self.dtype != "float32":
-            raise ValueError(f"implementation 'scan' computes in float32, not in {self.dtype}")
-        if self.implementation == "scan" or self.is_initializing():
-            scanned_cell = nn.scan(
-                CELLS[self.cell],
-                variable_broadcast="params",
-                split_rngs={"params": False},
-                in_axes=1,
-                out_axes=1,
-            )
-            embedded = inputs if tokens is None else inputs[tokens]
-            return scanned_cell(features=self.hidden_size, name="cell")(carry, embedded)
-        return run_fused(
-            self.variables["params"]["cell"],
-            carry,
-            inputs,
-            cell=self.cell,
-            dtype=self.dtype,
-            tokens=tokens,
-        )
+        if self.form == "scan" or self.is_initializing():
+            result: tuple[Any, jax.Array] = self.cell(carry, inputs)
+            return result
+        cell, params = CELLS[self.cell_name], self.variables["params"]["cell"]
+        if self.form == "parallel":
+            return cell.parallel(params, carry, inputs, dtype=self.dtype)
+        return run_fused(params, carry, inputs, fused=cell.fused, dtype=self.dtype)
 
-    def initialize_carry(self, batch_size: int) -> Any:
-        """Returns the zero carry of this layer: [B, H], or a pair of them for the LSTM."""
-        cell = CELLS[self.cell](features=self.hidden_size, parent=None)
-        return cell.initialize_carry(jax.random.key(0), (batch_size, self.hidden_size))
+    def on_tokens(
+        self, carry: Any, tokens: jax.Array, *, table: jax.Array
+    ) -> tuple[Any, jax.Array]:
+        """Runs over the embeddings of tokens; equals a call with table[tokens].
+
+        Args:
+          carry: carry of this layer.
+          tokens: [B, T] ids.
+          table: [V, E] embeddings.
+
+        Returns:
+          (carry, outputs [B, T, H]).
+        """
+        if self.form != "fused" or self.is_initializing():
+            return self(carry, table[tokens])
+        params, fused = self.variables["params"]["cell"], CELLS[self.cell_name].fused
+        return run_fused_on_tokens(
+            params, carry, tokens, table=table, fused=fused, dtype=self.dtype
+        )

@@ -5,8 +5,8 @@
   kernels   the gates of a layer side by side, in the dtype of the products; transposed or not, see
             `prefers_transposed`
 
-The equations are those of `cells`. A model of implementation "scan" keeps its own parameters and is
-called as it is: the reference.
+The equations are those of the cell. A model that is not computed in the form "fused" keeps its own
+parameters and is called as it is: the reference.
 """
 
 from functools import partial
@@ -16,17 +16,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from charrnn_jax.models.cells import CELLS, CellWeights
 from charrnn_jax.models.char_rnn import Carry, CharRNN, forward
-from charrnn_jax.models.fused import (
-    FUSED_CELLS,
-    CellWeights,
-    dot,
-    fused_step,
-    gather_weights,
-    output,
-    product,
-    times_transposed,
-)
+from charrnn_jax.models.fused import fused_step, output
+from charrnn_jax.models.products import dot, product, times_transposed
+from charrnn_jax.models.recurrence import choose_form
 
 
 @struct.dataclass
@@ -52,7 +46,7 @@ def prefers_transposed(batch_size: int, *, dtype: str) -> bool:
     """Returns whether B sequences are faster with transposed kernels, by measurement on CPUs.
 
     A row times a matrix reads the matrix along its columns. For many rows see
-    `fused.times_transposed`; a few are fastest with the kernel as it is.
+    `products.times_transposed`; a few are fastest with the kernel as it is.
     """
     many = {"float32": 8, "bfloat16": 16}[dtype]
     return batch_size == 1 or batch_size >= many
@@ -68,24 +62,20 @@ def prepare(params: Any, *, model: CharRNN, transposed: bool, dtype: str | None 
       dtype: "float32" or "bfloat16", of the operands of products; None: the model's.
 
     Returns:
-      `StepWeights`; the params themselves for implementation "scan".
+      `StepWeights`; the params themselves for a model that is not computed in the form "fused".
 
     Raises:
-      ValueError: another dtype, or one that the scan cannot compute in.
+      UserError: another dtype, or one that the model cannot compute in.
     """
     dtype = dtype or model.dtype
-    check_dtype(dtype, model=model)
-    if model.implementation == "scan":
+    if check_dtype(dtype, model=model) != "fused":
         return params
     return _lay_out(params, model=model, dtype=dtype, transposed=transposed)
 
 
-def check_dtype(dtype: str, *, model: CharRNN) -> None:
-    """Raises ValueError if the model cannot be computed with products of `dtype`."""
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
-    if model.implementation == "scan" and dtype != "float32":
-        raise ValueError(f"implementation 'scan' computes in float32, not in {dtype}")
+def check_dtype(dtype: str, *, model: CharRNN) -> str:
+    """Returns the form in which a model steps with products of `dtype`; see `choose_form`."""
+    return choose_form(CELLS[model.cell], implementation=model.implementation, dtype=dtype)
 
 
 @partial(jax.jit, static_argnames=("model", "dtype", "transposed"))
@@ -93,9 +83,8 @@ def _lay_out(params: Any, *, model: CharRNN, dtype: str, transposed: bool) -> St
     def arrange(kernel: jax.Array) -> jax.Array:
         return (kernel.T if transposed else kernel).astype(dtype)
 
-    gathered = [
-        gather_weights(params[f"layers_{i}"]["cell"], model.cell) for i in range(model.num_layers)
-    ]
+    fused = CELLS[model.cell].fused
+    gathered = [fused.gather(params[f"layers_{i}"]["cell"]) for i in range(model.num_layers)]
     first = gathered[0]
     table = product(params["embedding"]["embedding"], first.input_kernel, dtype=dtype)
     layers = tuple(
@@ -133,7 +122,7 @@ def step(
     def times(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return times_transposed(x, kernel) if weights.transposed else dot(x, kernel, ((1,), (0,)))
 
-    cell = FUSED_CELLS[model.cell]
+    fused = CELLS[model.cell].fused
     new_carry: list[Any] = []
     for layer, layer_carry in zip(weights.layers, carry, strict=True):
         if new_carry:
@@ -141,7 +130,12 @@ def step(
         else:
             a = weights.table[tokens]
         layer_carry, _ = fused_step(
-            cell, a, layer_carry, layer.kernel, layer.bias, weights.transposed
+            fused,
+            layer_carry,
+            a=a,
+            kernel=layer.kernel,
+            bias=layer.bias,
+            transposed=weights.transposed,
         )
         new_carry.append(layer_carry)
     logits = times(output(new_carry[-1]), weights.dense_kernel) + weights.dense_bias[None]

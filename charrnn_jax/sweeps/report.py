@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from charrnn_jax.evaluation.protocols import describe
+from charrnn_jax.evaluation.protocols import make_protocol
 from charrnn_jax.reports.scaling import can_fit, describe_scaling_law
 from charrnn_jax.reports.sweep import write_sweep_report
 from charrnn_jax.sweeps.units import WorkUnit, read_corpora
@@ -36,7 +36,7 @@ def write_report(
     Raises:
       UserError: there is no such baseline.
     """
-    settings = units[0].config.evaluation
+    protocol = make_protocol(units[0].config.evaluation)
     corpora = read_corpora(units)
     texts = [f"Text: {'; '.join(corpora)}."] if corpora else []
     if len(corpora) > 1:
@@ -46,7 +46,7 @@ def write_report(
         [unit.read_result() for unit in units],
         workdir,
         title=workdir.resolve().name,
-        protocol=describe(settings.protocol, window=settings.window),
+        protocol=f"{protocol.label}: {protocol.description}",
         baseline=baseline,
         notes=[*texts, *notes, *_scaling_law(units)],
     )

@@ -28,8 +28,8 @@ from charrnn_jax.sweeps.hyper import Overrides
 from charrnn_jax.sweeps.table import fraction_trained
 from charrnn_jax.sweeps.units import SEARCH_FILE, WorkUnit, make_units, save_sweep
 from charrnn_jax.sweeps.worker import write_failure
-from charrnn_jax.training.json_lines import read_json_lines
 from charrnn_jax.training.loop import train
+from charrnn_jax.workdir.json_lines import read_json_lines
 
 try:
     import optuna
@@ -386,6 +386,18 @@ def _rows(unit: WorkUnit) -> list[dict[str, Any]]:
     return read_json_lines(unit.workdir / "metrics.jsonl")
 
 
+@dataclass(frozen=True)
+class _ReportLoss:
+    """A hook that reports every validation loss. report: (step, nats/char)."""
+
+    every_steps: int
+    report: Callable[[int, float], None]
+
+    def __call__(self, step: int, state: Any, metrics: dict[str, Any]) -> None:
+        if "validation/loss" in metrics:
+            self.report(step, metrics["validation/loss"])
+
+
 def run_trial(unit: WorkUnit) -> None:
     """Trains one trial in this process, and writes down how it ended.
 
@@ -397,7 +409,7 @@ def run_trial(unit: WorkUnit) -> None:
     study.pruner = PRUNERS[plan.pruner]()
     trial = _trials(study, plan)[unit.index]
 
-    def on_evaluation(step: int, loss: float) -> None:
+    def report(step: int, loss: float) -> None:
         rows = [row for row in _rows(unit) if row["step"] <= step]
         evaluation = sum("validation/loss" in row for row in rows)
         is_last = fraction_trained(unit, rows) == 1
@@ -407,8 +419,12 @@ def run_trial(unit: WorkUnit) -> None:
     unit.write_status("running")
     try:
         for step, loss in unit.read_result().curve:  # what was not told when it was interrupted
-            on_evaluation(step, loss)
-        train(unit.config, unit.workdir, on_evaluation=on_evaluation)
+            report(step, loss)
+        train(
+            unit.config,
+            unit.workdir,
+            hooks=[_ReportLoss(unit.config.train.evaluate_every_steps, report)],
+        )
         unit.write_status("done")
     except optuna.TrialPruned as pruned:
         print(f"{unit.name} pruned: {pruned}", flush=True)

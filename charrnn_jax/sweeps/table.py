@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.table import Table
 
 from charrnn_jax.sweeps.units import ENDED, WorkUnit
-from charrnn_jax.training.json_lines import read_json_lines
 from charrnn_jax.training.progress import format_seconds
+from charrnn_jax.workdir.json_lines import read_json_lines
 
 _MOST_ROWS = 20  # of units that are running
 

@@ -18,14 +18,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import diff, from_dict, from_json, override_values, validate
-from charrnn_jax.data.dataset import describe_corpus
 from charrnn_jax.errors import UserError
 from charrnn_jax.files import lock, replacing
 from charrnn_jax.reports.statistics import Result
 from charrnn_jax.sweeps.hyper import Overrides
-from charrnn_jax.training.checkpoints import read_metadata, steps
-from charrnn_jax.training.json_lines import read_json_lines
-from charrnn_jax.training.resume import check_same_run
+from charrnn_jax.workdir.checkpoints import read_metadata, steps
+from charrnn_jax.workdir.json_lines import read_json_lines
+from charrnn_jax.workdir.resume import check_same_run
 
 SEARCH_FILE = "search.journal"  # in a sweep's folder: its units are the trials of a search
 _STATUS_FILE = "unit.json"
@@ -87,7 +86,7 @@ class WorkUnit:
         )
         losses = [loss for _, loss in curve]
         saved = steps(self.workdir)
-        metadata = read_metadata(self.workdir, saved[-1]) if saved else {}
+        metadata = read_metadata(self.workdir, saved[-1]) if saved else None
         status = self.read_status()
         return Result(
             name=self.name,
@@ -95,7 +94,7 @@ class WorkUnit:
             loss=losses[-1] if losses else None,
             best_loss=min(losses, default=None),
             curve=curve,
-            num_params=metadata.get("num_params"),
+            num_params=metadata.num_params if metadata else None,
             seconds=rows[-1].get("seconds") if rows else None,
             status=status["status"],
             message=status["message"],
@@ -202,8 +201,8 @@ def read_corpora(units: Sequence[WorkUnit]) -> list[str]:
     texts = {}
     for unit in units:
         if saved := steps(unit.workdir):
-            corpus = read_metadata(unit.workdir, saved[-1])["corpus"]
-            texts[corpus["sha256"], corpus["num_chars"]] = describe_corpus(corpus)
+            corpus = read_metadata(unit.workdir, saved[-1]).corpus
+            texts[corpus.sha256, corpus.num_chars] = corpus.describe()
     return sorted(texts.values())
 
 

@@ -1,6 +1,6 @@
 """Several training steps in one call of the device, and the text kept there.
 
-The host sends where the characters of a step begin, a few numbers, and the device cuts the batch
+The host sends where the characters of a step begin, a few numbers, and the device slices the batch
 out of the text itself. A text too large for the device's memory is sent batch by batch. However
 steps are put together into calls, one compiled program does them all, so the results are the same.
 """
@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from charrnn_jax.data.batches import Batches, cut
+from charrnn_jax.data.batches import Batches, slice_batch
 from charrnn_jax.data.tokens import IN_MEMORY_BYTES
+from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN
-from charrnn_jax.models.fused import FUSED_CELLS
 from charrnn_jax.training.devices import replicated
 from charrnn_jax.training.train_step import TrainState, TrainStep
 
@@ -32,7 +32,7 @@ class Call(NamedTuple):
     """The steps of one call.
 
     Attributes:
-      stop: steps done behind it.
+      stop: steps done after it.
       num_steps: in it, at most N.
       where: `Batches.starts` of the steps, or whole batches; with a leading axis of N, of which
         `num_steps` are used.
@@ -52,13 +52,20 @@ def choose_steps_per_call(model: CharRNN, *, batch_size: int, sequence_length: i
 
     On a CPU a large step must not be in a loop: there XLA runs what is elementwise on one core.
     """
-    gates = len(FUSED_CELLS[model.cell].gates)
-    weights = model.hidden_size * (
-        gates * model.hidden_size * (2 * model.num_layers - 1) + model.vocabulary_size
-    )
-    step_flops = 6 * batch_size * sequence_length * weights
+    step_flops = 6 * batch_size * sequence_length * count_step_weights(model)
     call_flops = _CALL_FLOPS.get(jax.default_backend(), _ACCELERATOR_CALL_FLOPS)
     return int(np.clip(call_flops // step_flops, 1, _MOST_STEPS))
+
+
+def count_step_weights(model: CharRNN) -> int:
+    """Returns how many weights are multiplied for every character.
+
+    Those that the first layer's input has are not among them: the embedding table is projected once
+    a step, not once a character.
+    """
+    inputs, recurrent = CELLS[model.cell].count_weights(model.hidden_size, model.hidden_size)
+    readout = model.hidden_size * model.vocabulary_size
+    return model.num_layers * recurrent + (model.num_layers - 1) * inputs + readout
 
 
 def make_run_steps(
@@ -71,14 +78,16 @@ def make_run_steps(
     """Compiles up to `num_steps` steps into one program; the state is donated.
 
     Args:
-      train_step: the step.
+      train_step: the step, (state, batch) -> (state, metrics).
       sequence_length: T.
       num_steps: N.
       shardings: `devices.state_shardings`, kept from call to call; None: all is on one device.
     """
 
     def one_step(state: TrainState, tokens: Any, where: Any) -> tuple[TrainState, dict[str, Any]]:
-        batch = where if tokens is None else cut(tokens, where, sequence_length=sequence_length)
+        batch = (
+            where if tokens is None else slice_batch(tokens, where, sequence_length=sequence_length)
+        )
         return train_step(state, batch)
 
     def run_one(state: TrainState, tokens: Any, where: Any, count: ArrayLike) -> Any:
@@ -130,8 +139,8 @@ def calls(
       start: steps done.
       stop: steps to be done.
       num_steps: N, the most steps of a call.
-      next_stop: steps done -> the next number of steps behind which the host has something to do.
-      on_device: the device cuts the batches out itself.
+      next_stop: steps done -> the next number of steps after which the host has something to do.
+      on_device: the device slices the batches itself.
       rows: of a batch that this process needs.
     """
 
@@ -139,7 +148,7 @@ def calls(
         starts = batches.starts(step)[rows]
         if on_device:
             return starts.astype(np.int32)
-        return cut(batches.tokens, starts, sequence_length=batches.sequence_length)
+        return slice_batch(batches.tokens, starts, sequence_length=batches.sequence_length)
 
     size = 1  # of the first call: it compiles, and its loss and the speed after it are waited for
     while start < stop:

@@ -1,10 +1,19 @@
-"""`config.optimizer` -> learning-rate schedule and Optax chain."""
+"""`config.optimizer` -> learning-rate schedule and Optax chain.
 
+An optimizer is a function (config, learning_rate=, weight_decay=) -> Optax transformations in
+order, where learning_rate is a schedule and weight_decay a number that may be traced.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
 from ml_collections import ConfigDict
+
+from charrnn_jax.registry import OPTIMIZERS
+
+Transformations = Sequence[optax.GradientTransformation]
 
 
 def make_schedule(config: ConfigDict, *, num_steps: int, peak: Any = None) -> optax.Schedule:
@@ -12,7 +21,7 @@ def make_schedule(config: ConfigDict, *, num_steps: int, peak: Any = None) -> op
 
     Args:
       config: the `optimizer` section.
-      num_steps: of the whole training.
+      num_steps: steps of the whole training.
       peak: learning rate instead of the config's; may be a traced number.
 
     Returns:
@@ -33,36 +42,24 @@ def make_schedule(config: ConfigDict, *, num_steps: int, peak: Any = None) -> op
 
 
 def make_optimizer(config: ConfigDict, *, num_steps: int) -> optax.GradientTransformationExtraArgs:
-    """Clip by the global norm, precondition, decay weights, scale by the learning rate.
+    """Clips by the global norm, then does what the optimizer of this name does.
 
-    Weight decay acts on matrices, not on biases. For "adamw" it is decoupled (added behind the
-    preconditioner), for the others it is the gradient of weight_decay / 2 * |w|^2.
+    Args:
+      config: the `optimizer` section.
+      num_steps: steps of the whole training, for the schedule.
 
     Returns:
       The transformation. Its `update` also takes learning_rate (the peak) and weight_decay as
       numbers that may be traced, in place of the config's; whether weights decay at all stays.
 
-    Source: Adam, arXiv:1412.6980; AdamW, arXiv:1711.05101; clipping, arXiv:1211.5063.
+    Source: clipping, Pascanu et al. 2013 (arXiv:1211.5063).
     """
-    precondition = {
-        "adam": lambda: optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
-        "adamw": lambda: optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
-        "rmsprop": lambda: optax.scale_by_rms(config.rms_decay, config.epsilon, eps_in_sqrt=False),
-        "sgd": lambda: optax.trace(config.momentum) if config.momentum else optax.identity(),
-    }[config.name]()
+    make = OPTIMIZERS[config.name]
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
 
     def chain(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
         schedule = make_schedule(config, num_steps=num_steps, peak=learning_rate)
-        learn = optax.scale_by_learning_rate(schedule)
-        decay = (
-            optax.add_decayed_weights(weight_decay, mask=_is_matrix)
-            if config.weight_decay
-            else optax.identity()
-        )
-        if config.name == "adamw":
-            return optax.chain(clip, precondition, decay, learn)
-        return optax.chain(clip, decay, precondition, learn)
+        return optax.chain(clip, *make(config, learning_rate=schedule, weight_decay=weight_decay))
 
     peak, rate = config.learning_rate, config.weight_decay
 
@@ -79,5 +76,46 @@ def make_optimizer(config: ConfigDict, *, num_steps: int) -> optax.GradientTrans
     return optax.GradientTransformationExtraArgs(chain(peak, rate).init, update)
 
 
-def _is_matrix(params: optax.Params) -> optax.Params:
+# Weight decay acts on matrices, not on biases. Decoupled (AdamW) it comes after the preconditioner;
+# else it is the gradient of weight_decay / 2 * |w|^2.
+
+
+def adam(config: ConfigDict, *, learning_rate: Any, weight_decay: Any) -> Transformations:
+    """Adam, Kingma & Ba 2014 (arXiv:1412.6980)."""
+    return [_decay(config, weight_decay), _scale_by_adam(config), _learn(learning_rate)]
+
+
+def adamw(config: ConfigDict, *, learning_rate: Any, weight_decay: Any) -> Transformations:
+    """Adam with decoupled weight decay, Loshchilov & Hutter 2017 (arXiv:1711.05101)."""
+    return [_scale_by_adam(config), _decay(config, weight_decay), _learn(learning_rate)]
+
+
+def rmsprop(config: ConfigDict, *, learning_rate: Any, weight_decay: Any) -> Transformations:
+    """RMSprop, Hinton 2012, with epsilon outside of the root, as in Keras."""
+    precondition = optax.scale_by_rms(config.rms_decay, config.epsilon, eps_in_sqrt=False)
+    return [_decay(config, weight_decay), precondition, _learn(learning_rate)]
+
+
+def sgd(config: ConfigDict, *, learning_rate: Any, weight_decay: Any) -> Transformations:
+    """Gradient descent, with momentum where it is not 0."""
+    trace = optax.trace(config.momentum) if config.momentum else optax.identity()
+    return [_decay(config, weight_decay), trace, _learn(learning_rate)]
+
+
+def _scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
+    return optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+
+
+def _decay(config: ConfigDict, weight_decay: Any) -> optax.GradientTransformation:
+    if not config.weight_decay:  # whether weights decay at all is never traced
+        return optax.identity()
+    return optax.add_decayed_weights(weight_decay, mask=is_matrix)
+
+
+def _learn(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.scale_by_learning_rate(learning_rate)
+
+
+def is_matrix(params: optax.Params) -> optax.Params:
+    """Returns a tree of whether each parameter is a matrix, as a mask of weight decay."""
     return jax.tree.map(lambda param: param.ndim > 1, params)

@@ -6,7 +6,7 @@ import sys
 import jax
 from tqdm import tqdm
 
-from charrnn_jax.training.devices import is_first_process
+from charrnn_jax.processes import is_first_process
 
 LONG_RUN_SECONDS = 15 * 60
 

@@ -14,12 +14,8 @@ import optax
 
 from charrnn_jax.errors import DivergedError
 from charrnn_jax.evaluation.metrics import CrossEntropy
-from charrnn_jax.training.json_lines import JsonLines
-from charrnn_jax.training.progress import (
-    Progress,
-    describe_initial_loss,
-    format_seconds,
-)
+from charrnn_jax.training.progress import Progress, describe_initial_loss, format_seconds
+from charrnn_jax.workdir.json_lines import JsonLines
 
 
 @dataclass
@@ -67,6 +63,9 @@ class Recorder:
       steps_per_epoch: steps.
       vocabulary_size: V, for the check of the initial loss; None: it is another kind of loss.
       saved: `to_dict()` of the recorder of the run that is resumed.
+
+    Attributes:
+      last: metrics of the last step that was read, by the names of their rows.
     """
 
     def __init__(
@@ -92,6 +91,7 @@ class Recorder:
         self._mark = time.perf_counter()  # up to here the seconds are counted
         self._pending: tuple[int, int, dict[str, Any]] | None = None
         self._compiled = False
+        self.last: dict[str, float] = {}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs, as plain data for JSON."""
@@ -105,9 +105,9 @@ class Recorder:
         """Takes the metrics of a call that was just dispatched, and reads those of the one before.
 
         Args:
-          stop: steps done behind the call.
+          stop: steps done after the call.
           metrics: of its steps, along the first axis.
-          count: of the steps; what stands behind them in the metrics is not read.
+          count: number of the steps; what comes after them in the metrics is not read.
 
         Raises:
           DivergedError: a loss of the call before is not finite.
@@ -150,18 +150,19 @@ class Recorder:
             seconds=seconds,
             chars_per_second=self._window.chars_per_second,
         )
+        others = {f"train/{name}": float(np.mean(value)) for name, value in metrics.items()}
+        self.last = {"train/loss": nats_per_char, **others}
         if step % self._log_every_steps == 0:
-            self._write_window(step, metrics)
+            self._write_window(step, others)
 
-    def _write_window(self, step: int, metrics: dict[str, Any]) -> None:
-        """The means of the window, and the other metrics of its last step."""
+    def _write_window(self, step: int, others: dict[str, float]) -> None:
+        """Writes the means of the window, and the other metrics of its last step."""
         row = {
             "train/loss": self._window.loss.nats_per_char,
             "train/chars_per_second": self._window.chars_per_second,
             "train/learning_rate": float(self._schedule(step - 1)),
         }
-        row.update({f"train/{name}": float(np.mean(value)) for name, value in metrics.items()})
-        self.write(step, row)
+        self.write(step, row | others)
         self._window = Tally()
 
     def end_epoch(self, step: int) -> None:
@@ -179,7 +180,7 @@ class Recorder:
         self._epoch = Tally()
 
     def write(self, step: int, row: dict[str, Any]) -> None:
-        """Writes a row behind `step`, with the epoch and the seconds since the run began."""
+        """Writes a row for `step`, with the epoch and the seconds since the run began."""
         epoch = step / self._steps_per_epoch
         self._rows.write({"step": step, "epoch": epoch, "seconds": self._seconds, **row})
 

@@ -3,7 +3,7 @@
 The states of R runs get a leading replica axis, and so do their hyperparameters and the places of
 their batches in the text; one program does the steps of all. Everything between the steps (rows,
 evaluation, samples, checkpoints) is done for each run apart, by the same code and into the same
-files as when it is trained alone, so each can be opened, resumed or gone on with alone.
+files as when it is trained alone, so each can be opened or resumed alone.
 
 A program does the replicas one after the other (`map`, `lax.map`) or all at once (`vmap`). With
 `map` each is, bit for bit on a CPU, what it is alone; with `vmap` the products are batched, and
@@ -29,27 +29,21 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from charrnn_jax.config import flatten, to_json
+from charrnn_jax.config import flatten, to_json, validate
 from charrnn_jax.data.batches import prefetch
 from charrnn_jax.data.corpora import cache_folder
+from charrnn_jax.data.dataset import Dataset
 from charrnn_jax.errors import DivergedError, Interrupted, TrainingError, UserError
 from charrnn_jax.files import replacing
-from charrnn_jax.models.fused import FUSED_CELLS
-from charrnn_jax.training.checkpoints import set_aside_damaged, steps
+from charrnn_jax.models.cells import CELLS
 from charrnn_jax.training.dispatch import Call, make_run_steps, put_on_device
 from charrnn_jax.training.interrupt import InterruptRequest
-from charrnn_jax.training.loop import Loop
-from charrnn_jax.training.train_step import Hyperparameters, TrainState, train_step
+from charrnn_jax.training.loop import Training, choose_train_step, start_training
+from charrnn_jax.training.setup import Setup, make_setup
+from charrnn_jax.training.train_step import TRACED_FIELDS, TracedHyperparameters, TrainState
+from charrnn_jax.workdir.checkpoints import steps
+from charrnn_jax.workdir.resume import locked_for_training
 
-# Fields that one program can take for every replica apart.
-REPLICA_FIELDS = (
-    "seed",
-    "optimizer.learning_rate",
-    "optimizer.weight_decay",
-    "model.dropout",
-    "model.input_dropout",
-    "model.init_scale",
-)
 MAPPINGS: dict[str, Callable[..., Any]] = {
     "map": lambda f: lambda *args: jax.lax.map(lambda replica: f(*replica), args),
     "vmap": jax.vmap,
@@ -62,29 +56,28 @@ _MEMORY_FRACTION = 0.6  # of what is free, that a group may take by our estimate
 
 
 def program_key(config: ConfigDict) -> str:
-    """Returns what runs must have in common to be replicas: all but the values of those fields.
+    """Returns what runs must have in common to be replicas: all but the values of traced numbers.
 
-    Whether a rate is zero is part of the program, in which nothing is dropped or decays then.
+    A train step of one's own knows nothing of traced numbers, so such runs share nothing.
     """
     key = config.copy_and_resolve_references()
-    key.update_from_flattened_dict(
-        {
-            name: float(value > 0) if name.endswith(("dropout", "decay")) else type(value)()
-            for name, value in flatten(config).items()
-            if name in REPLICA_FIELDS
-        }
-    )
+    if config.train.step != "standard":
+        return to_json(key)
+    fields = flatten(config)
+    for name, traced in TRACED_FIELDS.items():
+        own_program = traced.zero_is_another_program and fields[name] != 0
+        key.update_from_flattened_dict({name: type(fields[name])(own_program)})
     return to_json(key)
 
 
 def train_replicas(
     configs: Sequence[ConfigDict], workdirs: Sequence[str | Path], *, mapping: str = "auto"
 ) -> list[Exception | None]:
-    """Trains runs with the same `program_key` together, or goes on from their last common step.
+    """Trains runs with the same `program_key` together, or resumes from their last common step.
 
     Args:
-      configs: of the runs.
-      workdirs: of the runs, in the same order.
+      configs: configs of the runs.
+      workdirs: workdirs of the runs, in the same order.
       mapping: "map", "vmap", or "auto": on a CPU map, else the faster one that fits the memory.
 
     Returns:
@@ -95,41 +88,53 @@ def train_replicas(
       Interrupted: a signal came; the states are saved.
     """
     if len({program_key(config) for config in configs}) > 1:
-        raise UserError(f"replicas may differ in {', '.join(REPLICA_FIELDS)} alone")
+        raise UserError(f"replicas may differ in {', '.join(TRACED_FIELDS)} alone")
     folders = [Path(workdir) for workdir in workdirs]
     ended: list[Exception | None] = [None] * len(configs)
-    for index, folder in enumerate(folders):
-        with _keeping_errors(ended, index):
-            set_aside_damaged(folder)  # before it is asked which steps are there
-    dataset = None
-    intact = [index for index in range(len(configs)) if not ended[index]]
-    for start, members in _by_common_step([folders[index] for index in intact]):
-        waiting = [intact[member] for member in members]
-        while waiting:  # as many at once as fit the memory
-            loops: dict[int, Loop] = {}
-            while waiting:
-                index = waiting.pop(0)
-                with _keeping_errors(ended, index):
-                    loop = Loop(
-                        configs[index],
-                        folders[index],
-                        dataset=dataset,
-                        label=folders[index].name,
-                    )
-                    if dataset is not None and loop.dataset.identity() != dataset.identity():
-                        raise UserError(
-                            f"{folders[index]} was begun with another text than the others: "
-                            "train it alone"
-                        )
-                    if dataset is None:
-                        print(loop.dataset.describe())
-                    dataset, loops[index] = loop.dataset, loop
-                    most = _most_replicas(loop)["map" if mapping == "auto" else mapping]
-                    if len(loops) >= most:
-                        break
-            if loops:
-                _train_group(loops, ended, start=start, mapping=mapping)
+    with ExitStack() as stack:
+        for index, folder in enumerate(folders):
+            with _keeping_errors(ended, index):
+                validate(configs[index])
+                text = configs[index].data.path
+                stack.enter_context(locked_for_training(folder, text=text))
+        intact = [index for index in range(len(configs)) if not ended[index]]
+        dataset = None
+        for start, members in _by_common_step([folders[index] for index in intact]):
+            waiting = [intact[member] for member in members]
+            while waiting:  # as many at once as fit the memory
+                setups = _set_up(waiting, configs, folders, ended, dataset, mapping=mapping)
+                if setups:
+                    dataset = next(iter(setups.values())).dataset
+                    _train_group(setups, ended, start=start, mapping=mapping)
     return ended
+
+
+def _set_up(
+    waiting: list[int],
+    configs: Sequence[ConfigDict],
+    folders: Sequence[Path],
+    ended: list[Exception | None],
+    dataset: Dataset | None,
+    *,
+    mapping: str,
+) -> dict[int, Setup]:
+    """Sets up the next runs that fit the memory together, and takes them off `waiting`."""
+    setups: dict[int, Setup] = {}
+    while waiting:
+        index = waiting.pop(0)
+        with _keeping_errors(ended, index):
+            folder = folders[index]
+            setup = make_setup(configs[index], folder, dataset=dataset, label=folder.name)
+            if dataset is None:
+                print(setup.dataset.describe())
+            elif setup.dataset.identity() != dataset.identity():
+                raise UserError(
+                    f"{folder} was begun with another text than the others: train it alone"
+                )
+            setups[index], dataset = setup, setup.dataset
+            if len(setups) >= _most_replicas(setup)["map" if mapping == "auto" else mapping]:
+                break
+    return setups
 
 
 @contextlib.contextmanager
@@ -142,7 +147,7 @@ def _keeping_errors(ended: list[Exception | None], index: int) -> Iterator[None]
 
 
 def _by_common_step(workdirs: Sequence[Path]) -> list[tuple[int, list[int]]]:
-    """Which runs can go on together: the latest step that all have saved, and their places.
+    """Returns which runs can be resumed together: (latest step that all have saved, their places).
 
     That is one of the last two of each: a group that is killed while it saves is one save apart.
     """
@@ -160,26 +165,28 @@ def _by_common_step(workdirs: Sequence[Path]) -> list[tuple[int, list[int]]]:
 
 
 def _train_group(
-    loops: dict[int, Loop], ended: list[Exception | None], *, start: int, mapping: str
+    setups: dict[int, Setup], ended: list[Exception | None], *, start: int, mapping: str
 ) -> None:
     """Trains the runs of some places from step `start`; `ended` gets the errors that end them."""
-    first = next(iter(loops.values()))
+    first = next(iter(setups.values()))
     with InterruptRequest() as interrupt, ExitStack() as stack:
-        states: dict[int, TrainState] = {}
-        for index, loop in loops.items():
+        group: dict[int, Training] = {}
+        for index, setup in setups.items():
             # What is static must be the same; what differs goes into `hyper`.
-            loop.state = replace(
-                loop.state, model=first.state.model, optimizer=first.state.optimizer
-            )
+            shared = replace(setup.state, model=first.state.model, optimizer=first.state.optimizer)
             with _keeping_errors(ended, index):
-                states[index] = stack.enter_context(loop.running(at=start))
-        loops = {index: loops[index] for index in states}
-        if not loops:
+                _, is_standard = choose_train_step(setup.config)
+                opened = start_training(
+                    replace(setup, state=shared), at=start, checks_initial_loss=is_standard
+                )
+                group[index] = stack.enter_context(opened)
+        if not group:
             return
-        state = _stack(list(states.values()))
-        hyper = _stack([_hyperparameters(loop.config) for loop in loops.values()])
+        leader = next(iter(group.values()))
+        state = _stack([training.state for training in group.values()])
+        hyper = _stack([TracedHyperparameters.from_config(setups[index].config) for index in group])
         tokens = put_on_device(first.dataset.splits["train"])
-        queues = [loop.calls(on_device=tokens is not None) for loop in loops.values()]
+        queues = [training.calls(on_device=tokens is not None) for training in group.values()]
         queue = map(_join, zip(*queues, strict=True))
         run_steps: RunReplicas | None = None
         for call, where in prefetch(queue, lambda call: (call, jax.device_put(call.where))):
@@ -189,51 +196,39 @@ def _train_group(
                     first, (state, hyper, tokens, where, count), mapping=mapping
                 )
             state, metrics = run_steps(state, hyper, tokens, where, count)
-            due = first.has_something_to_do(call.stop) or interrupt.signal_number is not None
+            due = leader.is_due(call.stop) or interrupt.signal_number is not None
             signal_number = interrupt.signal_number if due else None
-            for place, (index, loop) in enumerate(loops.items()):
+            for place, (index, training) in enumerate(group.items()):
                 if ended[index]:
                     continue
                 try:
-                    loop.recorder.add(call.stop, _take(metrics, place), count=call.num_steps)
+                    training.recorder.add(call.stop, _take(metrics, place), count=call.num_steps)
                     if due:
-                        loop.after_step(_take(state, place), call.stop, signal_number=signal_number)
+                        own_state = _take(state, place)
+                        training.call_hooks(own_state, call.stop, signal_number=signal_number)
                 except DivergedError as error:
-                    loop.progress.say(str(error))
+                    training.progress.say(str(error))
                     ended[index] = error
                 except Interrupted:
                     pass  # the others are to be saved, too
             if signal_number is not None:
                 raise Interrupted(signal_number, call.stop)
-            if all(ended[index] for index in loops):
+            if all(ended[index] for index in group):
                 break
 
 
-def _hyperparameters(config: ConfigDict) -> Hyperparameters:
-    """Those of a run as arrays; a rate of zero is part of the program instead."""
-    rates = {
-        "weight_decay": config.optimizer.weight_decay,
-        "dropout": config.model.dropout,
-        "input_dropout": config.model.input_dropout,
-    }
-    numbers = {name: rate for name, rate in rates.items() if rate}
-    return Hyperparameters(
-        **{
-            name: jnp.float32(value)
-            for name, value in {"learning_rate": config.optimizer.learning_rate, **numbers}.items()
-        }
-    )
+def _make_program(setup: Setup, *, mapping: str) -> RunReplicas:
+    """Returns the program that does a call for all replicas; the states are donated."""
+    train_step: Any = choose_train_step(setup.config)[0]
 
-
-def _make_program(loop: Loop, *, mapping: str) -> RunReplicas:
-    """The program that does a call for all replicas; the states are donated."""
-
-    def run_steps(state: TrainState, hyper: Hyperparameters, tokens: Any, where: Any, count: Any):
-        def run_one(state: TrainState, hyper: Hyperparameters, where: Any):
+    def run_steps(
+        state: TrainState, hyper: TracedHyperparameters, tokens: Any, where: Any, count: Any
+    ) -> tuple[TrainState, dict[str, Any]]:
+        def run_one(state: TrainState, hyper: TracedHyperparameters, where: Any) -> Any:
             run = make_run_steps(
                 partial(train_step, hyper=hyper),
-                sequence_length=loop.config.data.sequence_length,
-                num_steps=loop.steps_per_call,
+                sequence_length=setup.config.data.sequence_length,
+                num_steps=setup.steps_per_call,
             )
             return run(state, tokens, where, count)
 
@@ -242,25 +237,25 @@ def _make_program(loop: Loop, *, mapping: str) -> RunReplicas:
     return jax.jit(run_steps, donate_argnums=0)
 
 
-def _choose_program(loop: Loop, arguments: tuple[Any, ...], *, mapping: str) -> RunReplicas:
+def _choose_program(setup: Setup, arguments: tuple[Any, ...], *, mapping: str) -> RunReplicas:
     """Returns the better program, or the one asked for; `arguments`: of its first call."""
     if mapping != "auto":
-        return _make_program(loop, mapping=mapping)
-    state, num_steps = arguments[0], loop.steps_per_call
+        return _make_program(setup, mapping=mapping)
+    state, num_steps = arguments[0], setup.steps_per_call
     num_replicas = len(state.step)
-    if jax.default_backend() in _MAP_ALONE or num_replicas > _most_replicas(loop)["vmap"]:
-        return _make_program(loop, mapping="map")
-    data = loop.config.data
+    if jax.default_backend() in _MAP_ALONE or num_replicas > _most_replicas(setup)["vmap"]:
+        return _make_program(setup, mapping="map")
+    data = setup.config.data
     key = (
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {num_replicas} x {state.model}, "
-        f"{data.batch_size} x {data.sequence_length}, {loop.steps_per_call}"
+        f"{data.batch_size} x {data.sequence_length}, {setup.steps_per_call}"
     )
     file = cache_folder() / "replicas.json"
     try:
         known = dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError):
         known = {}
-    programs = {name: _make_program(loop, mapping=name) for name in MAPPINGS}
+    programs = {name: _make_program(setup, mapping=name) for name in MAPPINGS}
     if known.get(key) not in programs:
         arguments = (*arguments[:-1], np.int32(num_steps))  # a full call; the first one is not
         seconds = {name: _measure(program, arguments) for name, program in programs.items()}
@@ -273,7 +268,7 @@ def _choose_program(loop: Loop, arguments: tuple[Any, ...], *, mapping: str) -> 
 
 
 def _measure(program: RunReplicas, arguments: tuple[Any, ...]) -> float:
-    """Seconds of a call, the best of three behind the one that compiles."""
+    """Seconds of a call, the best of three after the one that compiles."""
     state, *others = arguments
     seconds = []
     for _ in range(4):
@@ -284,16 +279,18 @@ def _measure(program: RunReplicas, arguments: tuple[Any, ...]) -> float:
     return min(seconds[1:])
 
 
-def _most_replicas(loop: Loop) -> dict[str, int]:
+def _most_replicas(setup: Setup) -> dict[str, int]:
     """How many replicas fit the memory in each way of doing them; at least one.
 
     Counts a state twice, for the gradient and what the optimizer makes, and the activations that a
     step keeps: of all replicas at once, or of one.
     """
-    data, model = loop.config.data, loop.state.model
-    state = 2 * sum(x.nbytes for x in jax.tree.leaves((loop.state.params, loop.state.opt_state)))
+    data, model = setup.config.data, setup.state.model
+    state = 2 * sum(x.nbytes for x in jax.tree.leaves((setup.state.params, setup.state.opt_state)))
     kept = model.embedding_size + 3 * model.vocabulary_size
-    kept += model.num_layers * model.hidden_size * (2 + 2 * len(FUSED_CELLS[model.cell].gates))
+    _, recurrent = CELLS[model.cell].count_weights(model.hidden_size, model.hidden_size)
+    num_gates = -(-recurrent // model.hidden_size**2)
+    kept += model.num_layers * model.hidden_size * (2 + 2 * num_gates)
     activations = 4 * data.batch_size * data.sequence_length * kept
     room = _MEMORY_FRACTION * _memory_bytes()
     return {

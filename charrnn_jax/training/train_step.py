@@ -1,14 +1,16 @@
 """`TrainState` and `train_step`: everything that one step of training needs and does."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from ml_collections import ConfigDict
 
+from charrnn_jax.config import flatten
 from charrnn_jax.data.batches import Batch
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
 from charrnn_jax.models.char_rnn import Carry, CharRNN, forward, initialize_params
@@ -23,9 +25,9 @@ class TrainState:
 
     Attributes:
       step: steps done.
-      params: of the model.
-      opt_state: of the optimizer.
-      carry: recurrent state behind the last batch, for B sequences.
+      params: parameters of the model.
+      opt_state: state of the optimizer.
+      carry: recurrent state after the last batch, for B sequences.
       key: never changes; step k draws its randomness from fold_in(key, k).
       model: static.
       optimizer: static.
@@ -41,22 +43,67 @@ class TrainState:
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
     reset_every_steps: int = struct.field(pytree_node=False)
 
+    def to_trees(self) -> tuple[Any, dict[str, Any]]:
+        """Returns (params, all else) as checkpoints hold them: sampling reads the first alone."""
+        rest = {name: getattr(self, name) for name in ("step", "opt_state", "carry")}
+        # As plain numbers: Orbax before 0.12 cannot restore typed keys.
+        return self.params, {**rest, "key": jax.random.key_data(self.key)}
 
-@struct.dataclass
-class Hyperparameters:
-    """Numbers of one training that its program can take as arguments; None: those of the config.
+    def with_trees(self, params: Any, rest: dict[str, Any]) -> "TrainState":
+        """Returns the state with what `to_trees` gave."""
+        return replace(
+            self, **{**rest, "params": params, "key": jax.random.wrap_key_data(rest["key"])}
+        )
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A number of the config that may be an argument of a compiled program.
 
     Attributes:
-      learning_rate: peak.
-      weight_decay: rate; only if the config's is not zero.
-      dropout: rate; only if the model's is not zero.
-      input_dropout: the same.
+      goes_to: what takes it: "start" (only the state before the first step depends on it), "model"
+        (a field of `CharRNN`) or "optimizer" (an argument of the optimizer's update).
+      zero_is_another_program: at zero the program leaves something out, so whether the number is
+        zero cannot be traced.
     """
 
-    learning_rate: Any = None
-    weight_decay: Any = None
-    dropout: Any = None
-    input_dropout: Any = None
+    goes_to: str
+    zero_is_another_program: bool = False
+
+
+# All of them. What runs may differ in and still share a program, what a program takes as arguments,
+# and where these go all follow from this table.
+TRACED_FIELDS = {
+    "seed": Traced("start"),
+    "model.init_scale": Traced("start"),
+    "model.dropout": Traced("model", zero_is_another_program=True),
+    "model.input_dropout": Traced("model", zero_is_another_program=True),
+    "optimizer.learning_rate": Traced("optimizer"),
+    "optimizer.weight_decay": Traced("optimizer", zero_is_another_program=True),
+}
+
+
+@struct.dataclass
+class TracedHyperparameters:
+    """Numbers of one training as arguments of its program, {name: number}.
+
+    Attributes:
+      model: in place of fields of the model.
+      optimizer: in place of what the optimizer was made with.
+    """
+
+    model: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "TracedHyperparameters":
+        """Returns those of a config as arrays, without a zero that is another program."""
+        numbers: dict[str, dict[str, Any]] = {"start": {}, "model": {}, "optimizer": {}}
+        for name, value in flatten(config).items():
+            traced = TRACED_FIELDS.get(name)
+            if traced and (value or not traced.zero_is_another_program):
+                numbers[traced.goes_to][name.split(".")[-1]] = jnp.float32(value)
+        return cls(numbers["model"], numbers["optimizer"])
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
@@ -80,7 +127,8 @@ def create_train_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=jax.jit(optimizer.init)(params),
-        carry=model.initialize_carry(batch_size),
+        # Copies, since the state is donated: a cell may give the same zeros twice.
+        carry=jax.tree.map(jnp.array, model.initialize_carry(batch_size)),
         key=key,
         model=model,
         optimizer=optimizer,
@@ -93,7 +141,7 @@ def train_step(
     batch: Batch,
     *,
     loss_fn: LossFn = cross_entropy,
-    hyper: Hyperparameters | None = None,
+    hyper: TracedHyperparameters | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One step of truncated back-propagation through time: the gradient stops at the carry.
 
@@ -104,13 +152,14 @@ def train_step(
       hyper: in place of what the model and the optimizer were made with.
 
     Returns:
-      (state behind the step, metrics: "loss" before the update as sum and count, and
+      (state after the step, metrics: "loss" before the update as sum and count, and
       "gradient_norm" before clipping).
     """
     reset = state.step % state.reset_every_steps == 0
     carry = jax.tree.map(lambda c: jnp.where(reset, jnp.zeros_like(c), c), state.carry)
     dropout_key = jax.random.fold_in(state.key, state.step)
-    model = state.model.clone(**_given(hyper, "dropout", "input_dropout"))
+    hyper = hyper or TracedHyperparameters()
+    model = state.model.clone(**hyper.model)
 
     def mean_loss(params: Any) -> tuple[jax.Array, tuple[Carry, CrossEntropy]]:
         new_carry, logits = forward(
@@ -121,7 +170,7 @@ def train_step(
 
     gradient, (new_carry, loss) = jax.grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = state.optimizer.update(
-        gradient, state.opt_state, state.params, **_given(hyper, "learning_rate", "weight_decay")
+        gradient, state.opt_state, state.params, **hyper.optimizer
     )
     new_state = replace(
         state,
@@ -131,8 +180,3 @@ def train_step(
         carry=new_carry,
     )
     return new_state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-
-
-def _given(hyper: Hyperparameters | None, *names: str) -> dict[str, Any]:
-    values = {name: getattr(hyper, name) for name in names} if hyper else {}
-    return {name: value for name, value in values.items() if value is not None}

@@ -11,23 +11,24 @@ import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from charrnn_jax.config import default_config, to_json
+from charrnn_jax.data.dataset import CorpusIdentity
 from charrnn_jax.data.vocabulary import UNK, Vocabulary
 from charrnn_jax.errors import UserError
-from charrnn_jax.files import replacing
+from charrnn_jax.files import locked, replacing
 from charrnn_jax.models.char_rnn import change_vocabulary, make_model
-from charrnn_jax.models.foreign import from_keras, from_pytorch
-from charrnn_jax.run import Run, load_run
-from charrnn_jax.training.checkpoints import Checkpoints, steps
-from charrnn_jax.training.train_step import TrainState
+from charrnn_jax.models.conversion import from_keras, from_pytorch
+from charrnn_jax.workdir.checkpoints import Checkpoints, steps
+from charrnn_jax.workdir.metadata import CheckpointMetadata
+from charrnn_jax.workdir.run import Run, load_run
 
 # Of [UNK] where a model has none: exp(-1e4) is 0, so every other probability is what it was; and
 # unlike -inf it is a number, in gradients too.
@@ -46,10 +47,10 @@ def import_run(weights: str | Path, vocabulary: str | Path, *, workdir: str | Pa
 
     Args:
       weights: a .safetensors or .npz file: the state dict of a PyTorch model, see
-        `models.foreign.from_pytorch`, or the arrays of a Keras model, see `from_keras`.
+        `models.conversion.from_pytorch`, or the arrays of a Keras model, see `from_keras`.
       vocabulary: a JSON list of the characters in the order of the model's ids; one of them may be
         "[UNK]".
-      workdir: of the new run.
+      workdir: workdir of the new run.
 
     Returns:
       The run, opened from the workdir.
@@ -61,8 +62,31 @@ def import_run(weights: str | Path, vocabulary: str | Path, *, workdir: str | Pa
     weights, vocabulary, workdir = (
         Path(path).expanduser() for path in (weights, vocabulary, workdir)
     )
-    if (workdir / "config.json").exists() or steps(workdir):
-        raise UserError(f"{workdir} holds a run: give another --workdir")
+    config, known, params = _convert(weights, vocabulary)
+    metadata = CheckpointMetadata(
+        step=0,
+        config=config.to_dict(),
+        vocabulary=known.to_dict(),
+        corpus=CorpusIdentity(
+            name=f"an unknown text (imported from {weights.name})",
+            sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+            num_chars=0,
+        ),
+        num_params=sum(param.size for param in jax.tree.leaves(params)),
+        imported=True,
+    )
+    with locked(workdir, doing="training"):
+        if (workdir / "config.json").exists() or steps(workdir):
+            raise UserError(f"{workdir} holds a run: give another --workdir")
+        with Checkpoints(workdir) as checkpoints:
+            checkpoints.save(jax.device_put(params), None, metadata=metadata)
+        with replacing(workdir / "config.json") as partial_file:
+            partial_file.write_text(to_json(config) + "\n")
+    return load_run(workdir)
+
+
+def _convert(weights: Path, vocabulary: Path) -> tuple[ConfigDict, Vocabulary, Any]:
+    """Returns (config, vocabulary, params) of the model in two files."""
     arrays = _read_arrays(weights)
     # Keras's arrays are told apart by their order, which a .safetensors file does not keep.
     is_pytorch = weights.suffix == ".safetensors" or any("weight_ih_l0" in name for name in arrays)
@@ -97,34 +121,7 @@ def import_run(weights: str | Path, vocabulary: str | Path, *, workdir: str | Pa
         new=without_unk,
         new_tokens=[ids[symbol] for symbol in symbols],
     )
-    metadata = {
-        "step": 0,
-        "loss": None,
-        "recorder": None,
-        "config": config.to_dict(),
-        "vocabulary": known.to_dict(),
-        "corpus": {
-            "name": f"an unknown text (imported from {weights.name})",
-            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-            "num_chars": 0,
-            "instead_of": "",
-        },
-    }
-    state = TrainState(  # of training that never began; only the parameters are ever read
-        step=jnp.zeros((), jnp.int32),
-        params=jax.device_put(params),
-        opt_state=(),
-        carry=(),
-        key=jax.random.key(0),
-        model=model,
-        optimizer=optax.identity(),
-        reset_every_steps=1,
-    )
-    with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(state, step=0, metadata=metadata)
-    with replacing(workdir / "config.json") as partial_file:
-        partial_file.write_text(to_json(config) + "\n")
-    return load_run(workdir)
+    return config, known, params
 
 
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:

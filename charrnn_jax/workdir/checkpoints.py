@@ -1,11 +1,10 @@
-"""Orbax behind one small door.
+"""Checkpoints: trees of arrays and their metadata, written by Orbax.
 
 A checkpoint is a folder `checkpoints/<step>/` that needs nothing beside it: parameters, the rest of
-the train state, and metadata (config, vocabulary, corpus identity, position, validation loss).
-Orbax writes it in the background and makes it appear by renaming, so a killed process leaves the
-one before. What Orbax does not have is a checksum: every file's SHA-256 goes into a manifest just
-before the renaming, and a checkpoint that does not match it is set aside and the one before it is
-used.
+what training needs, and `CheckpointMetadata`. Orbax writes it in the background and makes it appear
+by renaming, so a killed process leaves the one before. What Orbax does not have is a checksum:
+every file's SHA-256 goes into a manifest just before the renaming, and a checkpoint that does not
+match it is set aside and the one before it is used. Knows nothing of models and training.
 """
 
 import hashlib
@@ -15,7 +14,6 @@ import os
 import shutil
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,8 @@ import optax
 import orbax.checkpoint as ocp
 
 from charrnn_jax.errors import DivergedError, TrainingError, UserError
-from charrnn_jax.files import lock
-from charrnn_jax.training.devices import from_first, is_first_process
-from charrnn_jax.training.train_step import TrainState
+from charrnn_jax.processes import from_first, is_first_process
+from charrnn_jax.workdir.metadata import CheckpointMetadata
 
 _MANIFEST = "sha256.json"
 _FOLDER = "checkpoints"
@@ -35,14 +32,13 @@ _FOLDER = "checkpoints"
 class Checkpoints:
     """Writes the checkpoints of one run; keeps the latest, the one before it, and the best.
 
-    Only one job at a time can have those of a workdir; of its processes the first locks, signs and
-    deletes. Use as a context manager; leaving it waits for the last write.
+    The caller has locked the workdir, see `resume.locked_for_training`. Of several processes only
+    the first signs and deletes. Use as a context manager; leaving it waits for the last write.
     """
 
     def __init__(self, workdir: Path):
         self.workdir = workdir
         self.folder = workdir.resolve() / _FOLDER
-        self._lock: int | None = None  # held by the first process of a job
         self.losses = from_first(self._open)
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(),
@@ -51,16 +47,15 @@ class Checkpoints:
         self._unfinished: int | None = None  # the step whose write is under way
 
     def _open(self) -> dict[int, float | None]:
-        """Makes, locks and cleans the folder; returns the losses of its checkpoints."""
+        """Makes and cleans the folder; returns the losses of its checkpoints."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {error.strerror}") from error
-        self._lock = lock(self.workdir, doing="training")
         for pattern in ("*.deleted", "*.orbax-checkpoint-tmp*"):
             for remains in self.folder.glob(pattern):  # of a process that was killed here
                 shutil.rmtree(remains, ignore_errors=True)
-        return {step: read_metadata(self.workdir, step)["loss"] for step in steps(self.workdir)}
+        return {step: read_metadata(self.workdir, step).loss for step in steps(self.workdir)}
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -70,47 +65,45 @@ class Checkpoints:
             self.wait()
         finally:
             self._checkpointer.close()
-            if self._lock is not None:
-                os.close(self._lock)
 
     @property
     def latest(self) -> int | None:
         """The last step that was saved."""
         return max(self.losses, default=None)
 
-    def save(self, state: TrainState, *, step: int, metadata: dict[str, Any]) -> None:
+    def save(self, params: Any, rest: Any, *, metadata: CheckpointMetadata) -> None:
         """Saves in the background; returns as soon as the arrays may be overwritten.
 
         Args:
-          state: behind `step` steps.
-          step: above every step that was saved before; the same step again is ignored.
-          metadata: plain JSON data; its "loss" (or None) decides which checkpoint is the best.
+          params: tree of the parameters, which can be read alone.
+          rest: tree of all else that resuming needs; None: the run will not be resumed.
+          metadata: its step is above every step that was saved before (the same step again is
+            ignored); its loss decides which checkpoint is the best.
 
         Raises:
           TrainingError: this or the previous checkpoint could not be written.
           DivergedError: the parameters are not finite.
         """
+        step = metadata.step
         if step == self.latest:
             return
-        if not math.isfinite(optax.tree.norm(state.params)):
+        if not math.isfinite(optax.tree.norm(params)):
             raise DivergedError(
-                f"the parameters behind step {step:,} are not finite; they were not saved: try a "
+                f"the parameters after step {step:,} are not finite; they were not saved: try a "
                 "lower --config.optimizer.learning_rate"
             )
         self.wait()
-        params, rest = _split(state)
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            training=ocp.args.StandardSave(rest),
-            metadata=ocp.args.JsonSave(metadata),
-        )
+        items = {"params": ocp.args.StandardSave(params)}
+        if rest is not None:
+            items["training"] = ocp.args.StandardSave(rest)
+        items["metadata"] = ocp.args.JsonSave(metadata.to_dict())
         self._unfinished = step
         try:
-            self._checkpointer.save(self.folder / str(step), args=items)
+            self._checkpointer.save(self.folder / str(step), args=ocp.args.Composite(**items))
         except (OSError, ValueError) as error:
             self._unfinished = None
             raise _write_failed(self.folder, error) from error
-        self.losses[step] = metadata["loss"]
+        self.losses[step] = metadata.loss
 
     def _sign(self) -> None:
         """Writes the manifest. Orbax calls this in the background, before it renames the folder."""
@@ -137,7 +130,7 @@ class Checkpoints:
             self._delete(old)
 
     def go_back(self, step: int) -> None:
-        """Deletes what was saved behind a step."""
+        """Deletes what was saved after a step."""
         for later in [later for later in self.losses if later > step]:
             self._delete(later)
 
@@ -150,24 +143,21 @@ class Checkpoints:
         os.replace(self.folder / str(step), remains)
         shutil.rmtree(remains, ignore_errors=True)
 
-    def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """Returns the latest state and its metadata, or None if nothing was saved.
+    def restore(self, params: Any, rest: Any) -> tuple[Any, Any, CheckpointMetadata] | None:
+        """Returns the latest (params, rest, metadata), or None if nothing was saved.
 
         Args:
-          template: a state of the same model, optimizer and batch size; it says where the arrays
-            go.
+          params: tree of arrays of the same shapes, which says where the arrays go.
+          rest: the same for the rest.
 
         Raises:
-          UserError: the checkpoint has other shapes than the template.
+          UserError: the checkpoint has other shapes.
         """
         if (step := self.latest) is None:
             return None
-        params, rest = _split(template)
         folder = self.folder / str(step)
         params, rest = _read(folder / "params", params), _read(folder / "training", rest)
-        rest["key"] = jax.random.wrap_key_data(rest["key"])
-        metadata = from_first(lambda: read_metadata(self.workdir, step))
-        return replace(template, params=params, **rest), metadata
+        return params, rest, from_first(lambda: read_metadata(self.workdir, step))
 
 
 def set_aside_damaged(workdir: Path) -> None:
@@ -226,7 +216,7 @@ def choose_step(workdir: Path, which: str | int) -> int:
     if which == "latest":
         return there[-1]
     if which == "best":
-        best = best_step({step: read_metadata(workdir, step)["loss"] for step in there})
+        best = best_step({step: read_metadata(workdir, step).loss for step in there})
         assert best is not None  # `there` is not empty
         return best
     if str(which).isdecimal() and int(which) in there:
@@ -237,7 +227,7 @@ def choose_step(workdir: Path, which: str | int) -> int:
     )
 
 
-def read_metadata(workdir: Path, step: int) -> dict[str, Any]:
+def read_metadata(workdir: Path, step: int) -> CheckpointMetadata:
     """Returns the metadata of one checkpoint.
 
     Raises:
@@ -245,7 +235,12 @@ def read_metadata(workdir: Path, step: int) -> dict[str, Any]:
     """
     folder = workdir / _FOLDER / str(step)
     _check_intact(folder, "metadata")
-    return json.loads((folder / "metadata" / "metadata").read_text())
+    try:
+        return CheckpointMetadata.from_dict(
+            json.loads((folder / "metadata" / "metadata").read_text())
+        )
+    except (KeyError, TypeError) as error:
+        raise _unreadable(folder, f"its metadata are not as expected: {error}") from error
 
 
 def read_params(workdir: Path, step: int, *, template: Any) -> Any:
@@ -262,13 +257,6 @@ def read_params(workdir: Path, step: int, *, template: Any) -> Any:
     folder = workdir.resolve() / _FOLDER / str(step)
     _check_intact(folder, "params")
     return _read(folder / "params", template)
-
-
-def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
-    """The parameters and the rest, apart so that sampling need not read the optimizer's state."""
-    rest = {name: getattr(state, name) for name in ("step", "opt_state", "carry")}
-    # As plain numbers: Orbax before 0.12 cannot restore typed keys.
-    return state.params, {**rest, "key": jax.random.key_data(state.key)}
 
 
 def _read(item: Path, template: Any) -> Any:

@@ -4,7 +4,7 @@ What can be taken over is Embedding -> GRU, LSTM or RNN of any number of layers 
 Cell and sizes are found from names and shapes. What arrays do not show is taken to be the default
 of those libraries: tanh, and nothing between the layers but dropout.
 
-With G gates, a layer of ours (see `fused.CellWeights`) is, in their terms:
+With G gates, a layer of ours (see `cells.CellWeights`) is, in their terms:
 
   gates           PyTorch                            Keras
   input kernel    weight_ih_l* [G H, E], transposed  kernel [E, G H]
@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from charrnn_jax.errors import UserError
-from charrnn_jax.models.fused import FUSED_CELLS
+from charrnn_jax.models.cells import CELLS, CellWeights
 
 _CELL_OF_NUM_GATES: dict[float, str] = {1: "rnn", 3: "gru", 4: "lstm"}
 _KERAS_GATES = {"gru": ("z", "r", "n"), "lstm": ("i", "f", "g", "o"), "rnn": ("",)}
-_PYTORCH_GATES = {name: cell.gates for name, cell in FUSED_CELLS.items()}
+_PYTORCH_GATES = {name: CELLS[name].fused.gates for name in _KERAS_GATES}
 _WHAT_CAN_BE = "what can be imported is embedding -> GRU, LSTM or RNN layers -> linear, no more"
 
 
@@ -202,13 +202,16 @@ def _assemble(
 
 
 def _split_gates(layer: _Layer, *, cell: str, gates: Sequence[str]) -> dict[str, Any]:
-    """Returns the parameters of the Flax cell: the reverse of `fused.gather_weights`."""
-    params: dict[str, Any] = {}
-    blocks = zip(*(np.split(array, len(gates), axis=-1) for array in layer), strict=True)
-    for gate, (input_kernel, kernel, input_bias, bias) in zip(gates, blocks, strict=True):
-        params[f"i{gate}"], params[f"h{gate}"] = {"kernel": input_kernel}, {"kernel": kernel}
-        if cell == "gru" and gate == "n":  # the reset gate stands between the two
-            params["in"]["bias"], params["hn"]["bias"] = input_bias, bias
-        else:
-            params[FUSED_CELLS[cell].biased + gate]["bias"] = input_bias + bias
-    return params
+    """Returns the parameters of the Flax cell. gates: their order in the layer."""
+    fused = CELLS[cell].fused
+    order = [gates.index(gate) for gate in fused.gates]
+
+    def reorder(array: np.ndarray) -> np.ndarray:
+        blocks = np.split(array, len(gates), axis=-1)
+        return np.concatenate([blocks[index] for index in order], axis=-1)
+
+    input_kernel, kernel, input_bias, bias = map(reorder, layer)
+    apart = len(kernel) if fused.last_bias else 0  # what stands between the two needs them apart
+    input_bias[: input_bias.size - apart] += bias[: bias.size - apart]
+    last = bias[-apart:] if apart else None
+    return fused.scatter(CellWeights(input_kernel, input_bias, kernel, last))

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from charrnn_jax.files import replacing
-from charrnn_jax.training.devices import is_first_process
+from charrnn_jax.processes import is_first_process
 
 
 class JsonLines:
     """A file with one JSON object a line, each with its "step".
 
-    A run that resumes from step k goes on behind the rows of step k: later ones are dropped, since
-    they will be written again. A disk that is full costs rows, not the run. Of a job of
+    A run that resumes from step k keeps the rows up to step k: later ones are dropped, since they
+    will be written again. A disk that is full costs rows, not the run. Of a job of
     several processes only the first writes.
     """
 

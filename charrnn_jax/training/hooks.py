@@ -1,0 +1,207 @@
+"""Hooks: what happens every so many steps of training.
+
+A hook is a callable (step, state, metrics) with an attribute `every_steps`. It is called after
+every so many steps and after the last one. The loop stops for hooks and for nothing else, so its
+schedule follows from them. `metrics` are numbers by name: those of the last step ("train/loss",
+...) and what the hooks before have added ("validation/loss").
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+
+from charrnn_jax.config import flatten
+from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.protocols import evaluate, make_protocol
+from charrnn_jax.generation.sampler import generate
+from charrnn_jax.registry import HOOKS, RULES, describe_registered
+from charrnn_jax.training.devices import gather
+from charrnn_jax.training.progress import Progress
+from charrnn_jax.training.recorder import Recorder
+from charrnn_jax.training.setup import Setup
+from charrnn_jax.training.train_step import TrainState
+from charrnn_jax.workdir.checkpoints import Checkpoints
+from charrnn_jax.workdir.json_lines import JsonLines
+from charrnn_jax.workdir.metadata import CheckpointMetadata
+
+Metrics = dict[str, Any]
+
+
+class Hook(Protocol):
+    """What the loop calls."""
+
+    @property
+    def every_steps(self) -> int:
+        """Steps between two calls; 0: the steps of an epoch."""
+
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        """Is called after `step` steps. What it raises ends training."""
+
+
+@dataclass(frozen=True)
+class EndEpoch:
+    """Shows and writes the mean training loss of every epoch; of a part of one it does not."""
+
+    every_steps: int
+    recorder: Recorder
+
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        if step % self.every_steps == 0:
+            self.recorder.end_epoch(step)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Shows and writes the validation loss, where there is a validation split."""
+
+    every_steps: int
+    setup: Setup
+    recorder: Recorder
+    progress: Progress
+
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        dataset, protocol = self.setup.dataset, make_protocol(self.setup.config.evaluation)
+        loss = evaluate(
+            gather(state.params),
+            dataset.splits.with_context("validation"),
+            model=state.model,
+            protocol=protocol,
+        )
+        if not loss.count:
+            return
+        described = loss.describe(dataset.vocabulary.unit)
+        self.progress.say(f"Step {step:,}: validation loss {described} ({protocol.name})")
+        row = {
+            "validation/loss": loss.nats_per_char,
+            "validation/bits_per_char": loss.bits_per_char,
+            "validation/protocol": protocol.name,
+        }
+        self.recorder.write(step, row)
+        metrics |= row
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Shows and writes what the model writes now."""
+
+    every_steps: int
+    setup: Setup
+    progress: Progress
+    rows: JsonLines
+
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        config, origin = self.setup.config, self.setup.origin
+        settings = config.sample
+        samples = generate(
+            gather(state.params),
+            [settings.prompt] * settings.num_samples,
+            model=state.model,
+            vocabulary=self.setup.dataset.vocabulary,
+            num_chars=settings.num_chars,
+            temperature=settings.temperature,
+            own=RULES.names_in(settings.rules),
+            seed=config.seed,
+        )
+        start = f"weights of {origin.workdir}" if origin else "untrained model"
+        trained = start if step == 0 else f"step {step:,}"
+        for sample in samples:
+            self.progress.say(f"--- sample, {trained} ---\n{sample.prompt}{sample.text}\n---")
+            self.rows.write(
+                {
+                    "step": step,
+                    "prompt": sample.prompt,
+                    "text": sample.text,
+                    "temperature": settings.temperature,
+                }
+            )
+
+
+@dataclass(frozen=True)
+class Save:
+    """Saves all that is needed to resume, and to use the model without its text."""
+
+    every_steps: int
+    setup: Setup
+    recorder: Recorder
+    checkpoints: Checkpoints
+
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        if int(state.step) != step:
+            raise UserError(
+                f"train_step must raise state.step by one; at {step} it is {state.step}"
+            )
+        setup = self.setup
+        metadata = CheckpointMetadata(
+            step=step,
+            config=setup.config.to_dict(),
+            vocabulary=setup.dataset.vocabulary.to_dict(),
+            corpus=setup.dataset.identity(),
+            loss=metrics.get("validation/loss"),
+            recorder=self.recorder.to_dict(),
+            num_params=sum(param.size for param in jax.tree.leaves(state.params)),
+            origin=setup.origin,
+            registered=describe_registered(flatten(setup.config)),
+        )
+        self.checkpoints.save(*state.to_trees(), metadata=metadata)
+
+
+def make_hooks(
+    setup: Setup,
+    *,
+    recorder: Recorder,
+    progress: Progress,
+    samples: JsonLines,
+    checkpoints: Checkpoints,
+) -> list[Hook]:
+    """Returns the hooks of a run in the order in which they are called; its own come last."""
+    epoch, every = setup.batches.steps_per_epoch, setup.config.train
+    evaluate_every = every.evaluate_every_steps or epoch
+    # What was evaluated is saved, or the best would be a number without a model.
+    save_every = sorted({evaluate_every, every.checkpoint_every_steps or epoch})
+    return [
+        EndEpoch(epoch, recorder),
+        Evaluate(evaluate_every, setup, recorder, progress),
+        Sample(every.sample_every_steps or epoch, setup, progress, samples),
+        *(Save(steps, setup, recorder, checkpoints) for steps in save_every),
+        *(HOOKS[name](setup.config) for name in HOOKS.names_in(every.hooks)),
+    ]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When hooks are called.
+
+    Attributes:
+      hooks: the hooks, in the order in which they are called.
+      steps_per_epoch: steps.
+      num_steps: steps of the whole training.
+    """
+
+    hooks: Sequence[Hook]
+    steps_per_epoch: int
+    num_steps: int
+
+    def next_stop(self, step: int) -> int:
+        """Returns the first step after `step` after which a hook may be due."""
+        periods = map(self._period, self.hooks)
+        return min(self.num_steps, *((step // period + 1) * period for period in periods))
+
+    def due(self, step: int, *, also_save: bool = False) -> list[Hook]:
+        """Returns the hooks that are to be called after `step` steps.
+
+        Args:
+          step: steps done.
+          also_save: whether to save even if that is not due.
+        """
+        if step == self.num_steps:
+            return list(self.hooks)
+        return [
+            hook
+            for hook in self.hooks
+            if step % self._period(hook) == 0 or (also_save and isinstance(hook, Save))
+        ]
+
+    def _period(self, hook: Hook) -> int:
+        return hook.every_steps or self.steps_per_epoch

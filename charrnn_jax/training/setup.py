@@ -1,0 +1,154 @@
+"""`Setup`: everything that a run starts from, made from a config and a workdir.
+
+Whatever is wrong with either is said here, before anything is written.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from charrnn_jax.config import from_dict
+from charrnn_jax.data.batches import Batches, make_batches
+from charrnn_jax.data.dataset import Dataset, load_dataset
+from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.errors import UserError
+from charrnn_jax.generation.prompts import encode_prompt
+from charrnn_jax.models.char_rnn import make_model
+from charrnn_jax.models.products import can_train_in_bfloat16
+from charrnn_jax.processes import first_then_others, from_first, say_once
+from charrnn_jax.registry import compare_registered
+from charrnn_jax.training.devices import make_mesh, place_state
+from charrnn_jax.training.dispatch import choose_steps_per_call
+from charrnn_jax.training.optimizer import make_optimizer
+from charrnn_jax.training.train_step import TrainState, create_train_state
+from charrnn_jax.training.warm_start import warm_start
+from charrnn_jax.workdir.metadata import CheckpointMetadata, Origin
+from charrnn_jax.workdir.resume import check_same_run, find_resumable
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run starts from.
+
+    Attributes:
+      config: config of the run.
+      workdir: its folder.
+      dataset: its text.
+      batches: the training split in batches.
+      mesh: its devices.
+      state: the state before the first step, where it belongs on the mesh.
+      num_steps: steps of the whole training.
+      steps_per_call: steps that the device does in one call, at most.
+      origin: the run whose weights it starts from; None: it starts from random weights.
+      label: its name, if it is one of several runs in this process; else "".
+    """
+
+    config: ConfigDict
+    workdir: Path
+    dataset: Dataset
+    batches: Batches
+    mesh: Mesh
+    state: TrainState
+    num_steps: int
+    steps_per_call: int
+    origin: Origin | None = None
+    label: str = ""
+
+
+def make_setup(
+    config: ConfigDict, workdir: Path, *, dataset: Dataset | None = None, label: str = ""
+) -> Setup:
+    """Makes what a run starts from. Writes nothing; prints what has changed since it was saved.
+
+    Args:
+      config: config of the run, validated.
+      workdir: its folder, locked by `resume.locked_for_training`.
+      dataset: text of another run with the same `config.data`, so that it is not read again.
+      label: name of the run, if it is one of several in this process.
+
+    Raises:
+      UserError: config, text or workdir cannot be used.
+    """
+    if config.model.dtype == "bfloat16" and not can_train_in_bfloat16():
+        raise UserError(
+            f"jax {jax.__version__} cannot train in bfloat16 on this processor: take "
+            "--config.model.dtype=float32, or a newer jax"
+        )
+    saved = from_first(lambda: find_resumable(workdir, config=config))
+    if saved:
+        compare_registered(saved.registered)
+        for change in check_same_run(from_dict(saved.config), config, workdir):
+            say_once(f"Changed since the run was saved: {change}")
+    dataset = _load_dataset(config, saved, dataset)
+    batches = make_batches(
+        dataset.splits["train"],
+        batching=config.data.batching,
+        batch_size=config.data.batch_size,
+        sequence_length=config.data.sequence_length,
+        seed=config.seed,
+    )
+    _check_prompt(config.sample.prompt, dataset.vocabulary)
+    num_steps = config.train.num_steps or config.train.num_epochs * batches.steps_per_epoch
+    mesh = make_mesh(
+        data_devices=config.train.data_devices,
+        model_devices=config.train.model_devices,
+        batch_size=config.data.batch_size,
+        hidden_size=config.model.hidden_size,
+    )
+    model = make_model(config.model, vocabulary_size=dataset.vocabulary.size)
+    state = create_train_state(
+        model,
+        make_optimizer(config.optimizer, num_steps=num_steps),
+        seed=config.seed,
+        batch_size=config.data.batch_size,
+        reset_every_steps=batches.reset_every_steps,
+    )
+    origin = saved.origin if saved else None
+    if config.train.init_from and not saved:
+        params, origin = warm_start(
+            state.params,
+            config.train.init_from,
+            config=config.model,
+            vocabulary=dataset.vocabulary,
+        )
+        state = replace(state, params=params)
+    return Setup(
+        config=config,
+        workdir=workdir,
+        dataset=dataset,
+        batches=batches,
+        mesh=mesh,
+        state=place_state(state, mesh),
+        num_steps=num_steps,
+        steps_per_call=config.train.steps_per_call
+        or choose_steps_per_call(
+            model,
+            batch_size=config.data.batch_size,
+            sequence_length=config.data.sequence_length,
+        ),
+        origin=origin,
+        label=label,
+    )
+
+
+def _load_dataset(
+    config: ConfigDict, saved: CheckpointMetadata | None, dataset: Dataset | None
+) -> Dataset:
+    """Returns the given text if the run can use it, else reads the one that it was begun with."""
+    if dataset is not None and (saved is None or saved.corpus == dataset.identity()):
+        return dataset
+    vocabulary = Vocabulary.from_dict(saved.vocabulary) if saved else None
+    recorded = saved.corpus if saved else None
+    return first_then_others(
+        lambda: load_dataset(config.data, vocabulary=vocabulary, recorded=recorded)
+    )
+
+
+def _check_prompt(prompt: str, vocabulary: Vocabulary) -> None:
+    try:
+        encode_prompt(prompt, vocabulary)
+    except UserError as error:
+        raise UserError(f"set another --config.sample.prompt: {error}") from error

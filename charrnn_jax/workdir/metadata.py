@@ -1,0 +1,77 @@
+"""`CheckpointMetadata`: what a checkpoint says of itself, besides its arrays."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from charrnn_jax.data.dataset import CorpusIdentity
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Another run whose weights a run started from.
+
+    Attributes:
+      workdir: workdir of the other run.
+      step: the checkpoint, in steps of the other run.
+      corpus: what the other run was trained on.
+    """
+
+    workdir: str
+    step: int
+    corpus: CorpusIdentity
+
+    def describe(self) -> str:
+        """Returns it in words, without the folders of this machine."""
+        text = self.corpus.without_folders().describe()
+        return f"{Path(self.workdir).name}, step {self.step:,}, trained on {text}"
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """All that is needed to resume a run, or to use its model without its text.
+
+    Attributes:
+      step: steps done.
+      config: the config as plain data, `ConfigDict.to_dict()`.
+      vocabulary: the vocabulary as plain data, `Vocabulary.to_dict()`.
+      corpus: what the run is trained on.
+      loss: on the validation split in nats/char, by the config's protocol; None: not measured.
+      recorder: `Recorder.to_dict()`; None: there was no training.
+      num_params: parameters of the model; None: not recorded.
+      origin: the run that this one started from; None: it started from random weights.
+      imported: the model was trained elsewhere, so the run cannot be resumed.
+      registered: which files registered the names in the config, see `registry`.
+    """
+
+    step: int
+    config: dict[str, Any]
+    vocabulary: dict[str, Any]
+    corpus: CorpusIdentity
+    loss: float | None = None
+    recorder: dict[str, Any] | None = None
+    num_params: int | None = None
+    origin: Origin | None = None
+    imported: bool = False
+    registered: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> "CheckpointMetadata":
+        """Rebuilds it from `to_dict()`; what this version does not know is left out.
+
+        Raises:
+          KeyError, TypeError: it is not the metadata of a checkpoint.
+        """
+        known = {f.name: saved[f.name] for f in fields(cls) if f.name in saved}
+        corpus = CorpusIdentity(**saved["corpus"])
+        origin = saved.get("origin")
+        if origin:
+            origin = Origin(**{**origin, "corpus": CorpusIdentity(**origin["corpus"])})
+        # Before there was a field, an imported model was one whose text has no length.
+        imported = saved.get("imported", corpus.num_chars == 0)
+        return cls(**{**known, "corpus": corpus, "origin": origin or None, "imported": imported})

@@ -1,0 +1,116 @@
+"""May a config be trained in a workdir, and what was saved there?
+
+Everything that is wrong with a workdir is said before a text is read or a model is made, and a
+workdir is locked before anything in it is looked at or moved.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from charrnn_jax.config import diff, from_dict
+from charrnn_jax.errors import UserError
+from charrnn_jax.files import locked
+from charrnn_jax.processes import from_first
+from charrnn_jax.workdir.checkpoints import read_metadata, set_aside_damaged, steps
+from charrnn_jax.workdir.metadata import CheckpointMetadata
+
+# A run may be resumed with other values of these; all others are part of what it is. (The protocol
+# is: the best checkpoint is found by comparing losses. The path of a text may change, its sha256
+# not.)
+_MAY_CHANGE = (
+    "data.path",
+    "model.implementation",
+    "train.",
+    "sample.",
+    "evaluation.batch_size",
+    "optimizer.learning_rate",
+    "optimizer.schedule",
+)
+_MAY_NOT_CHANGE = ("train.init_from", "train.loss", "train.step")
+
+
+@contextmanager
+def locked_for_training(workdir: Path, *, text: str = "") -> Iterator[None]:
+    """Locks a workdir, which need not be there yet, and sets damaged checkpoints aside.
+
+    Of several processes only the first does so.
+
+    Args:
+      workdir: workdir of the run.
+      text: path of the text that will be trained on; "": it is not the user's own.
+
+    Raises:
+      UserError: the workdir cannot be used, or none of its checkpoints is intact.
+      BusyError: another process is training there.
+    """
+    with ExitStack() as stack:
+
+        def enter() -> None:
+            _check_workdir(workdir, text)
+            stack.enter_context(locked(workdir, doing="training"))
+            set_aside_damaged(workdir)
+
+        from_first(enter)
+        yield
+
+
+def find_resumable(workdir: Path, *, config: ConfigDict) -> CheckpointMetadata | None:
+    """Returns the metadata of the latest checkpoint, or None for a new run.
+
+    Args:
+      workdir: workdir of the run, locked.
+      config: config that is to be trained there.
+
+    Raises:
+      UserError: the workdir holds another run.
+    """
+    if not (saved_steps := steps(workdir)):
+        return None
+    saved = read_metadata(workdir, saved_steps[-1])
+    if saved.imported:
+        raise UserError(
+            f"{workdir} holds an imported model: train in another --workdir that starts from it, "
+            f"with --config.train.init_from={workdir}"
+        )
+    check_same_run(from_dict(saved.config), config, workdir)
+    return saved
+
+
+def _check_workdir(workdir: Path, text: str) -> None:
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is no folder: give another --workdir")
+    there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK):
+        raise UserError(f"cannot write to {there}: give another --workdir")
+    folder = Path(text).expanduser().resolve()
+    if text and folder.is_dir() and folder in (workdir.resolve(), *workdir.resolve().parents):
+        raise UserError(
+            f"the workdir {workdir} is inside the folder of the text, {folder}, and would become a "
+            "part of it: give another --workdir"
+        )
+
+
+def check_same_run(old: ConfigDict, new: ConfigDict, workdir: Path) -> list[str]:
+    """Returns what has changed, in words, of a run that is resumed with another config.
+
+    Raises:
+      UserError: it is another run.
+    """
+    changes = {
+        name: f"{name} {before!r} -> {after!r}" for name, (before, after) in diff(old, new).items()
+    }
+    forbidden = [
+        text
+        for name, text in changes.items()
+        if not name.startswith(_MAY_CHANGE) or name in _MAY_NOT_CHANGE
+    ]
+    if forbidden:
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(forbidden)}): give another "
+            "--workdir, or the same config"
+        )
+    return list(changes.values())

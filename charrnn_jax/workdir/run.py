@@ -1,0 +1,124 @@
+"""`load_run`: opens a finished or running training for everything that comes after it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from charrnn_jax.config import from_dict
+from charrnn_jax.data.dataset import CorpusIdentity, Dataset, load_dataset
+from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.protocols import make_protocol
+from charrnn_jax.models.char_rnn import CharRNN, initialize_params, make_model
+from charrnn_jax.registry import CELLS, compare_registered
+from charrnn_jax.workdir.checkpoints import choose_step, read_metadata, read_params
+from charrnn_jax.workdir.metadata import Origin
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and where it comes from, all from one checkpoint.
+
+    Attributes:
+      workdir: workdir of the run.
+      step: steps of training before the checkpoint.
+      config: config of the run.
+      vocabulary: vocabulary of the model.
+      corpus: what the model was trained on.
+      model: the module.
+      params: its parameters.
+      loss: on the validation split in nats/char, by the protocol of `config.evaluation`; None: it
+        was not measured.
+      origin: the run whose weights this one started from; None: it started from random weights.
+      imported: the model was trained elsewhere, on a text that is not known.
+    """
+
+    workdir: Path
+    step: int
+    config: ConfigDict
+    vocabulary: Vocabulary
+    corpus: CorpusIdentity
+    model: CharRNN
+    params: Any
+    loss: float | None
+    origin: Origin | None = None
+    imported: bool = False
+
+    def load_dataset(self, path: str = "") -> Dataset:
+        """Reads the text of the run again, and makes sure that it is the same.
+
+        Args:
+          path: where the text is now; "": where it was. For an imported model any text will do.
+
+        Raises:
+          UserError: the text is not there any more, or is another one.
+        """
+        if self.imported and not path:
+            raise UserError(
+                f"the run in {self.workdir} is an imported model, whose text is not known: give "
+                "one with --path=TEXT"
+            )
+        config = self.config.data.copy_and_resolve_references()
+        config.path = path or config.path
+        recorded = None if self.imported else self.corpus
+        return load_dataset(config, vocabulary=self.vocabulary, recorded=recorded)
+
+    def losses(self) -> dict[str, dict[str, float]]:
+        """Returns what was measured of the checkpoint on its own text, as nats/char by protocol by
+        split.
+
+        Raises:
+          UserError: `evaluation.json` is damaged.
+        """
+        losses: dict[str, dict[str, float]] = {}
+        if self.loss is not None:
+            losses["validation"] = {make_protocol(self.config.evaluation).label: self.loss}
+        file = self.workdir / "evaluation.json"
+        try:
+            evaluated = json.loads(file.read_text()) if file.exists() else {}
+            for split, entry in evaluated.items():
+                same_text = entry["corpus"]["sha256"] == self.corpus.sha256
+                if entry["step"] == self.step and same_text:
+                    by_protocol = losses.setdefault(split, {})
+                    for protocol, loss in entry["losses"].items():
+                        by_protocol[protocol] = float(loss["nats_per_char"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{file} is damaged: delete it, and evaluate again") from error
+        return losses
+
+
+def load_run(workdir: str | Path, *, checkpoint: str | int = "best") -> Run:
+    """Opens a run; does not read its text.
+
+    Args:
+      workdir: workdir of the run.
+      checkpoint: "best" (lowest validation loss; the latest if there was no validation), "latest",
+        or a step.
+
+    Raises:
+      UserError: there is no such checkpoint, it is damaged, or its cell is not registered here.
+    """
+    workdir = Path(workdir)
+    step = choose_step(workdir, checkpoint)
+    metadata = read_metadata(workdir, step)
+    compare_registered(metadata.registered, needed=CELLS.field)
+    config = from_dict(metadata.config)
+    vocabulary = Vocabulary.from_dict(metadata.vocabulary)
+    model = make_model(config.model, vocabulary_size=vocabulary.size)
+    template = jax.eval_shape(lambda: initialize_params(model, jax.random.key(0)))
+    return Run(
+        workdir=workdir,
+        step=step,
+        config=config,
+        vocabulary=vocabulary,
+        corpus=metadata.corpus,
+        model=model,
+        params=read_params(workdir, step, template=template),
+        loss=metadata.loss,
+        origin=metadata.origin,
+        imported=metadata.imported,
+    )
