@@ -22,11 +22,11 @@ import optax
 from charrnn_jax.config import default_config
 from charrnn_jax.data.batches import make_batches
 from charrnn_jax.models.char_rnn import make_model
-from charrnn_jax.training.checkpoints import Checkpoints
 from charrnn_jax.training.devices import make_mesh, place_rows, place_state, replicated
 from charrnn_jax.training.devices import state_shardings as shardings_of
 from charrnn_jax.training.dispatch import make_run_steps
 from charrnn_jax.training.train_step import TrainState, create_train_state, train_step
+from charrnn_jax.workdir.checkpoints import Checkpoints
 
 BATCH_SIZE, LENGTH, HIDDEN_SIZE, NUM_STEPS = 8, 6, 16, 3
 TOKENS = np.random.default_rng(0).integers(1, 20, 2000)

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 from test_training import assert_bitwise_equal
 
 from charrnn_jax.errors import TrainingError, UserError
-from charrnn_jax.run import load_run
-from charrnn_jax.training import checkpoints as checkpoints_lib
-from charrnn_jax.training.checkpoints import Checkpoints, best_step
 from charrnn_jax.training.loop import train
+from charrnn_jax.workdir import checkpoints as checkpoints_lib
+from charrnn_jax.workdir.checkpoints import Checkpoints, best_step
+from charrnn_jax.workdir.run import load_run
 
 
 def flip_a_bit(folder: Path) -> None:

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from test_training import rows_without_time
 
 from charrnn_jax.errors import UserError
-from charrnn_jax.run import load_run
 from charrnn_jax.training.devices import make_mesh
 from charrnn_jax.training.loop import train
+from charrnn_jax.workdir.run import load_run
 
 # Sums over a batch or over hidden units are added in another order, which changes the last bits of
 # float32 (6e-8); Adam divides by the root of squared gradients and so makes more of it where they

@@ -21,10 +21,10 @@ from test_training import assert_bitwise_equal, rows_without_time
 from charrnn_jax.config import to_json
 from charrnn_jax.data.batches import make_batches
 from charrnn_jax.main import main
-from charrnn_jax.run import load_run
-from charrnn_jax.training import checkpoints as checkpoints_lib
 from charrnn_jax.training.dispatch import calls
 from charrnn_jax.training.loop import train
+from charrnn_jax.workdir import checkpoints as checkpoints_lib
+from charrnn_jax.workdir.run import load_run
 
 SECONDS = 300  # the machine may be busy; a job that hangs is killed
 
@@ -32,7 +32,7 @@ SECONDS = 300  # the machine may be busy; a job that hangs is killed
 JOINED = """
 import sys
 from charrnn_jax.main import main
-from charrnn_jax.training.devices import join_processes
+from charrnn_jax.processes import join_processes
 coordinator, num_processes, process_id = sys.argv[1:4]
 join_processes(
     coordinator,

@@ -35,7 +35,7 @@ from charrnn_jax.generation.sampler import Sampler, SampleState, sample_step
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 from charrnn_jax.models.stepping import prepare, step
-from charrnn_jax.run import Run
+from charrnn_jax.workdir.run import Run
 
 VOCABULARY = Vocabulary("\nabcdefghi")  # 11 ids, as the model of `make`
 HOSTILE = "</script>\n# head\n````\n\"'`\\|*&\0\r\u2028\u202e\ud800😀é"

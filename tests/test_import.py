@@ -17,13 +17,13 @@ from charrnn_jax.data.vocabulary import UNK_ID
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.metrics import cross_entropy
 from charrnn_jax.generation.sampler import generate
-from charrnn_jax.import_run import import_run
 from charrnn_jax.main import main
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 from charrnn_jax.models.char_rnn import forward as unjitted_forward
-from charrnn_jax.models.foreign import from_keras, from_pytorch
-from charrnn_jax.run import load_run
+from charrnn_jax.models.conversion import from_keras, from_pytorch
 from charrnn_jax.training.loop import train
+from charrnn_jax.workdir.import_run import import_run
+from charrnn_jax.workdir.run import load_run
 
 E, H = 12, 24
 CHARACTERS = list("zebra \nQuick,fox漢é")  # in no order, without [UNK]

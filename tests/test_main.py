@@ -13,7 +13,7 @@ from conftest import ROOT, SENTENCE
 from charrnn_jax.commands.arguments import _default_workdir
 from charrnn_jax.data.corpora import KNOWN_CORPORA
 from charrnn_jax.main import main
-from charrnn_jax.run import load_run
+from charrnn_jax.workdir.run import load_run
 
 EPOCHS = "--config.train.num_epochs"
 SMOKE = f"--config={ROOT / 'experiments' / 'smoke.py'}"

@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 from charrnn_jax.config import override_values
 from charrnn_jax.errors import BusyError, DivergedError, Interrupted, UserError
 from charrnn_jax.models.dropout import Dropout
-from charrnn_jax.run import load_run
 from charrnn_jax.training import replicas
-from charrnn_jax.training.checkpoints import Checkpoints
-from charrnn_jax.training.json_lines import read_json_lines
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.replicas import program_key, train_replicas
+from charrnn_jax.workdir.checkpoints import Checkpoints
+from charrnn_jax.workdir.json_lines import read_json_lines
+from charrnn_jax.workdir.run import load_run
 
 VARIANTS: list[dict[str, Any]] = [
     {"seed": 0},

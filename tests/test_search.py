@@ -21,7 +21,7 @@ from charrnn_jax.main import main
 from charrnn_jax.sweeps import search as space
 from charrnn_jax.sweeps.search import PRUNERS, Search, create_search, is_pruned, make_plan
 from charrnn_jax.sweeps.units import load_sweep
-from charrnn_jax.training.json_lines import read_json_lines
+from charrnn_jax.workdir.json_lines import read_json_lines
 
 RATES = {"optimizer.learning_rate": space.loguniform(1e-2, 10.0)}
 

@@ -22,14 +22,14 @@ from charrnn_jax.evaluation.metrics import CrossEntropy
 from charrnn_jax.evaluation.protocols import evaluate
 from charrnn_jax.generation.sampler import generate
 from charrnn_jax.models.char_rnn import make_model
-from charrnn_jax.run import load_run
-from charrnn_jax.training import checkpoints as checkpoints_lib
 from charrnn_jax.training import loop
 from charrnn_jax.training.dispatch import calls, make_run_steps
-from charrnn_jax.training.json_lines import JsonLines, read_json_lines
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.progress import describe_initial_loss, describe_time_left
 from charrnn_jax.training.train_step import TrainState, create_train_state, train_step
+from charrnn_jax.workdir import checkpoints as checkpoints_lib
+from charrnn_jax.workdir.json_lines import JsonLines, read_json_lines
+from charrnn_jax.workdir.run import load_run
 
 
 def assert_bitwise_equal(a: TrainState, b: TrainState) -> None:

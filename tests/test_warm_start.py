@@ -15,11 +15,11 @@ from charrnn_jax.config import default_config
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.models.char_rnn import make_model
-from charrnn_jax.run import load_run
-from charrnn_jax.training.checkpoints import Checkpoints, read_metadata
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.train_step import TrainState, create_train_state
 from charrnn_jax.training.warm_start import warm_start
+from charrnn_jax.workdir.checkpoints import Checkpoints, read_metadata
+from charrnn_jax.workdir.run import load_run
 
 OTHER_TEXT = SENTENCE.replace(";", "é").replace("b", "ß")  # without ; and b
 

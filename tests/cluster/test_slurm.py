@@ -17,8 +17,8 @@ import pytest
 from conftest import ROOT
 
 from charrnn_jax.main import main
-from charrnn_jax.run import load_run
 from charrnn_jax.sweeps.units import WorkUnit, load_sweep
+from charrnn_jax.workdir.run import load_run
 
 SCRIPT = Path(__file__).parent / "slurm.sh"
 EXPERIMENT = """
