@@ -1,3 +1,4 @@
+import io
 import itertools
 import json
 from functools import partial
@@ -9,13 +10,15 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from charrnn_jax.config import call_experiment, default_config, load_experiment
 from charrnn_jax.errors import BusyError, UserError
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import initialize_params, make_model
 from charrnn_jax.sweeps import hyper
-from charrnn_jax.sweeps.jobs import make_jobs
+from charrnn_jax.sweeps.jobs import Job, make_jobs
+from charrnn_jax.sweeps.table import SweepTable
 from charrnn_jax.sweeps.units import WorkUnit, alone, load_sweep, make_units, save_sweep
 
 VALUES = st.lists(st.integers(0, 99), min_size=1, max_size=4)
@@ -134,6 +137,31 @@ def test_jobs_hold_every_unit_once_and_only_replicas_share_one(
         assert len({unit.config.model.hidden_size for unit in job.units}) == 1
     if num_cells == 1:
         assert len(jobs) == min(num_seeds, num_workers)
+
+
+def test_workers_register_the_experiment_files_of_their_job() -> None:
+    units = units_of(hyper.sweep("model.hidden_size", [8, 16]))
+    files = ("/experiments/my cell.py", "/experiments/my_loss.py")
+    jobs = make_jobs(units, workdir=Path("s"), num_workers=1, experiments=files)
+    register = [f"--register={file}" for file in files]
+    for job in jobs:
+        assert job.command()[-3:] == [f"--work_unit={job.units[0].index}", *register]
+        assert Job(job.units, job.workdir).command() == job.command()[:-2]
+
+
+def test_the_table_says_which_units_still_compile(tmp_path: Path) -> None:
+    units = units_of(hyper.sweep("seed", range(3)), tmp_path)
+    console = Console(force_terminal=True, width=100, file=io.StringIO())
+    with console.capture() as shown, SweepTable(units, console=console) as table:
+        for unit in units[:2]:
+            unit.write_status("running")
+        row = {"step": 50, "epoch": 5.0, "seconds": 1.0, "train/loss": 2.0}
+        (units[1].workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        table.update()
+    lines = [line.split() for line in shown.get().splitlines()]
+    assert ["seed=0", "compiling"] in lines
+    assert ["seed=1", "25%", "2.0000"] in lines
+    assert not any("0%" in line for line in lines)
 
 
 def test_a_result_is_read_from_whatever_a_run_has_left(tmp_path: Path) -> None:

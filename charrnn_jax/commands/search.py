@@ -39,9 +39,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     from charrnn_jax.sweeps.jobs import Job
     from charrnn_jax.sweeps.local import make_workers, run_jobs
-    from charrnn_jax.sweeps.report import write_report
     from charrnn_jax.sweeps.table import SweepTable, describe_counts
-    from charrnn_jax.sweeps.units import alone
+    from charrnn_jax.sweeps.units import alone, write_report
 
     units, workdir = search.units, search.workdir
     print(f"{search.num_trials} trials in {workdir}; {len(units)} of them were begun before")
