@@ -146,7 +146,7 @@ def _launch(
 def _to_train(
     units: Sequence["WorkUnit"], tasks: Mapping[str, "Job"], *, retry_failed: bool
 ) -> list["WorkUnit"]:
-    """The units that are still to be trained, less the ones that Slurm has already."""
+    """The units that are still to be trained, without the ones that Slurm has already."""
     in_slurm = {unit.name for job in tasks.values() for unit in job.units}
     return [
         unit
