@@ -2,8 +2,8 @@
 
   charrnn search --config=experiments/search.py --num_trials=24
 
-Trials are compared behind 100, 300 and 900 steps, where only the best third goes on: the first
-evaluation has to be late enough to say something of the last. A trial is given steps, not seconds,
+Trials are compared after 100, 300 and 900 steps, where only the best third continues: the first
+evaluation has to be late enough to say something about the last. A trial gets steps, not seconds,
 so larger layers are at an advantage.
 """
 

@@ -1,6 +1,5 @@
 """The search: its decisions, its budget, what a killed one keeps, and what it says of mistakes."""
 
-import importlib
 import json
 import math
 import os
@@ -13,13 +12,17 @@ from pathlib import Path
 import optuna
 import pytest
 from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import to_json
 from charrnn_jax.errors import Interrupted, UserError
 from charrnn_jax.main import main
-from charrnn_jax.sweeps import search as space
-from charrnn_jax.sweeps.search import PRUNERS, Search, create_search, is_pruned, make_plan
+from charrnn_jax.sweeps import search as searching
+from charrnn_jax.sweeps import space
+from charrnn_jax.sweeps.plan import Plan, make_plan
+from charrnn_jax.sweeps.search import PRUNERS, Search, create_search, is_pruned, run_trial
 from charrnn_jax.sweeps.units import load_sweep
 from charrnn_jax.workdir.json_lines import read_json_lines
 
@@ -44,7 +47,7 @@ def start(config: ConfigDict, workdir: Path, *, num_trials: int, **options) -> S
 def finish(search: Search) -> None:
     """Trains what is left in this process: as one worker does."""
     for unit in search.remaining():
-        space.run_trial(unit)
+        run_trial(unit)
     search.tell_ended()
 
 
@@ -61,14 +64,14 @@ def study_of(workdir: Path) -> optuna.Study:
 
 
 def test_asha_decides_as_successive_halving_by_hand() -> None:
-    """Ends behind evaluation 1 or 3 who is not in the best third of those that came so far."""
-    curves = [  # loss behind evaluations 1, 2, 3, 4; number of evaluations it may make
+    """After evaluations 1 and 3, only the best third of the trials so far continues."""
+    curves = [  # loss after evaluations 1, 2, 3, 4; number of evaluations it may make
         ([3.0, 9.0, 2.0, 1.0], 4),  # the first is the best so far, at every rung
         ([3.1, 1.0, 1.0, 1.0], 1),  # 2nd of 2
         ([2.9, 9.0, 2.1, 1.0], 3),  # 1st of 3, then 2nd of 2
-        ([2.95, 1.0, 1.0, 1.0], 1),  # 2nd of 4, of which one goes on
+        ([2.95, 1.0, 1.0, 1.0], 1),  # 2nd of 4, of which one continues
         ([2.5, 9.0, 1.9, 9.0], 4),  # 1st of 5, then 1st of 3; evaluation 4 decides nothing
-        ([2.8, 9.0, 1.95, 1.0], 3),  # 2nd of 6, of which two go on; then 2nd of 4
+        ([2.8, 9.0, 1.95, 1.0], 3),  # 2nd of 6, of which two continue; then 2nd of 4
         ([math.nan, 1.0, 1.0, 1.0], 1),
     ]
     study = optuna.create_study(pruner=PRUNERS["asha"]())
@@ -117,13 +120,13 @@ def test_pruned_trials_stop_early_and_stay_in_the_results(
 
 
 @pytest.mark.parametrize("stop", [Interrupted(signal.SIGINT, 0), KeyboardInterrupt()], ids=repr)
-def test_stopped_search_goes_on_as_if_it_had_not_been(
+def test_stopped_search_continues_as_if_it_had_not_been(
     short_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
 ) -> None:
-    """Stopped behind the save of an evaluation that nobody was told of; or killed there."""
+    """Stopped after the save of an evaluation that was not yet reported, or killed there."""
     finish(start(short_config, tmp_path / "one", num_trials=5))
     search = start(short_config, tmp_path / "two", num_trials=5)
-    train, trained = space.train, []
+    train, trained = searching.train, []
 
     def train_until_stopped(config: ConfigDict, workdir: Path, *, on_evaluation: Callable) -> None:
         def stopping(step: int, loss: float) -> None:
@@ -134,10 +137,10 @@ def test_stopped_search_goes_on_as_if_it_had_not_been(
         train(config, workdir, on_evaluation=stopping)
         trained.append(workdir)
 
-    monkeypatch.setattr(space, "train", train_until_stopped)
+    monkeypatch.setattr(searching, "train", train_until_stopped)
     with pytest.raises(type(stop)):
         finish(search)
-    monkeypatch.setattr(space, "train", train)
+    monkeypatch.setattr(searching, "train", train)
     finished = [unit for unit in search.units if unit.has_ended()]
     assert 0 < len(finished) < len(search.units) < 5
     times = [(unit.workdir / "metrics.jsonl").stat().st_mtime_ns for unit in finished]
@@ -201,7 +204,7 @@ def write_experiment(folder: Path, config: ConfigDict, *, search: str) -> str:
     return str(file)
 
 
-def test_command_trains_the_trials_in_processes_and_says_how_to_go_on(
+def test_command_trains_the_trials_in_processes_and_says_how_to_train_the_best(
     short_config: ConfigDict, tmp_path: Path
 ) -> None:
     body = "return {'optimizer.learning_rate': space.loguniform(1e-3, 1e-1)}"
@@ -238,8 +241,12 @@ def test_command_trains_the_trials_in_processes_and_says_how_to_go_on(
             "config.model.dropout is 1.0; it must be at least 0 and below 1",
         ),
         ("return {'model.hidden_size': space.uniform(8, 16)}", [], "must be of type int"),
-        ("return {'seed': space.integers(5, 3)}", [], "get_search: "),
-        ("return {'seed': space.loguniform(0.0, 3.0)}", [], "get_search: "),
+        ("return {3: space.integers(5, 9)}", [], "get_search sets 3"),
+        (
+            "return {'seed': space.integers(5, 3)}",
+            [],
+            "get_search: space.integers(5, 3): 5 is above 3; give the lower end first",
+        ),
         ("return {'seed': space.integers(0, 3)}", ["--work_unit=0"], "what is '--work_unit=0'?"),
         ("return {'seed': space.integers(0, 3)}", ["--baseline=x"], "'x' is not FIELD=VALUE"),
         (
@@ -291,11 +298,106 @@ def test_dry_run_shows_the_space_and_writes_nothing(
     assert not (tmp_path / "s").exists()
 
 
-def test_without_optuna_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it is not installed."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "optuna"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.delitem(sys.modules, "charrnn_jax.sweeps.search")
-    with pytest.raises(UserError, match=r'pip install "charrnn_jax\[search\]"'):
-        importlib.import_module("charrnn_jax.sweeps.search")
+    monkeypatch.delattr("charrnn_jax.sweeps.search")
+
+
+def test_only_a_dry_run_works_without_optuna(
+    no_optuna: None, short_config: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = "return {'model.dropout': space.uniform(0.0, 0.5)}"
+    file = write_experiment(tmp_path, short_config, search=body)
+    command = ["search", f"--config={file}", f"--workdir={tmp_path / 's'}", "--num_trials=2"]
+    assert main([*command, "--dry_run"]) == 0
+    assert "over\n  model.dropout: from 0 to 0.5\n" in capsys.readouterr().out
+    assert main(command) == 2
+    assert 'pip install "charrnn_jax[search]"' in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+RANGE = st.tuples(st.integers(1, 2**31), st.integers(0, 2**31)).map(lambda x: (x[0], sum(x)))
+VALUES = st.one_of(
+    st.builds(lambda ends: space.uniform(*ends), RANGE),
+    st.builds(lambda ends: space.loguniform(ends[0] / 7, ends[1] / 7), RANGE),
+    st.builds(lambda ends, log: space.integers(*ends, log=log), RANGE, st.booleans()),
+    st.builds(space.choice, st.lists(st.integers() | st.text() | st.booleans(), min_size=1)),
+)
+
+
+@given(VALUES)
+def test_values_are_the_same_after_a_journal(values: space.Values) -> None:
+    text = optuna.distributions.distribution_to_json(searching.to_distribution(values))
+    distribution = optuna.distributions.json_to_distribution(text)
+    assert searching.from_distribution(distribution) == values
+
+
+def test_the_format_of_a_journal_stays(short_config: ConfigDict, tmp_path: Path) -> None:
+    """So that a search begun by an earlier version can be resumed."""
+    saved = {
+        "optimizer.learning_rate": '{"name": "FloatDistribution", "attributes": '
+        '{"step": null, "low": 0.01, "high": 10.0, "log": true}}',
+        "model.dropout": '{"name": "FloatDistribution", "attributes": '
+        '{"step": null, "low": 0.0, "high": 0.5, "log": false}}',
+        "model.hidden_size": '{"name": "IntDistribution", "attributes": '
+        '{"log": true, "step": 1, "low": 8, "high": 24}}',
+        "model.cell": '{"name": "CategoricalDistribution", "attributes": '
+        '{"choices": ["gru", "rnn"]}}',
+    }
+    options = {"sampler": "tpe", "pruner": "asha", "experiment": ["--config=e.py"]}
+    config = short_config.to_dict()
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "search.journal"))
+    study = optuna.create_study(
+        storage=optuna.storages.JournalStorage(backend), study_name="search"
+    )
+    study.set_user_attr("plan", {"config": config, "space": saved, **options})
+    study.set_user_attr("num_trials", 3)
+    asked = study.ask(
+        {name: optuna.distributions.json_to_distribution(text) for name, text in saved.items()}
+    )
+    search = Search(tmp_path)
+    values = {
+        "optimizer.learning_rate": space.loguniform(1e-2, 10.0),
+        "model.dropout": space.uniform(0.0, 0.5),
+        "model.hidden_size": space.integers(8, 24, log=True),
+        "model.cell": space.choice(["gru", "rnn"]),
+    }
+    assert search.plan == Plan(short_config, values, **options)
+    assert search.units[0].config.model.hidden_size == asked.params["model.hidden_size"]
+    assert start(short_config, tmp_path, num_trials=4, space=values).num_trials == 4
+    assert searching.plan_to_dict(search.plan) == study.user_attrs["plan"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: space.uniform(2, 1), r"space.uniform\(2, 1\): 2 is above 1"),
+        (lambda: space.uniform("a", 1), "'a' is no finite number"),
+        (lambda: space.uniform(0.0, math.nan), "nan is no finite number"),
+        (lambda: space.uniform(0.0, math.inf), "inf is no finite number"),
+        (lambda: space.uniform(0, 10**400), "0 is no finite number"),
+        (lambda: space.uniform(False, 1), "False is no finite number"),
+        (lambda: space.loguniform(0.0, 3.0), "must start above 0"),
+        (lambda: space.loguniform(-1.0, 3.0), "must start above 0"),
+        (lambda: space.integers(0, 3, log=True), "must start above 0"),
+        (lambda: space.integers(1, 2.5), "2.5 is no whole number"),
+        (lambda: space.integers(1, None), "None is no whole number"),
+        (lambda: space.choice([]), "no values"),
+        (lambda: space.choice("gru"), r"space.choice\('gru'\): give a list of values"),
+        (lambda: space.choice(3), "give a list of values"),
+        (lambda: space.choice([{}]), "of type dict: give numbers, texts"),
+        (lambda: space.Integers(5, 3), "5 is above 3"),
+    ],
+)
+def test_wrong_ranges_are_one_line(make: Callable[[], space.Values], message: str) -> None:
+    with pytest.raises(UserError, match=f"^get_search: .*{message}") as error:
+        make()
+    assert "\n" not in str(error.value)
 
 
 def test_sweep_json_holds_what_was_begun(short_config: ConfigDict, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 from charrnn_jax import load_run
+from charrnn_jax.errors import UserError
 from charrnn_jax.main import main
 from charrnn_jax.sweeps.units import load_sweep
 
@@ -122,9 +124,29 @@ def test_an_experiment_without_a_sweep_is_told_so(
     assert "smoke.py has no function get_hyper" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["sweep", "search"])
+def test_experiment_files_are_registered_before_a_config_is_read(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registered: list[str] = []
+
+    def register_file(file: str) -> None:
+        registered.append(file)
+        if file == "loss.py":
+            raise UserError("there is no loss.py")
+
+    module = types.ModuleType("charrnn_jax.experiment")
+    monkeypatch.setattr(module, "register_file", register_file, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    files = ["--register=cell.py", "--register", "loss.py"]
+    assert main([command, "--config=absent.py", *files]) == 2
+    assert "there is no loss.py" in capsys.readouterr().err
+    assert registered == ["cell.py", "loss.py"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_sweep_killed_in_the_middle_goes_on_and_gives_the_same(
+def test_a_sweep_killed_in_the_middle_resumes_and_gives_the_same(
     experiment: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     steps = "--config.train.num_steps=600"

@@ -1,3 +1,4 @@
+import io
 import itertools
 import json
 from functools import partial
@@ -9,14 +10,18 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from charrnn_jax.config import call_experiment, default_config, load_experiment
+from charrnn_jax.config import default_config
 from charrnn_jax.errors import BusyError, UserError
+from charrnn_jax.experiment import call_experiment, load_experiment
+from charrnn_jax.files import locked
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import initialize_params, make_model
 from charrnn_jax.sweeps import hyper
-from charrnn_jax.sweeps.jobs import make_jobs
-from charrnn_jax.sweeps.units import WorkUnit, alone, load_sweep, make_units, save_sweep
+from charrnn_jax.sweeps.jobs import Job, make_jobs
+from charrnn_jax.sweeps.table import SweepTable
+from charrnn_jax.sweeps.units import WorkUnit, load_sweep, make_units, save_sweep
 
 VALUES = st.lists(st.integers(0, 99), min_size=1, max_size=4)
 
@@ -105,9 +110,10 @@ def test_fields_with_the_same_last_name_are_told_apart() -> None:
 
 def test_one_launcher_at_a_time(tmp_path: Path) -> None:
     message = "another process is running a sweep"
-    with alone(tmp_path), pytest.raises(BusyError, match=message), alone(tmp_path):
+    locking = partial(locked, tmp_path, doing="running a sweep")
+    with locking(), pytest.raises(BusyError, match=message), locking():
         pass
-    with alone(tmp_path):
+    with locking():
         pass
 
 
@@ -134,6 +140,31 @@ def test_jobs_hold_every_unit_once_and_only_replicas_share_one(
         assert len({unit.config.model.hidden_size for unit in job.units}) == 1
     if num_cells == 1:
         assert len(jobs) == min(num_seeds, num_workers)
+
+
+def test_workers_register_the_experiment_files_of_their_job() -> None:
+    units = units_of(hyper.sweep("model.hidden_size", [8, 16]))
+    files = ("/experiments/my cell.py", "/experiments/my_loss.py")
+    jobs = make_jobs(units, workdir=Path("s"), num_workers=1, experiments=files)
+    register = [f"--register={file}" for file in files]
+    for job in jobs:
+        assert job.command()[-3:] == [f"--work_unit={job.units[0].index}", *register]
+        assert Job(job.units, job.workdir).command() == job.command()[:-2]
+
+
+def test_the_table_says_which_units_still_compile(tmp_path: Path) -> None:
+    units = units_of(hyper.sweep("seed", range(3)), tmp_path)
+    console = Console(force_terminal=True, width=100, file=io.StringIO())
+    with console.capture() as shown, SweepTable(units, console=console) as table:
+        for unit in units[:2]:
+            unit.write_status("running")
+        row = {"step": 50, "epoch": 5.0, "seconds": 1.0, "train/loss": 2.0}
+        (units[1].workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        table.update()
+    lines = [line.split() for line in shown.get().splitlines()]
+    assert ["seed=0", "compiling"] in lines
+    assert ["seed=1", "25%", "2.0000"] in lines
+    assert not any("0%" in line for line in lines)
 
 
 def test_a_result_is_read_from_whatever_a_run_has_left(tmp_path: Path) -> None:

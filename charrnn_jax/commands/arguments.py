@@ -73,6 +73,26 @@ def join_job(args: argparse.Namespace) -> None:
     join_processes(args.coordinator, num_processes=args.num_processes, process_id=args.process_id)
 
 
+def register_flag(parser: argparse.ArgumentParser) -> None:
+    """--register, of `sweep` and `search`."""
+    parser.add_argument(
+        "--register",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an experiment file that registers what the config names; given to workers",
+    )
+
+
+def register_experiments(args: argparse.Namespace) -> None:
+    """Runs the experiment files of --register. Comes before anything reads a config."""
+    if args.register:
+        from charrnn_jax.experiment import register_file
+
+        for file in args.register:
+            register_file(file)
+
+
 def unk_flag(parser: argparse.ArgumentParser) -> None:
     """What to do with unknown characters."""
     parser.add_argument(

@@ -3,16 +3,22 @@
 import argparse
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from charrnn_jax.commands.arguments import (
     baseline_flag,
     load_config,
     positive,
+    register_experiments,
+    register_flag,
     reject,
     run_flags,
 )
 from charrnn_jax.errors import TrainingError, UserError
+
+if TYPE_CHECKING:
+    from charrnn_jax.sweeps.plan import Plan
+    from charrnn_jax.sweeps.search import Search
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,23 +36,29 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry_run", action="store_true", help="show the space")
     baseline_flag(parser)
+    register_flag(parser)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Trains the trials that the budget leaves, and reports on all of them as `charrnn sweep`."""
+    register_experiments(args)
     search = _open_search(args, overrides)
     if search is None:
         return
+    from charrnn_jax.files import locked
+    from charrnn_jax.registry import registered_files
     from charrnn_jax.sweeps.jobs import Job
     from charrnn_jax.sweeps.local import make_workers, run_jobs
-    from charrnn_jax.sweeps.report import write_report
     from charrnn_jax.sweeps.table import SweepTable, describe_counts
-    from charrnn_jax.sweeps.units import alone
+    from charrnn_jax.sweeps.units import write_report
 
     units, workdir = search.units, search.workdir
     print(f"{search.num_trials} trials in {workdir}; {len(units)} of them were begun before")
-    jobs = (Job((unit,), workdir) for unit in search.remaining())
-    with alone(workdir), SweepTable(units, num_units=search.num_trials) as table:
+    jobs = (Job((unit,), workdir, experiments=registered_files()) for unit in search.remaining())
+    with (
+        locked(workdir, doing="running a sweep"),
+        SweepTable(units, num_units=search.num_trials) as table,
+    ):
         run_jobs(jobs, make_workers(args.workers), table=table)
     search.tell_ended()
     notes = search.notes()
@@ -54,7 +66,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     counts = describe_counts([unit.read_status()["status"] for unit in units])
     print("\n".join([f"{counts}; the report is {workdir / 'sweep.html'}", *notes[1:]]))
     if not all(unit.has_ended() for unit in units):
-        raise TrainingError("not all trials have ended; the same command goes on with them")
+        raise TrainingError("not all trials have ended; the same command resumes them")
     best = search.best()
     if best is None:
         raise TrainingError(f"no trial was trained to its end; see {workdir / 'logs'}")
@@ -66,26 +78,44 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     )
 
 
-def _open_search(args: argparse.Namespace, overrides: list[str]) -> Any:
-    """The search of --config, or the one that is in --workdir; shows it, and is None, if dry."""
-    from charrnn_jax.experiment import call_experiment
-    from charrnn_jax.sweeps import search as space
-    from charrnn_jax.sweeps.search import Search, create_search, make_plan
-
+def _open_search(args: argparse.Namespace, overrides: list[str]) -> "Search | None":
+    """The search of --config, or the one in --workdir; a dry run only shows it and gives None."""
     if not args.config and args.workdir:
-        reject(overrides)
-        if args.sampler or args.pruner:
-            raise UserError(
-                "--sampler and --pruner need --config; without it, --workdir names a search that "
-                "goes on"
-            )
-        search = Search(Path(args.workdir).expanduser())
-        print(search.plan.describe())
-        if args.dry_run:
-            return None
-        if args.num_trials:
-            search.set_budget(args.num_trials)
-        return search
+        return _open_saved(args, overrides)
+    plan, workdir = _load_plan(args, overrides)
+    print("\n  ".join(plan.describe()))
+    if args.dry_run:
+        return None
+    if not args.num_trials:
+        raise UserError("a search needs its budget, --num_trials=N")
+    from charrnn_jax.sweeps.search import create_search
+
+    return create_search(plan, workdir, num_trials=args.num_trials)
+
+
+def _open_saved(args: argparse.Namespace, overrides: list[str]) -> "Search | None":
+    reject(overrides)
+    if args.sampler or args.pruner:
+        raise UserError(
+            "--sampler and --pruner need --config; without it, --workdir names a search to resume"
+        )
+    from charrnn_jax.sweeps.search import Search
+
+    search = Search(Path(args.workdir).expanduser())
+    print("\n  ".join(search.plan.describe()))
+    if args.dry_run:
+        return None
+    if args.num_trials:
+        search.set_budget(args.num_trials)
+    return search
+
+
+def _load_plan(args: argparse.Namespace, overrides: list[str]) -> tuple["Plan", Path]:
+    """The plan of --config, and the workdir; without Optuna, which a dry run does not need."""
+    from charrnn_jax.experiment import call_experiment
+    from charrnn_jax.sweeps import space
+    from charrnn_jax.sweeps.plan import make_plan
+
     config, workdir = load_config(args, overrides)
     if not args.workdir:
         workdir = workdir.with_name(f"{workdir.name}-search")
@@ -96,9 +126,4 @@ def _open_search(args: argparse.Namespace, overrides: list[str]) -> Any:
         pruner=args.pruner or "asha",
         experiment=[f"--config={args.config}", *overrides],
     )
-    print(plan.describe())
-    if args.dry_run:
-        return None
-    if not args.num_trials:
-        raise UserError("a search needs its budget, --num_trials=N")
-    return create_search(plan, workdir, num_trials=args.num_trials)
+    return plan, workdir

@@ -3,12 +3,28 @@
 import argparse
 import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from charrnn_jax.commands.arguments import baseline_flag, load_config, positive, reject, run_flags
+from charrnn_jax.commands.arguments import (
+    baseline_flag,
+    load_config,
+    positive,
+    register_experiments,
+    register_flag,
+    reject,
+    run_flags,
+)
 from charrnn_jax.errors import TrainingError, UserError
+from charrnn_jax.files import locked
+
+if TYPE_CHECKING:
+    from charrnn_jax.sweeps.jobs import Job
+    from charrnn_jax.sweeps.table import SweepTable
+    from charrnn_jax.sweeps.units import WorkUnit
+
+_DOING = "running a sweep"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="processes at once; default: cards, or cores; with Slurm as many as there are units",
     )
     baseline_flag(parser)
+    register_flag(parser)
     parser.add_argument(
         "--launcher",
         choices=("local", "slurm"),
@@ -54,48 +71,59 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Trains what is not done, and writes sweep.html, sweep.md, sweep.csv, sweep.pdf, sweep.svg."""
-    from charrnn_jax.sweeps.local import make_workers, run_jobs, set_up_worker
-    from charrnn_jax.sweeps.units import SEARCH_FILE, alone
+    from charrnn_jax.sweeps.local import set_up_worker
+    from charrnn_jax.sweeps.units import SEARCH_FILE
 
+    if args.work_unit is not None:
+        if args.dry_run or args.retry_failed or args.baseline:
+            raise UserError(
+                "--work_unit goes with neither --dry_run, --retry_failed nor --baseline"
+            )
+        set_up_worker()
     options = _sbatch_options(args)
-    if args.work_unit is not None and (args.dry_run or args.retry_failed or args.baseline):
-        raise UserError("--work_unit goes with neither --dry_run, --retry_failed nor --baseline")
+    register_experiments(args)
     units, workdir = _open_sweep(args, overrides)
     is_search = (workdir / SEARCH_FILE).is_file()
     if args.work_unit is not None:
-        set_up_worker()
         indices = _parse_indices(args.work_unit, len(units))
         _train_here([units[index] for index in indices], is_search=is_search)
-        return
-    if is_search:
-        raise UserError(f"{workdir} holds a search: charrnn search --workdir={workdir} goes on")
+    elif is_search:
+        raise UserError(f"{workdir} holds a search: charrnn search --workdir={workdir} resumes it")
+    else:
+        _launch(units, workdir, args=args, overrides=overrides, options=options)
+
+
+def _launch(
+    units: Sequence["WorkUnit"],
+    workdir: Path,
+    *,
+    args: argparse.Namespace,
+    overrides: list[str],
+    options: dict[str, str | bool],
+) -> None:
+    """Has worker processes train what is not done, and reports; a dry run only shows the jobs."""
+    from charrnn_jax.registry import registered_files
     from charrnn_jax.reports.statistics import find_baseline, group
     from charrnn_jax.sweeps.jobs import make_jobs
-    from charrnn_jax.sweeps.report import write_report
+    from charrnn_jax.sweeps.local import make_workers, run_jobs
     from charrnn_jax.sweeps.slurm import find_tasks
     from charrnn_jax.sweeps.table import SweepTable, describe_counts
+    from charrnn_jax.sweeps.units import write_report
 
     find_baseline(group([unit.read_result() for unit in units]), args.baseline)  # not hours later
-    done = [unit for unit in units if unit.is_done()]
-    todo = [unit for unit in units if not unit.has_ended()]
-    if args.retry_failed:
-        todo = [unit for unit in units if unit not in done]
     tasks = find_tasks(units, workdir=workdir)
-    if args.launcher == "slurm":
-        in_slurm = {unit.name for job in tasks.values() for unit in job.units}
-        todo = [unit for unit in todo if unit.name not in in_slurm]
-        num_workers = args.workers or max(len(todo), 1)
-    elif tasks:
+    if tasks and args.launcher == "local":
         raise UserError(f"Slurm still has {', '.join(tasks)} of this sweep: give --launcher=slurm")
-    else:
-        workers = make_workers(args.workers)
-        num_workers = len(workers)
-    jobs = make_jobs(todo, workdir=workdir, num_workers=num_workers)
-    print(f"{len(units)} work units in {workdir}: {len(done)} done, {len(todo)} to be trained")
+    todo = _to_train(units, tasks, retry_failed=args.retry_failed)
+    workers = make_workers(args.workers) if args.launcher == "local" else []
+    num_workers = len(workers) or args.workers or max(len(todo), 1)
+    jobs = make_jobs(todo, workdir=workdir, num_workers=num_workers, experiments=registered_files())
+    num_done = sum(unit.is_done() for unit in units)
+    print(f"{len(units)} work units in {workdir}: {num_done} done, {len(todo)} to be trained")
     if args.dry_run:
         _show(units, jobs, args=args, overrides=overrides)
         return
-    with alone(workdir), SweepTable(units) as table:
+    with locked(workdir, doing=_DOING), SweepTable(units) as table:
         if args.launcher == "slurm":
             _run_in_slurm(jobs, tasks, num_at_once=num_workers, options=options, table=table)
         else:
@@ -107,14 +135,25 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         raise TrainingError("not all work units are done; --retry_failed trains them again")
 
 
-def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list[Any], Path]:
-    """The work units of --config, or those of the sweep that is in --workdir."""
+def _to_train(
+    units: Sequence["WorkUnit"], tasks: Mapping[str, "Job"], *, retry_failed: bool
+) -> list["WorkUnit"]:
+    """The units that are still to be trained, without the ones that Slurm has already."""
+    in_slurm = {unit.name for job in tasks.values() for unit in job.units}
+    return [
+        unit
+        for unit in units
+        if unit.name not in in_slurm and not (unit.is_done() if retry_failed else unit.has_ended())
+    ]
+
+
+def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list["WorkUnit"], Path]:
+    """The work units of --config, or of the sweep in --workdir."""
     from charrnn_jax.experiment import call_experiment
     from charrnn_jax.sweeps import hyper
     from charrnn_jax.sweeps.slurm import find_tasks
     from charrnn_jax.sweeps.units import (
         SEARCH_FILE,
-        alone,
         check_workdirs,
         load_sweep,
         make_units,
@@ -131,12 +170,13 @@ def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list[An
     sweep = call_experiment(args.config.partition(":")[0], "get_hyper", hyper)
     units = make_units(config, sweep, workdir=workdir)
     check_workdirs(units)
-    find_tasks(units, workdir=workdir)  # raises before what they read is written anew
+    find_tasks(units, workdir=workdir)  # raises before the file that they read is replaced
     if (workdir / SEARCH_FILE).is_file():
         raise UserError(f"{workdir} holds a search: give another --workdir")
     if not args.dry_run:
-        # A launcher that is at work reads it; a worker writes what is there already.
-        with contextlib.nullcontext() if args.work_unit is not None else alone(workdir):
+        # A running launcher reads the file; a worker writes what is there already.
+        at_work = args.work_unit is not None
+        with contextlib.nullcontext() if at_work else locked(workdir, doing=_DOING):
             save_sweep(workdir, config=config, sweep=sweep)
     return units, workdir
 
@@ -159,7 +199,7 @@ def _parse_indices(text: str, num_units: int) -> list[int]:
     return indices
 
 
-def _train_here(units: Sequence[Any], *, is_search: bool) -> None:
+def _train_here(units: Sequence["WorkUnit"], *, is_search: bool) -> None:
     from charrnn_jax.compilation_cache import keep_compiled_programs
     from charrnn_jax.sweeps.worker import run_units
 
@@ -175,10 +215,15 @@ def _train_here(units: Sequence[Any], *, is_search: bool) -> None:
 
 
 def _show(
-    units: Sequence[Any], jobs: Sequence[Any], *, args: argparse.Namespace, overrides: list[str]
+    units: Sequence["WorkUnit"],
+    jobs: Sequence["Job"],
+    *,
+    args: argparse.Namespace,
+    overrides: list[str],
 ) -> None:
-    """Each unit with the command that trains it alone, then which ones are trained together."""
+    """Prints each unit with the command that trains it alone, then which ones share a process."""
     given = [f"--{name}={value}" for name in ("config", "workdir") if (value := vars(args)[name])]
+    given += [f"--register={file}" for file in args.register]
     command = shlex.join(["charrnn", "sweep", *given, *overrides])
     for unit in units:
         print(f"{unit.index:4}  {unit.read_status()['status']:8}  {unit.name}")
@@ -211,18 +256,18 @@ def _sbatch_options(args: argparse.Namespace) -> dict[str, str | bool]:
 
 
 def _run_in_slurm(
-    jobs: Sequence[Any],
-    tasks: dict[str, Any],
+    jobs: Sequence["Job"],
+    tasks: dict[str, "Job"],
     *,
     num_at_once: int,
     options: dict[str, str | bool],
-    table: Any,
+    table: "SweepTable",
 ) -> None:
-    """Submits the jobs, and waits for them and for the tasks that Slurm has already."""
+    """Submits the jobs, then waits for them and for the tasks that Slurm had before."""
     from charrnn_jax.sweeps.slurm import submit, wait_for_tasks
 
     if tasks:
-        print(f"Slurm has {len(tasks)} tasks of this sweep already; they go on")
+        print(f"Slurm has {len(tasks)} tasks of this sweep already; they continue")
     if jobs:
         tasks = tasks | submit(jobs, num_at_once=num_at_once, options=options, beside=tasks)
     if not tasks:
@@ -232,5 +277,5 @@ def _run_in_slurm(
     try:
         wait_for_tasks(tasks, table=table)
     except KeyboardInterrupt:
-        print(f"The tasks go on in Slurm: the same command waits again, {cancel} cancels them")
+        print(f"The tasks continue in Slurm: the same command waits again, {cancel} cancels them")
         raise

@@ -55,7 +55,7 @@ def zipit(sweeps: Sequence[Sequence[Overrides]]) -> list[Overrides]:
 
 
 def chainit(sweeps: Sequence[Sequence[Overrides]]) -> list[Overrides]:
-    """One sweep behind the other."""
+    """One sweep after the other."""
     return list(itertools.chain.from_iterable(sweeps))
 
 

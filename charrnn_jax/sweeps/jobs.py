@@ -1,7 +1,7 @@
 """Jobs: which work units run in one process, and the command that runs them.
 
 Units that can be replicas of one another share a process, because they can share one compiled
-program. Where there are few such groups they are cut, so that all workers have their share.
+program. Where there are few such groups they are split, so that no worker is idle.
 """
 
 import math
@@ -21,32 +21,49 @@ class Job:
     """Work units that one process runs.
 
     Attributes:
-      units: at least one.
-      workdir: of the sweep.
+      units: what to train; at least one unit.
+      workdir: the folder of the sweep.
+      experiments: absolute paths of experiment files that register what the units' configs name,
+        such as cells.
     """
 
     units: tuple[WorkUnit, ...]
     workdir: Path
+    experiments: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """Of the job: by its first unit."""
+        """Name of the job: the index of its first unit."""
         return f"{self.units[0].index:04d}"
 
     @property
     def log(self) -> Path:
-        """What its process prints."""
+        """File with what its process prints."""
         return self.workdir / "logs" / f"{self.name}.log"
 
     def command(self) -> list[str]:
-        """Returns the command; it needs nothing but the sweep's folder."""
+        """Returns the command; it reads only the sweep's folder and the experiment files."""
         indices = ",".join(str(unit.index) for unit in self.units)
         module = [sys.executable, "-m", "charrnn_jax.main"]
-        return [*module, "sweep", f"--workdir={self.workdir}", f"--work_unit={indices}"]
+        register = [f"--register={file}" for file in self.experiments]
+        return [*module, "sweep", f"--workdir={self.workdir}", f"--work_unit={indices}", *register]
 
 
-def make_jobs(units: Sequence[WorkUnit], *, workdir: Path, num_workers: int) -> list[Job]:
-    """Returns the jobs of all units, those with the most units first."""
+def make_jobs(
+    units: Sequence[WorkUnit],
+    *,
+    workdir: Path,
+    num_workers: int,
+    experiments: tuple[str, ...] = (),
+) -> list[Job]:
+    """Returns the jobs of all units, the largest first.
+
+    Args:
+      units: what to train.
+      workdir: the folder of the sweep.
+      num_workers: processes that run at the same time.
+      experiments: see `Job`.
+    """
     groups: dict[str, list[WorkUnit]] = {}
     for unit in units:
         groups.setdefault(program_key(unit.config), []).append(unit)
@@ -60,5 +77,5 @@ def make_jobs(units: Sequence[WorkUnit], *, workdir: Path, num_workers: int) -> 
     jobs = []
     for group in groups.values():
         parts = min(share, len(group))
-        jobs += [Job(tuple(group[part::parts]), workdir) for part in range(parts)]
+        jobs += [Job(tuple(group[part::parts]), workdir, experiments) for part in range(parts)]
     return sorted(jobs, key=lambda job: -len(job.units))

@@ -48,7 +48,7 @@ class Worker:
 
 
 def set_up_worker() -> None:
-    """Does in a worker process, before anything else, what `Worker.start` wants of it."""
+    """Applies in a worker process what `Worker.start` asked for; comes before anything else."""
     if (wanted := os.environ.pop(_WORKER, None)) is None:
         return
     set_up = json.loads(wanted)
@@ -64,7 +64,7 @@ def make_workers(num_workers: int | None = None) -> list[Worker]:
     """Returns the workers of this machine: one for each card, or one for each core of a CPU.
 
     Args:
-      num_workers: as many instead.
+      num_workers: how many to make instead.
     """
     backend, num_devices = _devices()
     if backend == "cpu":
@@ -91,8 +91,8 @@ def run_jobs(jobs: Iterable[Job], workers: Sequence[Worker], *, table: SweepTabl
     """Runs every job in a process of its own, as many at once as there are workers.
 
     Args:
-      jobs: the next one is asked for when a worker is free for it.
-      workers: that run them.
+      jobs: what to run; the next one is taken when a worker is free for it.
+      workers: processes that run them, one job at a time.
       table: shows where the units stand.
 
     Raises:
@@ -129,7 +129,7 @@ def run_jobs(jobs: Iterable[Job], workers: Sequence[Worker], *, table: SweepTabl
 
 
 def _note_death(job: Job, return_code: int) -> None:
-    """Units that a process leaves unfinished have failed: it was killed, or could not start."""
+    """Marks units that a process left unfinished as failed: it was killed, or could not start."""
     for unit in job.units:
         if unit.read_status()["status"] in ("running", "waiting"):
             message = f"its process ended with {return_code}; see {job.log}"

@@ -1,11 +1,10 @@
 """Search: a sweep whose work units are chosen one after the other, by Optuna.
 
-An experiment file's `get_search(space)` gets this module and returns {"section.field": values},
-made by `uniform`, `loguniform`, `integers` and `choice`. Every trial is a work unit that a worker
-process trains; behind each evaluation the pruner may end it. The study is in `search.journal` in
-the sweep's folder, from which everything else is read, so a search that was killed goes on.
+Every trial of a `Plan` is a work unit, trained by a worker process; after each evaluation the
+pruner may end it. The study is in `search.journal` in the sweep's folder. Everything else is read
+from it, so a search that was killed can be resumed.
 
-One process asks for trials and tells how they ended; the workers only report evaluations.
+One process asks for trials and tells the study how they ended; the workers only report evaluations.
 
 Source: Akiba et al. 2019, "Optuna", https://arxiv.org/abs/1907.10902; samplers: Bergstra & Bengio
 2012, "Random search", and Bergstra et al. 2011, "Algorithms for hyper-parameter optimization"
@@ -14,17 +13,28 @@ https://arxiv.org/abs/1810.05934
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from charrnn_jax.config import diff, from_dict, override_values, validate
+from charrnn_jax.config import from_dict, override_values, validate
 from charrnn_jax.errors import Interrupted, UserError
 from charrnn_jax.sweeps.hyper import Overrides
+from charrnn_jax.sweeps.plan import REDUCTION_FACTOR, Plan, Space
+from charrnn_jax.sweeps.space import (
+    Choice,
+    Integers,
+    LogUniform,
+    Uniform,
+    Values,
+    choice,
+    integers,
+    loguniform,
+    uniform,
+)
 from charrnn_jax.sweeps.table import fraction_trained
 from charrnn_jax.sweeps.units import SEARCH_FILE, WorkUnit, make_units, save_sweep
 from charrnn_jax.sweeps.worker import write_failure
@@ -49,9 +59,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # ours is the table of the sweep
 
-Space = Mapping[str, BaseDistribution]
-
-REDUCTION_FACTOR = 3  # of ASHA: the best third goes on behind evaluations 1, 3, 9, ...
 SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "random": optuna.samplers.RandomSampler,
     "tpe": optuna.samplers.TPESampler,
@@ -66,120 +73,56 @@ _MOST_DRAWS = 100  # until a space without new values counts as exhausted
 _STUDY = "search"
 
 
-def uniform(low: float, high: float) -> BaseDistribution:
-    """Numbers from low to high."""
-    return _made(FloatDistribution, low, high)
+def to_distribution(values: Values) -> BaseDistribution:
+    """Returns the Optuna distribution of these values."""
+    match values:
+        case Uniform(low, high):
+            return FloatDistribution(low, high)
+        case LogUniform(low, high):
+            return FloatDistribution(low, high, log=True)
+        case Integers(low, high, log):
+            return IntDistribution(low, high, log=log)
+        case Choice(choices):
+            return CategoricalDistribution(choices)
 
 
-def loguniform(low: float, high: float) -> BaseDistribution:
-    """Numbers from low to high, every factor between two of them as likely; low is above 0."""
-    return _made(FloatDistribution, low, high, log=True)
+def from_distribution(distribution: BaseDistribution) -> Values:
+    """The inverse of `to_distribution`."""
+    match distribution:
+        case CategoricalDistribution():
+            return choice(distribution.choices)
+        case IntDistribution():
+            return integers(distribution.low, distribution.high, log=distribution.log)
+        case FloatDistribution():
+            make = loguniform if distribution.log else uniform
+            return make(distribution.low, distribution.high)
+    raise TypeError(f"no values of a search: {distribution!r}")
 
 
-def integers(low: int, high: int, *, log: bool = False) -> BaseDistribution:
-    """Whole numbers from low to high, both included; log: every factor as likely."""
-    return _made(IntDistribution, low, high, log=log)
+def plan_to_dict(plan: Plan) -> dict[str, Any]:
+    """Returns a plan as the journal has it: plain data, with the space as Optuna's JSON."""
+    space = {
+        name: distribution_to_json(to_distribution(values)) for name, values in plan.space.items()
+    }
+    return {**vars(plan), "config": plan.config.to_dict(), "space": space}
 
 
-def choice(values: Sequence[Any]) -> BaseDistribution:
-    """One of the values."""
-    return _made(CategoricalDistribution, values)
-
-
-def _made(kind: Callable[..., BaseDistribution], *args: Any, **options: Any) -> BaseDistribution:
-    try:
-        return kind(*args, **options)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"get_search: {' '.join(str(error).split())}") from error
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a search is; the budget is no part of it, since it may grow.
-
-    Attributes:
-      config: of the experiment; its seed is that of the sampler, too.
-      space: what `get_search` returned: field -> values.
-      sampler: one of SAMPLERS.
-      pruner: one of PRUNERS.
-      experiment: the arguments of the command line that make the config.
-    """
-
-    config: ConfigDict
-    space: Space
-    sampler: str
-    pruner: str
-    experiment: Sequence[str]
-
-    def describe(self) -> str:
-        """Returns sampler and pruner in a line, then a line for every field."""
-        pruner = "no pruning"
-        if self.pruner == "asha":
-            rungs = ", ".join(str(REDUCTION_FACTOR**rung) for rung in range(3))
-            pruner = (
-                f"ASHA pruning (behind evaluations {rungs}, ... only the best "
-                f"1/{REDUCTION_FACTOR} of those that came so far go on)"
-            )
-        fields = [f"  {name}: {_describe(values)}" for name, values in self.space.items()]
-        head = f"{self.sampler} search with {pruner}, seed {self.config.seed}, over"
-        return "\n".join([head, *fields])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as plain data for JSON."""
-        space = {name: distribution_to_json(values) for name, values in self.space.items()}
-        return {**vars(self), "config": self.config.to_dict(), "space": space}
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Plan":
-        """Rebuilds it."""
-        space = {name: json_to_distribution(text) for name, text in saved["space"].items()}
-        return cls(**{**saved, "config": from_dict(saved["config"]), "space": space})
-
-
-def make_plan(
-    config: ConfigDict, space: Any, *, sampler: str, pruner: str, experiment: Sequence[str] = ()
-) -> Plan:
-    """Makes a plan, with what `get_search` returned; see `Plan`.
-
-    Raises:
-      UserError: it returned no space, or an end of one that is no value of its field.
-    """
-    if not isinstance(space, dict) or not space:
-        raise UserError(
-            "get_search must return a dict such as "
-            "{'optimizer.learning_rate': space.loguniform(1e-4, 1e-1)}"
-        )
-    for name, values in space.items():
-        if not isinstance(values, BaseDistribution):
-            raise UserError(
-                f"get_search: {name} is {values!r}; make it by space.uniform, space.loguniform, "
-                "space.integers or space.choice"
-            )
-        for value in _ends(values):
-            validate(override_values(config, {name: value}))
-    if not config.data.validation_fraction:
-        raise UserError("a search compares validation losses: set config.data.validation_fraction")
-    return Plan(config, space, sampler, pruner, tuple(experiment))
-
-
-def _ends(values: Any) -> Sequence[Any]:
-    return getattr(values, "choices", None) or (values.low, values.high)
-
-
-def _describe(values: Any) -> str:
-    if isinstance(values, CategoricalDistribution):
-        return "one of " + ", ".join(map(str, values.choices))
-    return f"from {values.low} to {values.high}" + ", logarithmic" * values.log
+def plan_from_dict(saved: Mapping[str, Any]) -> Plan:
+    """The inverse of `plan_to_dict`."""
+    space = {
+        name: from_distribution(json_to_distribution(text)) for name, text in saved["space"].items()
+    }
+    return Plan(**{**saved, "config": from_dict(saved["config"]), "space": space})
 
 
 class Search:
-    """A search that is in a folder. Only one process may have it open.
+    """A search in a folder. Only one process may have it open.
 
     Attributes:
       workdir: the folder.
       plan: what is searched, and how.
-      num_trials: the budget.
-      units: a work unit for every trial up to now; grows in place.
+      num_trials: the budget, in trials.
+      units: one work unit for each trial so far; grows in place.
 
     Raises:
       UserError: there is no search in the folder.
@@ -188,20 +131,20 @@ class Search:
     def __init__(self, workdir: Path):
         self.workdir = workdir
         self._study = _load_study(workdir)
-        self.plan = Plan.from_dict(self._study.user_attrs["plan"])
+        self.plan = plan_from_dict(self._study.user_attrs["plan"])
         self.num_trials: int = self._study.user_attrs.get("num_trials", 0)
         self.units: list[WorkUnit] = []
         self._read_units()
 
     def set_budget(self, num_trials: int) -> None:
-        """Sets the number of trials, those included that are there."""
+        """Sets the number of trials, including the ones already there."""
         self._study.set_user_attr("num_trials", num_trials)
         self.num_trials = num_trials
 
     def remaining(self) -> Iterator[WorkUnit]:
-        """Yields the trials that are still to be trained, each chosen when it is asked for.
+        """Yields the trials still to be trained, each chosen when it is asked for.
 
-        Those come first that were running when the search was stopped.
+        Trials that were running when the search was stopped come first.
         """
         yield from [unit for unit in self.units if not unit.has_ended()]
         while len(self.units) < self.num_trials:
@@ -211,15 +154,15 @@ class Search:
             yield self.units[-1]
 
     def tell_ended(self) -> None:
-        """Tells the study how trials ended."""
+        """Tells the study which trials ended, and how."""
         for unit, trial in zip(self.units, _trials(self._study, self.plan), strict=True):
             if trial.state == TrialState.RUNNING and unit.has_ended():
                 result = unit.read_result()
                 if result.status == "done" and result.loss is not None:
                     self._study.tell(trial.number, result.loss)
-                else:  # that it diverged is news of these values, that it failed is not
-                    news = result.status in ("pruned", "diverged")
-                    state = TrialState.PRUNED if news else TrialState.FAIL
+                else:  # divergence says something about the values, a failure does not
+                    informative = result.status in ("pruned", "diverged")
+                    state = TrialState.PRUNED if informative else TrialState.FAIL
                     self._study.tell(trial.number, state=state)
 
     def best(self) -> WorkUnit | None:
@@ -239,36 +182,39 @@ class Search:
             part = fraction_trained(unit, _rows(unit))
             trained += part
             saved += (1 - part) * (unit.read_status()["status"] == "pruned")
+        head, *fields = self.plan.describe()
         notes = [
-            self.plan.describe().replace("\n ", ";").replace("over;", "over"),
+            f"{head} {'; '.join(fields)}",
             f"Cost: the {len(self.units)} trials trained as many steps as {trained:.1f} full ones; "
             f"pruning saved those of {saved:.1f}.",
         ]
         if best := self.best():
             notes.append(
                 f"Best trial: {best.name}, validation loss {best.read_result().loss:.4f} nats/char "
-                "behind its last step. It is the lowest of many, so train it again with other "
+                "after its last step. It is the lowest of many, so train it again with other "
                 "seeds before you believe the number."
             )
         return notes
 
     def _ask(self) -> bool:
-        """Adds a unit with values that were not there before; returns whether there are any.
+        """Adds a unit with new values; returns whether there are any.
 
-        Every draw has a sampler with a seed of its own, so a search that was stopped goes on as if
-        it had not been.
+        Every draw has a sampler with its own seed, so a search that was stopped continues as if it
+        had not been.
         """
         for draw in range(_MOST_DRAWS):
             number = len(self._study.get_trials(deepcopy=False))
             seed = int(np.random.SeedSequence([self.plan.config.seed, number]).generate_state(1)[0])
             # TPE would propose the best values of a small space again and again.
             self._study.sampler = SAMPLERS[self.plan.sampler if draw == 0 else "random"](seed=seed)
-            trial = self._study.ask(dict(self.plan.space))
+            trial = self._study.ask(
+                {name: to_distribution(values) for name, values in self.plan.space.items()}
+            )
             known = len(self.units)
             self._read_units()
             if len(self.units) > known:
                 return True
-            self._study.tell(trial, state=TrialState.FAIL)  # known values, or none that go together
+            self._study.tell(trial, state=TrialState.FAIL)  # known values, or not valid together
         return False
 
     def _read_units(self) -> None:
@@ -279,12 +225,12 @@ class Search:
 
 
 def create_search(plan: Plan, workdir: Path, *, num_trials: int) -> Search:
-    """Makes a search, or opens the one that is there: then the budget alone may be another.
+    """Makes a search, or opens the one in the folder, of which only the budget may differ.
 
     Args:
-      plan: from `make_plan`.
-      workdir: of the sweep.
-      num_trials: the budget, the trials that are there included.
+      plan: what to search, as returned by `make_plan`.
+      workdir: the folder of the sweep.
+      num_trials: the budget, including trials already there.
 
     Raises:
       UserError: the folder holds another search, or a sweep.
@@ -296,24 +242,15 @@ def create_search(plan: Plan, workdir: Path, *, num_trials: int) -> Search:
         storage=_storage(workdir), study_name=_STUDY, direction="minimize", load_if_exists=True
     )
     if "plan" in study.user_attrs:
-        if changes := _changes(Plan.from_dict(study.user_attrs["plan"]), plan):
+        if changes := plan_from_dict(study.user_attrs["plan"]).changes(plan):
             raise UserError(
                 f"{workdir} holds another search ({'; '.join(changes)}): give another --workdir"
             )
     else:
-        study.set_user_attr("plan", plan.to_dict())
+        study.set_user_attr("plan", plan_to_dict(plan))
     search = Search(workdir)
     search.set_budget(num_trials)
     return search
-
-
-def _changes(old: Plan, new: Plan) -> list[str]:
-    """What makes two plans different searches, in words."""
-    changes = diff(old.config, new.config)
-    for name in ("sampler", "pruner", "space"):
-        if getattr(old, name) != getattr(new, name):
-            changes[name] = getattr(old, name), getattr(new, name)
-    return [f"{name} {before!r} -> {after!r}" for name, (before, after) in changes.items()]
 
 
 def _storage(workdir: Path) -> JournalStorage:
@@ -334,8 +271,8 @@ def _load_study(workdir: Path) -> optuna.Study:
 def _trials(study: optuna.Study, plan: Plan) -> list[FrozenTrial]:
     """The trials that are work units, in their order.
 
-    Those are none that have the values of one before, values that do not go together, or, after a
-    kill, only some.
+    Left out are trials that repeat the values of an earlier one, trials whose values do not go
+    together, and, after a kill, trials with only some of their values.
     """
     found: dict[str, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):
@@ -355,12 +292,12 @@ def _goes_together(plan: Plan, overrides: Overrides) -> bool:
 
 
 def _overrides(trial: FrozenTrial, space: Space) -> Overrides:
-    """The values of a trial, with four digits: they are read, typed and part of names."""
+    """The values of a trial, with four digits: people read and type them, and names hold them."""
     return {name: _rounded(trial.params[name], values) for name, values in space.items()}
 
 
-def _rounded(value: Any, values: BaseDistribution) -> Any:
-    if not isinstance(values, FloatDistribution):
+def _rounded(value: Any, values: Values) -> Any:
+    if not isinstance(values, Uniform | LogUniform):
         return value
     return min(max(float(f"{value:.4g}"), values.low), values.high)
 
@@ -369,10 +306,10 @@ def is_pruned(study: optuna.Study, number: int, *, evaluation: int, loss: float)
     """Reports an evaluation of a trial; returns whether the trial ends there.
 
     Args:
-      study: with its pruner.
-      number: of the trial in the study.
-      evaluation: its number in the run, from 1: the resource that the pruner counts.
-      loss: nats/char.
+      study: the study, with its pruner.
+      number: index of the trial in the study, from 0.
+      evaluation: index of the evaluation in the run, from 1; what the pruner counts as resource.
+      loss: validation loss, nats/char.
     """
     frozen = study.get_trials(deepcopy=False)[number]
     if evaluation in frozen.intermediate_values:  # decided already, before it was interrupted
@@ -402,10 +339,10 @@ def run_trial(unit: WorkUnit) -> None:
     """Trains one trial in this process, and writes down how it ended.
 
     Raises:
-      Interrupted: a signal came; it is saved.
+      Interrupted: a signal came; the trial is saved.
     """
     study = _load_study(unit.workdir.parent.parent)
-    plan = Plan.from_dict(study.user_attrs["plan"])
+    plan = plan_from_dict(study.user_attrs["plan"])
     study.pruner = PRUNERS[plan.pruner]()
     trial = _trials(study, plan)[unit.index]
 
@@ -414,7 +351,7 @@ def run_trial(unit: WorkUnit) -> None:
         evaluation = sum("validation/loss" in row for row in rows)
         is_last = fraction_trained(unit, rows) == 1
         if is_pruned(study, trial.number, evaluation=evaluation, loss=loss) and not is_last:
-            raise optuna.TrialPruned(f"behind evaluation {evaluation}, step {step:,}")
+            raise optuna.TrialPruned(f"after evaluation {evaluation}, step {step:,}")
 
     unit.write_status("running")
     try:

@@ -2,7 +2,7 @@
 
 A task runs the command of its job. The SIGTERM that Slurm sends ahead of a time limit, a preemption
 or a requeue reaches the worker itself, which saves and ends; the task then goes back into the queue
-by itself unless Slurm sees to that, and goes on from the checkpoint when it starts again.
+by itself unless Slurm sees to that, and resumes from the checkpoint when it starts again.
 
 `slurm/` in the sweep's folder holds submitit's files, Slurm's own logs, and `tasks.json`: which
 units the tasks train. By it, starting the command again waits for the tasks that are there.
@@ -29,7 +29,7 @@ from charrnn_jax.sweeps.units import WorkUnit
 _TASKS_FILE = "slurm/tasks.json"
 _SECONDS_TO_SAVE = 120  # from the signal to the time limit; Slurm may send it a minute earlier
 _MOST_RESTARTS = 100  # a task that never gets anywhere must not go round for ever
-_ENDED = (  # states behind which a task does not run again; "gone": Slurm has forgotten it
+_ENDED = (  # states after which a task does not run again; "gone": Slurm has forgotten it
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
     *("PREEMPTED", "REVOKED", "TIMEOUT", "gone"),
 )
@@ -106,7 +106,7 @@ def submit(
         stderr_to_stdout=True,
         time=None,  # the partition's, if the options say nothing; submitit would say 5 minutes
         wckey=None,
-        # From Slurm 22.05 on, srun does not take over what sbatch was told.
+        # Since Slurm 22.05, srun does not inherit this option of sbatch.
         srun_args=[f"--cpus-per-task={cpus}"] if cpus else None,
         additional_parameters={
             "requeue": True,
@@ -135,9 +135,9 @@ def submit(
 def run_task(command: Sequence[str], log: Path) -> None:
     """Runs the command of a job; this is what a task of the array does.
 
-    Slurm sends SIGTERM to all processes of a task; submitit ignores it in this one. If the task
-    still counts as running behind it, then its time or its grace before a preemption is running
-    out: if it ended now, nobody but itself would requeue it. One that is cancelled counts no more.
+    Slurm sends SIGTERM to all processes of a task; submitit ignores it in this one. If Slurm still
+    lists the task as running after that, its time, or its grace before a preemption, is running
+    out: it must requeue itself, for nothing else would. A cancelled task is no longer listed.
     """
     import submitit
 
@@ -155,9 +155,9 @@ def run_task(command: Sequence[str], log: Path) -> None:
 
 
 def wait_for_tasks(tasks: Mapping[str, Job], *, table: SweepTable) -> None:
-    """Shows the table until the tasks have ended; a unit that its task left behind has failed.
+    """Shows the table until the tasks have ended; a unit that its task left unfinished has failed.
 
-    Whoever interrupts this, the tasks go on.
+    The tasks continue if this is interrupted.
     """
     started = time.monotonic()
     waiting = dict(tasks)

@@ -24,9 +24,9 @@ class SweepTable:
     """A table of the units of a sweep; `update` reads where they stand.
 
     Args:
-      units: all of them, or those that are there up to now.
-      num_units: that there will be; None: these are all.
-      console: where it is shown.
+      units: all units, or the ones there so far; may grow.
+      num_units: how many there will be; None: these are all.
+      console: where the table is shown.
     """
 
     def __init__(
@@ -71,7 +71,9 @@ class SweepTable:
         for unit in running[:_MOST_ROWS]:
             rows = read_json_lines(unit.workdir / "metrics.jsonl")
             losses = [_last(rows, f"{split}/loss") for split in ("train", "validation")]
-            table.add_row(unit.name, f"{fraction_trained(unit, rows):.0%}", *losses)
+            # The first row comes only after the program is compiled, which can take minutes.
+            done = f"{fraction_trained(unit, rows):.0%}" if rows else "compiling"
+            table.add_row(unit.name, done, *losses)
         if len(running) > _MOST_ROWS:
             table.add_row(f"and {len(running) - _MOST_ROWS} more")
         return table

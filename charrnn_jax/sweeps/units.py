@@ -6,21 +6,22 @@ a `unit.json` that says how it ended) and the report.
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import diff, from_dict, from_json, override_values, validate
 from charrnn_jax.errors import UserError
-from charrnn_jax.files import lock, replacing
+from charrnn_jax.evaluation.protocols import make_protocol
+from charrnn_jax.files import replacing
 from charrnn_jax.reports.statistics import Result
+from charrnn_jax.reports.sweep import write_sweep_report
 from charrnn_jax.sweeps.hyper import Overrides
 from charrnn_jax.workdir.checkpoints import read_metadata, steps
 from charrnn_jax.workdir.json_lines import read_json_lines
@@ -29,10 +30,15 @@ from charrnn_jax.workdir.resume import check_same_run
 SEARCH_FILE = "search.journal"  # in a sweep's folder: its units are the trials of a search
 _STATUS_FILE = "unit.json"
 ENDED = ("done", "diverged", "failed", "pruned")
-# A run may be gone on with under other values of these, but then is not what a sweep compares.
+# A run may be resumed with other values of these, but then it is not what a sweep compares.
 _FIXED = ("optimizer.", "train.num_steps", "train.num_epochs")
 # Losses under different values of these must not be compared.
 _COMPARED = ("data.validation_fraction", "data.test_fraction", "evaluation.")
+# A scaling law is fitted to a sweep that varies nothing but these.
+_OF_SCALING = {
+    *("seed", "model.embedding_size", "model.hidden_size", "model.num_layers"),
+    *("train.num_steps", "train.num_epochs"),
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,10 @@ class WorkUnit:
         return saved["status"] in ENDED and saved["config"] == self.config.to_dict()
 
     def read_status(self) -> dict[str, Any]:
-        """Returns {"status": one of `STATUSES`, "message": why, "config": it was trained with}."""
+        """Returns {"status": where it stands, "message": why, "config": it was trained with}.
+
+        The status is "waiting", "running" or one of `ENDED`.
+        """
         status = {"status": "waiting", "message": "", "config": None}
         try:
             return status | json.loads((self.workdir / _STATUS_FILE).read_text(encoding="utf-8"))
@@ -166,7 +175,7 @@ def load_sweep(workdir: str | Path) -> list[WorkUnit]:
 
 
 def check_workdirs(units: Sequence[WorkUnit]) -> None:
-    """Raises UserError if a unit's workdir holds a run that this sweep may not go on with."""
+    """Raises UserError if a unit's workdir holds a run that this sweep may not resume."""
     for unit in units:
         file = unit.workdir / "config.json"
         if not (file.is_file() and steps(unit.workdir)):
@@ -181,31 +190,6 @@ def check_workdirs(units: Sequence[WorkUnit]) -> None:
                 )
 
 
-@contextmanager
-def alone(workdir: Path) -> Iterator[None]:
-    """Keeps other launchers away from a sweep's folder.
-
-    Raises:
-      BusyError: one has it.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    descriptor = lock(workdir, doing="running a sweep")
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def read_corpora(units: Sequence[WorkUnit]) -> list[str]:
-    """Returns what the units were trained on, in words: one line if it is one text for all."""
-    texts = {}
-    for unit in units:
-        if saved := steps(unit.workdir):
-            corpus = read_metadata(unit.workdir, saved[-1]).corpus
-            texts[corpus.sha256, corpus.num_chars] = corpus.describe()
-    return sorted(texts.values())
-
-
 def _last(field: str) -> str:
     return field.split(".")[-1]
 
@@ -216,3 +200,68 @@ def _name(overrides: Overrides) -> str:
     name = re.sub(r"[^\w.=,+-]", "_", full).encode()[:120].decode(errors="ignore") or "default"
     exact = json.dumps(overrides, default=str)
     return name if name == full else f"{name}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def write_report(
+    units: Sequence[WorkUnit],
+    workdir: Path,
+    *,
+    baseline: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Writes the report on a sweep from what its units have left; see `write_sweep_report`.
+
+    Args:
+      units: all work units of the sweep; the first one's protocol is the protocol of all.
+      workdir: the folder of the sweep.
+      baseline: settings of the configuration to compare with; None: the first unit's.
+      notes: sentences for the report.
+
+    Raises:
+      UserError: not just one configuration has the settings of the baseline.
+    """
+    protocol = make_protocol(units[0].config.evaluation)
+    results = [unit.read_result() for unit in units]
+    write_sweep_report(
+        results,
+        workdir,
+        title=workdir.resolve().name,
+        protocol=f"{protocol.label}: {protocol.description}",
+        baseline=baseline,
+        notes=[*_describe_texts(units), *notes, *_scaling_law(units, results)],
+    )
+
+
+def _describe_texts(units: Sequence[WorkUnit]) -> list[str]:
+    """A sentence on the text that the units were trained on; a warning if there are several."""
+    corpora = {}
+    for unit in units:
+        if saved := steps(unit.workdir):
+            corpus = read_metadata(unit.workdir, saved[-1]).corpus
+            corpora[corpus.sha256, corpus.num_chars] = corpus.describe()
+    texts = "; ".join(sorted(corpora.values()))
+    if len(corpora) > 1:
+        warning = "WARNING: these runs were trained on DIFFERENT texts and cannot be compared"
+        return [f"{warning}: {texts}."]
+    return [f"Text: {texts}."] if texts else []
+
+
+def _scaling_law(units: Sequence[WorkUnit], results: Sequence[Result]) -> list[str]:
+    """A sentence on how the loss falls with size and length, if the sweep varied both enough."""
+    if not {name for unit in units for name in unit.overrides} <= _OF_SCALING:
+        return []  # it would be one law for different families
+    rows = []
+    for unit, result in zip(units, results, strict=True):
+        if result.status == "done" and result.loss is not None:
+            data = unit.config.data
+            num_chars = result.curve[-1][0] * data.batch_size * data.sequence_length
+            rows.append((result.num_params, num_chars, result.loss))
+    if not rows:
+        return []
+    # Not above: scipy.optimize takes half a second, and every worker imports this file.
+    from charrnn_jax.reports.scaling import can_fit, describe_scaling_law
+
+    num_params, num_chars, losses = map(np.array, zip(*rows, strict=True))
+    if not can_fit(num_params, num_chars):
+        return []
+    return [describe_scaling_law(num_params, num_chars, losses=losses)]

@@ -221,7 +221,7 @@ def test_command_attaches_again_to_what_slurm_has(
     output = sweep(moved, workdir, "--launcher=slurm", returncode=2)
     assert "which get_hyper has moved" in output
 
-    assert "they go on" in sweep(experiment, workdir, "--launcher=slurm")
+    assert "they continue" in sweep(experiment, workdir, "--launcher=slurm")
     assert tasks(workdir) == submitted
     assert not any("Resuming" in log.read_text() for log in (workdir / "logs").iterdir())
     assert_same(workdir, undisturbed)
