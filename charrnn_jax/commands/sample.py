@@ -18,19 +18,8 @@ from charrnn_jax.commands.arguments import (
     real,
     unk_flag,
 )
+from charrnn_jax.commands.choices import CHOICES
 from charrnn_jax.errors import UserError
-
-# Settings of `generation.rules.make_rules`: (type, default, what they do).
-CHOICES: dict[str, tuple[Any, Any, str]] = {
-    "temperature": (real, 1.0, "0: always the likeliest character; 1: the model's distribution"),
-    "top_k": (natural, 0, "only the N likeliest characters; 0: all"),
-    "top_p": (real, 1.0, "only the likeliest characters that have this probability together"),
-    "min_p": (real, 0.0, "only characters at least this likely, next to the likeliest one"),
-    "no_repeat": (natural, 0, "no N characters in a row are written twice; 0: no such rule"),
-    "allow": (str, "", "only these characters are written"),
-    "forbid": (str, "", "these characters are not written"),
-    "pattern": (str, "", "a regular expression that the text behind the prompt matches"),
-}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
