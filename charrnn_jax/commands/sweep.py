@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     if is_search:
         raise UserError(f"{workdir} holds a search: charrnn search --workdir={workdir} goes on")
-    from charrnn_jax.reports.statistics import find_baseline, group
+    from charrnn_jax.reports.sweep.statistics import find_baseline, group
     from charrnn_jax.sweeps.jobs import make_jobs
     from charrnn_jax.sweeps.report import write_report
     from charrnn_jax.sweeps.slurm import find_tasks

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from charrnn_jax.evaluation.protocols import describe
-from charrnn_jax.reports.scaling import can_fit, describe_scaling_law
-from charrnn_jax.reports.sweep import write_sweep_report
+from charrnn_jax.reports.sweep.report import write_sweep_report
+from charrnn_jax.reports.sweep.scaling import can_fit, describe_scaling_law
 from charrnn_jax.sweeps.units import WorkUnit, read_corpora
 
 _OF_SCALING = {

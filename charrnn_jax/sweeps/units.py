@@ -21,7 +21,7 @@ from charrnn_jax.config import diff, from_dict, from_json, override_values, vali
 from charrnn_jax.data.dataset import describe_corpus
 from charrnn_jax.errors import UserError
 from charrnn_jax.files import lock, replacing
-from charrnn_jax.reports.statistics import Result
+from charrnn_jax.reports.sweep.statistics import Result
 from charrnn_jax.sweeps.hyper import Overrides
 from charrnn_jax.training.checkpoints import read_metadata, steps
 from charrnn_jax.training.json_lines import read_json_lines
