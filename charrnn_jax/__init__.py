@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from charrnn_jax.evaluation.metrics import CrossEntropy as CrossEntropy
     from charrnn_jax.evaluation.metrics import cross_entropy as cross_entropy
     from charrnn_jax.evaluation.protocols import evaluate as evaluate
+    from charrnn_jax.export.folder import export as export
+    from charrnn_jax.export.page import export_page as export_page
+    from charrnn_jax.generation.choice import make_rules as make_rules
     from charrnn_jax.generation.continuation import Continuation as Continuation
-    from charrnn_jax.generation.rules import make_rules as make_rules
     from charrnn_jax.generation.sampler import Sampler as Sampler
     from charrnn_jax.generation.sampler import generate as generate
     from charrnn_jax.models.char_rnn import CharRNN as CharRNN
@@ -37,8 +39,10 @@ _MODULE_OF = {
     "CrossEntropy": "evaluation.metrics",
     "cross_entropy": "evaluation.metrics",
     "evaluate": "evaluation.protocols",
+    "export": "export.folder",
+    "export_page": "export.page",
     "Continuation": "generation.continuation",
-    "make_rules": "generation.rules",
+    "make_rules": "generation.choice",
     "Sampler": "generation.sampler",
     "generate": "generation.sampler",
     "CharRNN": "models.char_rnn",

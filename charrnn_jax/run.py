@@ -13,7 +13,6 @@ from charrnn_jax.data.dataset import Dataset, describe_corpus, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.protocols import label
-from charrnn_jax.generation.export import Origin, export
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params, make_model
 from charrnn_jax.training.checkpoints import choose_step, read_metadata, read_params
 
@@ -93,28 +92,6 @@ class Run:
     def public_corpus(self) -> dict[str, Any]:
         """Returns `corpus` as others may see it: an own text by the name of its file alone."""
         return _public(self.corpus)
-
-    def export(self, folder: str | Path) -> None:
-        """Writes a folder that needs none of this code; see `generation.export`.
-
-        Raises:
-          UserError: the folder holds something already, or `evaluation.json` is damaged.
-        """
-        config = self.config.to_dict()
-        config["data"]["path"] = Path(config["data"]["path"]).name
-        config["train"]["init_from"] = Path(config["train"]["init_from"]).name
-        origin = Origin(
-            name=self.workdir.resolve().name,
-            step=self.step,
-            config=config,
-            corpus=self.public_corpus(),
-            losses=self.losses(),
-            started_from=self.started_from,
-            prompt=self.config.sample.prompt,
-        )
-        export(
-            Path(folder), self.params, model=self.model, vocabulary=self.vocabulary, origin=origin
-        )
 
 
 def load_run(workdir: str | Path, *, checkpoint: str | int = "best") -> Run:
