@@ -48,7 +48,7 @@ class Reference(NamedTuple):
 
     Attributes:
       tokens: [N].
-      probabilities: [N, V], of the token behind each.
+      probabilities: [N, V], of the token after each.
       activations: [N, L, H], after reading each.
     """
 

@@ -13,5 +13,5 @@ CHOICES: dict[str, tuple[Any, Any, str]] = {
     "no_repeat": (natural, 0, "no N characters in a row are written twice; 0: no such rule"),
     "allow": (str, "", "only these characters are written"),
     "forbid": (str, "", "these characters are not written"),
-    "pattern": (str, "", "a regular expression that the text behind the prompt matches"),
+    "pattern": (str, "", "a regular expression that the text after the prompt matches"),
 }

@@ -32,7 +32,7 @@ function readMatrix(rows, columns) {
   return matrix;
 }
 
-// --- The model: the equations are those of models/cells.py ---------------------------------------
+// --- The model: the equations are those of models/cells ------------------------------------------
 
 const GATES = { gru: 3, lstm: 4, rnn: 1 }[cell];
 const table = readMatrix(V, GATES * H); // what every token gives to the gates of the first layer
@@ -104,7 +104,7 @@ function forget() {
   }
 }
 
-/** Reads one token: the layers' h, and the logits of the token behind it. */
+/** Reads one token: the layers' h, and the logits of the token after it. */
 function read(token) {
   let x = null;
   for (const layer of layers) {
@@ -162,7 +162,7 @@ function draw(temperature) {
   const probabilities = distribution(temperature);
   let rest = random(), drawn = 0;
   for (let id = 1; id < V && rest >= 0; id++) {
-    if (probabilities[id] > 0) drawn = id; // rounding may leave a rest behind the last one
+    if (probabilities[id] > 0) drawn = id; // rounding may leave a rest after the last one
     rest -= probabilities[id];
   }
   return drawn;

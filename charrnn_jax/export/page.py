@@ -63,7 +63,7 @@ class PageWeights(NamedTuple):
 
     Attributes:
       packed: the leaves of `StepWeights` in order, little-endian: matrices in the dtype of the page
-        (int8 behind the scales of the rows), vectors and scales in float32.
+        (int8 after the scales of the rows), vectors and scales in float32.
       weights: float32, kernels as [N, K].
     """
 

@@ -43,7 +43,7 @@ def make_rules(
       no_repeat: characters that are not written a second time in a row; 0: no such rule.
       allow: characters that can be drawn; "": all.
       forbid: characters that cannot.
-      pattern: a regular expression that the text behind the prompt matches; "": any text.
+      pattern: a regular expression that the text after the prompt matches; "": any text.
 
     Raises:
       UserError: a number out of its range, characters that the model does not know, or a pattern

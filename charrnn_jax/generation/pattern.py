@@ -21,14 +21,14 @@ from charrnn_jax.generation.rules import Rule
 
 @struct.dataclass
 class Pattern(Rule):
-    """The text behind the prompt matches a regular expression; see `compile_pattern`.
+    """The text after the prompt matches a regular expression; see `compile_pattern`.
 
     Where the text so far matches, it may end: what the pattern does not permit then stands for the
     end, with all its probability. The end is drawn as [UNK], which is no character.
 
     Attributes:
       next_state: [S, V] int32; -1: the pattern does not permit the token there. State 0 is the
-        first, state S - 1 is behind the end.
+        first, state S - 1 is after the end.
       final: [S] bool, whether the text so far matches.
 
     The memory is the state, [B].
@@ -56,7 +56,7 @@ def compile_pattern(pattern: str, vocabulary: Vocabulary, *, allowed: np.ndarray
     """Turns a regular expression into a rule; those that were wanted last are kept.
 
     Args:
-      pattern: matched by the whole text behind the prompt.
+      pattern: matched by the whole text after the prompt.
       vocabulary: of the model.
       allowed: [V] bool, tokens that may be used.
 
@@ -77,7 +77,7 @@ def _compile(pattern: str, vocabulary: Vocabulary, tokens: tuple[int, ...]) -> P
     num_states = 1 << len(number).bit_length()
     next_state = np.full((num_states, vocabulary.size), -1, np.int32)
     is_final = np.zeros(num_states, bool)
-    is_final[-1] = True  # behind the end: nothing but the end
+    is_final[-1] = True  # after the end: nothing but the end
     for state, row in number.items():
         is_final[row] = state in final
         for token, following in transitions.get(state, {}).items():

@@ -1,6 +1,6 @@
 """How the next token is chosen: rules, each of which turns logits into logits.
 
-Rules are applied one behind the other; what is left at the end is drawn from, by `choose`. A rule
+Rules are applied one after the other; what is left at the end is drawn from, by `choose`. A rule
 is a frozen dataclass whose numbers are leaves of a pytree, so another temperature or another k runs
 the same compiled program. Most rules look at the logits alone. One that looks at the text, too,
 keeps what it needs of it in a memory, one entry a row, so no row's text depends on another's.
@@ -27,11 +27,11 @@ class Rule:
         raise NotImplementedError
 
     def start(self, prompts: jax.Array, lengths: jax.Array) -> Any:
-        """Returns the memory behind prompts [B, P], of which `lengths` [B] tokens count."""
+        """Returns the memory after prompts [B, P], of which `lengths` [B] tokens count."""
         return ()
 
     def update(self, memory: Any, tokens: jax.Array) -> Any:
-        """Returns the memory behind the next tokens [B]."""
+        """Returns the memory after the next tokens [B]."""
         return memory
 
 
@@ -133,7 +133,7 @@ class NoRepeat(Rule):
 
     def __call__(self, logits: jax.Array, memory: Any = ()) -> jax.Array:
         recent, shared = memory
-        # recent[j + 1] came behind the text that ends at j; at the end itself nothing came yet.
+        # recent[j + 1] came after the text that ends at j; at the end itself nothing came yet.
         repeats = (shared[:, :-1] >= self.length - 1) & (recent[:, 1:] >= 0)
         followers = jnp.where(repeats, recent[:, 1:], logits.shape[-1])  # no token: dropped
         rows = jnp.arange(logits.shape[0])[:, None]
@@ -185,7 +185,7 @@ Rules = tuple[Rule, ...]
 
 @jax.jit
 def start_memory(rules: Rules, prompts: jax.Array, lengths: jax.Array) -> tuple[Any, ...]:
-    """Returns the memory of every rule behind the prompts."""
+    """Returns the memory of every rule after the prompts."""
     return tuple(rule.start(prompts, lengths) for rule in rules)
 
 
@@ -197,7 +197,7 @@ def apply_rules(rules: Rules, logits: jax.Array, memory: tuple[Any, ...]) -> jax
 
 
 def update_memory(rules: Rules, memory: tuple[Any, ...], tokens: jax.Array) -> tuple[Any, ...]:
-    """Returns the memory of every rule behind the next tokens [B]."""
+    """Returns the memory of every rule after the next tokens [B]."""
     return tuple(
         rule.update(rule_memory, tokens) for rule, rule_memory in zip(rules, memory, strict=True)
     )
