@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from charrnn_jax.evaluation.protocols import Cold as Cold
     from charrnn_jax.evaluation.protocols import Protocol as Protocol
     from charrnn_jax.evaluation.protocols import evaluate as evaluate
+    from charrnn_jax.export.folder import export as export
+    from charrnn_jax.export.page import export_page as export_page
+    from charrnn_jax.generation.choice import make_rules as make_rules
     from charrnn_jax.generation.continuation import Continuation as Continuation
     from charrnn_jax.generation.rules import Rule as Rule
-    from charrnn_jax.generation.rules import make_rules as make_rules
     from charrnn_jax.generation.sampler import Sampler as Sampler
     from charrnn_jax.generation.sampler import generate as generate
     from charrnn_jax.models.cells.cell import Cell as Cell
@@ -56,8 +58,11 @@ _NAMES = {
     "data.vocabulary": ["Vocabulary"],
     "evaluation.metrics": ["CrossEntropy", "cross_entropy"],
     "evaluation.protocols": ["Carried", "Cold", "Protocol", "evaluate"],
+    "export.folder": ["export"],
+    "export.page": ["export_page"],
+    "generation.choice": ["make_rules"],
     "generation.continuation": ["Continuation"],
-    "generation.rules": ["Rule", "make_rules"],
+    "generation.rules": ["Rule"],
     "generation.sampler": ["Sampler", "generate"],
     "models.cells.cell": ["Cell"],
     "models.char_rnn": ["CharRNN", "activations", "forward", "make_model", "summary"],

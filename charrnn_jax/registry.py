@@ -1,7 +1,8 @@
 """Names that a config may contain, and the code that each stands for.
 
-Built-in code is imported when its name is first looked up. An experiment file, or any program that
-uses this package, adds its own:
+What is built in is declared here by name, so that a config can be checked without importing it, and
+provided by the module that has it. An experiment file, or any program that uses this package, adds
+its own:
 
     charrnn_jax.register_cell(Cell("mine", MyCell, ...))  # then config.model.cell = "mine"
 
@@ -12,9 +13,8 @@ that it uses, with the SHA-256 of that file; opening the run with another versio
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -42,17 +42,16 @@ class Registry(Generic[T]):
     Args:
       kind: what the names stand for, as it is called in messages: "cell".
       field: the config's field that holds such a name.
-      built_in: name -> "module:attribute".
+      built_in: names of what this package provides.
       several: the field may hold any number of names, with commas between them.
     """
 
-    def __init__(
-        self, kind: str, *, field: str, built_in: Mapping[str, str], several: bool = False
-    ):
+    def __init__(self, kind: str, *, field: str, built_in: Sequence[str], several: bool = False):
         self.kind = kind
         self.field = field
         self._several = several
-        self._built_in = dict(built_in)
+        self._built_in = tuple(built_in)
+        self._provided: dict[str, T] = {}
         self._registered: dict[str, T] = {}
         self.sources: dict[str, Source] = {}
 
@@ -64,13 +63,17 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """Raises UserError: nothing has this name; says which names there are."""
-        if name in self._built_in:
-            module, _, attribute = self._built_in[name].partition(":")
-            found: T = getattr(import_module(module), attribute)
-            return found
+        if name in self._provided:
+            return self._provided[name]
         if name in self._registered:
             return self._registered[name]
         raise self.missing(name)
+
+    def provide(self, name: str, value: T) -> None:
+        """Gives a built-in name its code; for the module that has it."""
+        if name not in self._built_in:
+            raise ValueError(f"{name!r} is not among the built-in names of registry.py")
+        self._provided[name] = value
 
     def names_in(self, value: str) -> list[str]:
         """Returns the names in the value of a field."""
@@ -118,43 +121,17 @@ def _source(file: str) -> Source:
     return Source(str(path.resolve()), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-CELLS: Registry[Any] = Registry(
-    "cell",
-    field="model.cell",
-    built_in={
-        "gru": "charrnn_jax.models.cells.gru:GRU",
-        "lstm": "charrnn_jax.models.cells.lstm:LSTM",
-        "rnn": "charrnn_jax.models.cells.rnn:RNN",
-    },
-)
+CELLS: Registry[Any] = Registry("cell", field="model.cell", built_in=["gru", "lstm", "rnn"])
 OPTIMIZERS: Registry[Any] = Registry(
-    "optimizer",
-    field="optimizer.name",
-    built_in={
-        name: f"charrnn_jax.training.optimizer:{name}"
-        for name in ("adam", "adamw", "rmsprop", "sgd")
-    },
+    "optimizer", field="optimizer.name", built_in=["adam", "adamw", "rmsprop", "sgd"]
 )
-LOSSES: Registry[Any] = Registry(
-    "loss",
-    field="train.loss",
-    built_in={"cross_entropy": "charrnn_jax.evaluation.metrics:cross_entropy"},
-)
-TRAIN_STEPS: Registry[Any] = Registry(
-    "train step",
-    field="train.step",
-    built_in={"standard": "charrnn_jax.training.train_step:train_step"},
-)
-HOOKS: Registry[Any] = Registry("hook", field="train.hooks", built_in={}, several=True)
+LOSSES: Registry[Any] = Registry("loss", field="train.loss", built_in=["cross_entropy"])
+TRAIN_STEPS: Registry[Any] = Registry("train step", field="train.step", built_in=["standard"])
+HOOKS: Registry[Any] = Registry("hook", field="train.hooks", built_in=[], several=True)
 PROTOCOLS: Registry[Any] = Registry(
-    "protocol",
-    field="evaluation.protocol",
-    built_in={
-        "cold": "charrnn_jax.evaluation.protocols:Cold",
-        "carried": "charrnn_jax.evaluation.protocols:Carried",
-    },
+    "protocol", field="evaluation.protocol", built_in=["cold", "carried"]
 )
-RULES: Registry[Any] = Registry("rule", field="sample.rules", built_in={}, several=True)
+RULES: Registry[Any] = Registry("rule", field="sample.rules", built_in=[], several=True)
 
 ALL = (CELLS, OPTIMIZERS, LOSSES, TRAIN_STEPS, HOOKS, PROTOCOLS, RULES)
 

@@ -46,7 +46,7 @@ import numpy as np
 import charrnn_jax
 from charrnn_jax.data.batches import make_batches
 from charrnn_jax.data.vocabulary import UNK_ID
-from charrnn_jax.generation.rules import make_rules
+from charrnn_jax.generation.choice import make_rules
 from charrnn_jax.generation.sampler import prime, sample_step
 from charrnn_jax.models.char_rnn import forward, initialize_params, make_model, summary
 from charrnn_jax.models.stepping import prepare
@@ -242,7 +242,7 @@ print(f"Run time: {time.time() - start:.2f} s")
 
 # %%
 exported = tempfile.mkdtemp()
-run.export(exported)
+charrnn_jax.export(run, exported)
 generate = [sys.executable, exported + "/generate.py", "--prompt=ROMEO:", "--num_chars=100"]
 environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
 print(subprocess.run(generate, env=environment, stdout=subprocess.PIPE, text=True).stdout)

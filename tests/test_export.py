@@ -19,19 +19,23 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from test_models import H, V, make
 
+import charrnn_jax
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
-from charrnn_jax.files import creating
-from charrnn_jax.generation.export import (
+from charrnn_jax.export.card import (
     EQUATIONS,
-    PLATFORMS,
-    Origin,
+    Contents,
+    ModelCard,
     _losses,
-    export,
-    make_functions,
+    page_description,
+    page_facts,
+    readme,
 )
-from charrnn_jax.generation.rules import make_rules
+from charrnn_jax.export.folder import PLATFORMS, make_functions, write_folder
+from charrnn_jax.files import creating
+from charrnn_jax.generation.choice import make_rules
 from charrnn_jax.generation.sampler import Sampler, SampleState, sample_step
+from charrnn_jax.main import main
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 from charrnn_jax.models.stepping import prepare, step
@@ -40,7 +44,16 @@ from charrnn_jax.workdir.run import Run
 VOCABULARY = Vocabulary("\nabcdefghi")  # 11 ids, as the model of `make`
 HOSTILE = "</script>\n# head\n````\n\"'`\\|*&\0\r\u2028\u202e\ud800😀é"
 CORPUS = {"name": "corpus", "sha256": "5" * 64, "num_chars": 1000, "instead_of": ""}
-ORIGIN = Origin("name", 7, {"seed": 0}, CORPUS, {"validation": {"carried": 1.5}}, prompt="bad")
+CARD = ModelCard(
+    name="name",
+    step=7,
+    model=CharRNN(V, 6, H),
+    vocabulary=VOCABULARY,
+    config={"seed": 0},
+    corpus=CORPUS,
+    losses={"validation": {"carried": 1.5}},
+    prompt="bad",
+)
 
 
 def reloaded(model: CharRNN) -> dict:
@@ -48,9 +61,8 @@ def reloaded(model: CharRNN) -> dict:
     return {name: jax_export.deserialize(f.serialize()) for name, f in functions.items()}
 
 
-def export_tiny(folder: Path, params, *, model=None, vocabulary=VOCABULARY, **origin) -> None:
-    model = model or CharRNN(V, 6, H)
-    export(folder, params, model=model, vocabulary=vocabulary, origin=replace(ORIGIN, **origin))
+def export_tiny(folder: Path, params, **changes) -> None:
+    write_folder(folder, params, card=replace(CARD, **changes))
 
 
 @pytest.mark.parametrize(
@@ -279,31 +291,105 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+def make_run(workdir: Path, config: ConfigDict, **changes) -> Run:
+    """A run of step 5, on an own text in a folder that is nobody else's business."""
+    model, params, _, _ = make("lstm", 2)
+    config.sample.prompt = "bad"
+    config.data.path = "secret/text.txt"
+    corpus = {**CORPUS, "name": "secret/text.txt"}
+    return Run(workdir, 5, config, VOCABULARY, corpus, model, params, **{"loss": None, **changes})
+
+
 def test_card_has_the_losses_of_this_checkpoint_by_protocol(
     tiny_config: ConfigDict, tmp_path: Path
 ) -> None:
-    model, params, _, _ = make("lstm", 2)
-    tiny_config.sample.prompt = "bad"
-    tiny_config.data.path = "secret/text.txt"
-    corpus = {**CORPUS, "name": "secret/text.txt"}
-    run = Run(
-        tmp_path, 5, tiny_config, VOCABULARY, corpus, model, params, loss=2.0, started_from="old"
-    )
+    run = make_run(tmp_path, tiny_config, loss=2.0, started_from="old")
+    corpus = run.corpus
     entry = {"step": 5, "corpus": corpus, "losses": {"carried": {"nats_per_char": 2.5}}}
     other_text = {**entry, "corpus": {**corpus, "sha256": "0"}}
     evaluated = {"train": entry, "validation": other_text, "test": {**entry, "step": 4}}
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluated))
     assert run.losses() == {"validation": {"cold-32": 2.0}, "train": {"carried": 2.5}}
-    run.export(tmp_path / "x")
+    charrnn_jax.export(run, tmp_path / "x")
     card = (tmp_path / "x" / "README.md").read_text()
     assert "| validation | cold-32 | 2.0000 | 2.8854 | 7.389 |" in card
     assert "| train | carried | 2.5000 |" in card
     assert f"- sha256: `{CORPUS['sha256']}`" in card
-    assert "- trained on from the weights of `old`" in card
+    assert "- trained further from the weights of `old`" in card
     tiny_config.data.path = "text.txt"
     assert json.loads((tmp_path / "x" / "config.json").read_text()) == tiny_config.to_dict()
     assert not any(b"secret" in file.read_bytes() for file in (tmp_path / "x").iterdir())
-    assert "Not evaluated." in _losses({}, "char")
+    assert "Not evaluated." in _losses(replace(CARD, losses={}))
     (tmp_path / "evaluation.json").write_text('{"train": 3}')
     with pytest.raises(UserError, match="is damaged: delete it, and evaluate again"):
-        run.export(tmp_path / "y")
+        charrnn_jax.export(run, tmp_path / "y")
+
+
+def test_one_card_gives_the_readme_and_the_texts_of_the_page() -> None:
+    corpus = {**CORPUS, "name": "a text", "instead_of": "another"}
+    card = replace(CARD, corpus=corpus, started_from="an older model")
+    contents = Contents(shapes={"x": (2, 3)}, sizes={}, platforms=PLATFORMS, sample="")
+    text, facts = readme(card, contents), page_facts(card)
+    for fact in ("a text", "another", "an older model", "1.5000"):
+        assert fact in text
+        assert fact in str(facts)
+    assert "6 parameters; exported after 7 steps" in text
+    assert facts["Step"] == "7"
+    assert "a text" in page_description(card)
+
+
+# A run of a tiny model, and what exports it, before and after the package is imported.
+BEFORE_AND_AFTER = """
+import sys
+from pathlib import Path
+import jax
+import charrnn_jax
+from charrnn_jax.models.char_rnn import initialize_params
+from charrnn_jax.workdir.run import Run
+config, model = charrnn_jax.default_config(), charrnn_jax.CharRNN(4, 2, 2)
+config.sample.prompt = "a"
+params = initialize_params(model, jax.random.key(0))
+corpus = {"name": "text", "sha256": "0", "num_chars": 9, "instead_of": ""}
+folder, vocabulary = Path(sys.argv[1]), charrnn_jax.Vocabulary("abc")
+run = Run(folder, 1, config, vocabulary, corpus, model, params, loss=None)
+charrnn_jax.export(run, folder / "before")
+import charrnn_jax.export.folder
+charrnn_jax.export(run, folder / "after")
+from charrnn_jax import export, export_page
+export_page(run, folder / "page.html")
+export(run, str(folder / "once more"))
+"""
+
+
+def test_export_is_a_function_before_and_after_the_package_of_its_name_is_imported(
+    tmp_path: Path,
+) -> None:
+    subprocess.run([sys.executable, "-c", BEFORE_AND_AFTER, tmp_path], check=True, cwd=ROOT)
+    before, after, page, once_more = (
+        tmp_path / name for name in ("before", "after", "page.html", "once more")
+    )
+    assert contents(before) == contents(after) == contents(once_more)
+    assert "generate.py" in contents(before)
+    assert page.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("format", ["folder", "web"])
+def test_the_command_exports_what_the_function_exports(
+    format: str,
+    tiny_config: ConfigDict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = make_run(tmp_path, tiny_config)
+    monkeypatch.setattr("charrnn_jax.commands.export.open_run", lambda *_: run)
+    output, ours = tmp_path / "x.html", tmp_path / "y.html"
+    assert main(["export", f"--format={format}", f"--output={output}"]) == 0
+    assert f"Exported to {output}" in capsys.readouterr().out
+    if format == "folder":
+        charrnn_jax.export(run, ours)
+        assert contents(output) == contents(ours)
+    else:
+        charrnn_jax.export_page(run, ours)
+        assert output.read_bytes() == ours.read_bytes()
+        assert str(tmp_path).encode() not in output.read_bytes()

@@ -8,7 +8,8 @@ from test_models import E, H, forward, make
 
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
-from charrnn_jax.generation.rules import Rules, make_rules, start_memory
+from charrnn_jax.generation.choice import make_rules
+from charrnn_jax.generation.rules import Rules, start_memory
 from charrnn_jax.generation.sampler import (
     CHUNK,
     Sampler,

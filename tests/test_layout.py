@@ -1,6 +1,7 @@
-"""Folders import only downwards, so that each can be read with what stands above it."""
+"""Files import only what stands above them, so that each can be read with that alone."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,35 +11,44 @@ PACKAGE = ROOT / "charrnn_jax"
 LAYERS = [
     "errors",
     "files",
+    "processes",
+    "registry",
     "config",
+    "experiment",
     "data",
     "compilation_cache",
     "models",
     "evaluation",
     "generation",
-    "training",
-    "run",
+    "workdir",
     "reports",
+    "export",
+    "training",
     "sweeps",
-    "import_run",
     "commands",
     "main",
 ]
 
 
-def _imported_layers(file: Path) -> set[str]:
-    """First name behind `charrnn_jax.` of every import anywhere in the file."""
-    layers = set()
+def _imports(file: Path) -> set[str]:
+    """Full names of what is imported anywhere in the file, also inside functions."""
+    names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative: {file}"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            assert not (isinstance(node, ast.ImportFrom) and node.level), f"relative: {file}"
-            continue
-        layers |= {name.split(".")[1] for name in names if name.startswith("charrnn_jax.")}
-    return layers
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def _imported_layers(file: Path) -> set[str]:
+    """First name after `charrnn_jax.` of every import."""
+    return {name.split(".")[1] for name in _imports(file) if name.startswith("charrnn_jax.")}
+
+
+def _module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -49,6 +59,28 @@ def test_folder_imports_only_from_folders_above(layer: str) -> None:
     for file in files:
         below = set(LAYERS[LAYERS.index(layer) + 1 :])
         assert not _imported_layers(file) & below, f"{file} imports from below"
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    files = {_module_name(file): file for file in PACKAGE.rglob("*.py")}
+    graph = {
+        module: {
+            # A name that is imported is a module, or something inside one.
+            name if name in files else name.rpartition(".")[0]
+            for name in _imports(file)
+        }
+        for module, file in files.items()
+        if module != "charrnn_jax"  # it has the names of all others
+    }
+    assert set.union(*graph.values()) >= {"charrnn_jax.errors", "charrnn_jax.generation.rules"}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=_module_name)
+def test_nothing_imports_the_names_of_the_package(file: Path) -> None:
+    """They are for users; inside, each name comes from its own file."""
+    assert _imported_layers(file) <= set(LAYERS)
+    assert "charrnn_jax" not in _imports(file)
 
 
 def test_every_module_belongs_to_a_layer() -> None:

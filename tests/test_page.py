@@ -20,7 +20,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
-from charrnn_jax.generation.page import PAGE_DTYPES, page_weights, write_page
+from charrnn_jax.export.page import PAGE_DTYPES, page_weights, write_page
 from charrnn_jax.generation.sampler import encode_prompt
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 from charrnn_jax.models.fused import output
@@ -48,7 +48,7 @@ class Reference(NamedTuple):
 
     Attributes:
       tokens: [N].
-      probabilities: [N, V], of the token behind each.
+      probabilities: [N, V], of the token after each.
       activations: [N, L, H], after reading each.
     """
 
@@ -261,6 +261,40 @@ def test_same_seed_same_text_and_another_seed_another(page: Page) -> None:
     page.generate(length=60, seed=5)
     page.generate("continue", length=40)
     assert page.text == texts[0]
+
+
+def test_generate_again_gives_another_text_and_shows_the_seed_that_repeats_it(page: Page) -> None:
+    page.open(*make_model())
+    page.set(temperature=1, length=100, seed=2**32 - 2)
+    texts = {}
+    for _ in range(4):
+        page.generate()
+        seed = page.find("seed").get_attribute("value")
+        assert seed not in texts
+        texts[seed] = page.text
+    assert list(texts) == ["4294967294", "4294967295", "0", "1"]
+    assert len(set(texts.values())) == 4
+    for seed, text in texts.items():
+        page.generate(seed=seed)
+        assert page.text == text
+
+
+def test_the_seed_stays_where_something_else_changed(page: Page) -> None:
+    """So that one can see what a prompt or a temperature does."""
+    page.open(*make_model())
+    page.generate(temperature=1, length=50, seed=7)
+    text = page.text
+    page.generate(length=80)
+    assert page.text[: len(text)] == text
+    page.generate("continue")
+    page.generate(prompt="dab")
+    page.generate("generate", prompt="bad", length=50)
+    assert page.text == text
+    assert page.find("seed").get_attribute("value") == "7"
+    page.colour_by("neuron")  # which changes no text
+    page.generate()
+    assert page.text != text
+    assert page.find("seed").get_attribute("value") == "8"
 
 
 def test_stop_text_and_stop_button_end_the_text(page: Page) -> None:
@@ -555,6 +589,9 @@ def test_weights_that_a_page_cannot_hold_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not all finite in float16"):
         page_weights(with_weight(1e5), model=model, dtype="float16")
     settings = {"model": model, "vocabulary": LETTERS, "dtype": "int8", **SETTINGS}
+    other = model.clone(cell="other")
+    with pytest.raises(UserError, match=r"gru, lstm, rnn, not other: .* --format=folder"):
+        write_page(tmp_path / "page.html", params, **{**settings, "model": other})
     with pytest.raises(UserError, match="not all finite in int8"):
         write_page(tmp_path / "page.html", with_weight(np.nan), **settings)
     assert not list(tmp_path.iterdir())

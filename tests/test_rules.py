@@ -14,6 +14,7 @@ from test_models import E, H, make
 
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
+from charrnn_jax.generation.choice import make_rules
 from charrnn_jax.generation.pattern import compile_pattern
 from charrnn_jax.generation.rules import (
     Allow,
@@ -26,7 +27,6 @@ from charrnn_jax.generation.rules import (
     TopP,
     apply_rules,
     choose,
-    make_rules,
     start_memory,
     update_memory,
 )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from charrnn_jax.reports.scaling import (
+from charrnn_jax.reports.sweep.scaling import (
     ScalingLaw,
     bootstrap,
     can_fit,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from charrnn_jax.errors import UserError
-from charrnn_jax.reports.effects import Decomposition, decompose, is_geometric, value_text
-from charrnn_jax.reports.statistics import (
+from charrnn_jax.reports.sweep.effects import Decomposition, decompose, is_geometric, value_text
+from charrnn_jax.reports.sweep.statistics import (
     Result,
     Summary,
     group,

@@ -1,6 +1,7 @@
 """Reports of sweeps: what they say, in a real browser, and that nothing in a text breaks them."""
 
 import csv
+import itertools
 import math
 import re
 import subprocess
@@ -16,8 +17,8 @@ from markdown_it import MarkdownIt
 from selenium import webdriver
 
 from charrnn_jax.errors import UserError
-from charrnn_jax.reports.statistics import STATUSES, Result, summarize
-from charrnn_jax.reports.sweep import write_sweep_report
+from charrnn_jax.reports.sweep.report import write_sweep_report
+from charrnn_jax.reports.sweep.statistics import STATUSES, Result, summarize
 
 FILES = ["sweep.csv", "sweep.html", "sweep.md", "sweep.pdf", "sweep.svg"]
 HOSTILE = (
@@ -135,7 +136,6 @@ def test_every_sweep_has_a_report(name: str, tmp_path: Path) -> None:
     """Without a warning: those are errors here."""
     results = SWEEPS[name]
     page = (write(results, tmp_path) / "sweep.html").read_text(encoding="utf-8")
-    assert "{{" not in page.replace("{{title}} \\g", "")
     num_configurations = len(summarize(results, None))
     rows = [len(table) - 1 for table in parse_tables(page)]
     assert rows[0] == num_configurations
@@ -270,8 +270,8 @@ def test_drawing_changes_no_global_state_and_loads_matplotlib_only_then(tmp_path
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from charrnn_jax.reports.statistics import Result\n"
-        "from charrnn_jax.reports.sweep import write_sweep_report\n"
+        "from charrnn_jax.reports.sweep.statistics import Result\n"
+        "from charrnn_jax.reports.sweep.report import write_sweep_report\n"
         "assert 'matplotlib' not in sys.modules\n"
         "import matplotlib\n"
         "matplotlib.rcParams['lines.linewidth'] = 7.0\n"
@@ -340,6 +340,51 @@ def test_the_page_fits_a_phone(name: str, driver: webdriver.Chrome, tmp_path: Pa
             ".map((e) => e.getBoundingClientRect()).map(({width, height}) => [width, height])"
         )
         assert np.min(sizes) >= 44
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_sweep_of_four_settings_shows_all_its_columns_on_1280_pixels(
+    driver: webdriver.Chrome, tmp_path: Path
+) -> None:
+    names = ("model.cell", "model.hidden_size", "optimizer.learning_rate", "train.clip_norm")
+    values = (("gru", "lstm"), (256, 1024), (0.001, 0.004), (1.0, 5.0))
+    sweep = [
+        make_result(dict(zip((*names, "seed"), settings, strict=True)), 1.5 + i / 1000)
+        for i, settings in enumerate(itertools.product(*values, range(3)))
+    ]
+    lost = [make_result({**sweep[0].settings, "seed": 4}, NAN, status="diverged")]
+    screen = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    try:
+        open_page(driver, write(sweep + lost, tmp_path))
+        frame = "const frame = document.querySelector('.scroll');"
+        num_columns = driver.execute_script(f"{frame} return frame.querySelectorAll('th').length")
+        assert num_columns == 20
+        shown, wide = driver.execute_script(
+            f"{frame} return [frame.clientWidth, frame.scrollWidth]"
+        )
+        assert wide <= shown
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_number_of_a_row_stays_in_sight_where_a_table_scrolls(
+    driver: webdriver.Chrome, tmp_path: Path
+) -> None:
+    screen = {"width": 375, "height": 667, "deviceScaleFactor": 2, "mobile": True}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    try:
+        open_page(driver, write(cells(), tmp_path))
+        scrolled, left, width = driver.execute_script(
+            "const frame = document.querySelector('.scroll'); frame.scrollLeft = 300;"
+            "const box = (element) => element.getBoundingClientRect();"
+            "return [frame.scrollLeft, box(frame.querySelector('td')).left - box(frame).left,"
+            "box(frame.querySelector('td')).width]"
+        )
+        assert scrolled == 300
+        assert 0 <= left <= 2  # the border's
+        assert width < 60
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -204,12 +204,12 @@ def open_run(args: argparse.Namespace, overrides: list[str]) -> Any:
     from charrnn_jax.workdir.run import load_run
 
     keep_compiled_programs()
-    run = load_run(workdir, checkpoint=args.checkpoint)
+    opened = load_run(workdir, checkpoint=args.checkpoint)
     print(
-        f"Run {workdir}, step {run.step:,}, trained on {run.corpus.describe()}",
+        f"Run {workdir}, step {opened.step:,}, trained on {opened.corpus.describe()}",
         file=sys.stderr,
     )
-    return run
+    return opened
 
 
 def reject(leftovers: list[str]) -> None:

@@ -28,27 +28,33 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Shows the losses, and writes them into `evaluation.json`."""
-    run = open_run(args, overrides)
+    trained = open_run(args, overrides)
     from charrnn_jax.evaluation.protocols import evaluate, make_protocol, protocols_in_all
 
-    settings = run.config.evaluation
+    settings = trained.config.evaluation
     names = protocols_in_all() if args.protocol == "all" else [args.protocol]
     protocols = [make_protocol(settings, name) for name in names]
-    dataset = run.load_dataset(args.path)
+    dataset = trained.load_dataset(args.path)
     tokens = dataset.splits.with_context(args.split)
     if len(tokens) < 2:
-        raise UserError(f"the run in {run.workdir} has no {args.split} split to evaluate")
+        raise UserError(f"the run in {trained.workdir} has no {args.split} split to evaluate")
     results = {}
     for protocol in protocols:
-        loss = evaluate(run.params, tokens, model=run.model, protocol=protocol)
+        loss = evaluate(trained.params, tokens, model=trained.model, protocol=protocol)
         print(
-            f"{args.split} {protocol.label}: {loss.describe(run.vocabulary.unit)}, perplexity "
-            f"{loss.perplexity:.3f} ({loss.count:,} {run.vocabulary.kind})"
+            f"{args.split} {protocol.label}: {loss.describe(trained.vocabulary.unit)}, perplexity "
+            f"{loss.perplexity:.3f} ({loss.count:,} {trained.vocabulary.kind})"
         )
         results[protocol.label] = loss.to_dict()
     _merge_into_json(
-        run.workdir / "evaluation.json",
-        {args.split: {"step": run.step, "corpus": asdict(dataset.identity()), "losses": results}},
+        trained.workdir / "evaluation.json",
+        {
+            args.split: {
+                "step": trained.step,
+                "corpus": asdict(dataset.identity()),
+                "losses": results,
+            }
+        },
     )
 
 

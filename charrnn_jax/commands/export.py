@@ -1,8 +1,6 @@
 """`charrnn export`: a model for places without this code, as a folder or as a web page."""
 
 import argparse
-from pathlib import Path
-from typing import Any
 
 from charrnn_jax.commands.arguments import checkpoint_flags, open_run, path
 from charrnn_jax.errors import UserError
@@ -38,37 +36,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         raise UserError(f"{output} is a folder: give a file, --output={output / 'model.html'}")
     if args.format == "web" and output.exists() and output.suffix not in (".html", ".htm"):
         raise UserError(f"{output} is there already: give a file, such as --output=model.html")
-    run = open_run(args, overrides)
+    trained = open_run(args, overrides)
     if args.format == "folder":
-        run.export(output)
+        from charrnn_jax.export.folder import export
+
+        export(trained, output)
         print(f"Exported to {output}; its README.md says how it is used")
     else:
-        _write_page(output, run, dtype=args.dtype or "int8")
+        from charrnn_jax.export.page import export_page
+
+        export_page(trained, output, dtype=args.dtype or "int8")
         print(f"Exported to {output}, {output.stat().st_size:,} bytes: open it in a browser")
-
-
-def _write_page(file: Path, run: Any, *, dtype: str) -> None:
-    from charrnn_jax.data.dataset import describe_corpus
-    from charrnn_jax.generation.page import write_page
-
-    unit, corpus = run.vocabulary.unit, run.public_corpus()
-    losses = {
-        f"Loss, {split}, {protocol}": f"{nats:.4f} nats/{unit}"
-        for split, by_protocol in run.losses().items()
-        for protocol, nats in by_protocol.items()
-    }
-    started = {"Started from": run.started_from} if run.started_from else {}
-    write_page(
-        file,
-        run.params,
-        model=run.model,
-        vocabulary=run.vocabulary,
-        dtype=dtype,
-        title=run.workdir.resolve().name,
-        description=(
-            f"A recurrent network that has read {corpus['name']} and writes on, {unit} by "
-            f"{unit}. It runs in this page; nothing is sent anywhere."
-        ),
-        facts={"Text": describe_corpus(corpus), **started, "Step": f"{run.step:,}", **losses},
-        prompt=run.config.sample.prompt,
-    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from charrnn_jax.commands.arguments import positive
-from charrnn_jax.commands.sample import CHOICES
+from charrnn_jax.commands.choices import CHOICES
 from charrnn_jax.errors import UserError
 from charrnn_jax.generation.continuation import Continuation
 from charrnn_jax.generation.sampler import Sampler
@@ -96,7 +96,7 @@ class Session:
             "help": lambda: print(HELP),
             "again": self.again,
             "back": lambda: self.back(rest.strip()),
-            "tree": self.tree,
+            "tree": lambda: _show_tree(self.nodes, now=self.now),
             "show": lambda: print(self._present().after.text),
             "new": lambda: self.new(rest.replace("\\n", "\n")),
             "save": lambda: self.save(_file(rest)),
@@ -136,19 +136,6 @@ class Session:
         self.now = target
         print(f"...{self.nodes[target].after.text[-200:]}")
 
-    def tree(self) -> None:
-        """Shows all texts under the one that they came from."""
-
-        def show(parent: int, depth: int) -> None:
-            for i, node in enumerate(self.nodes):
-                if node.parent == parent:
-                    mark = "*" if i == self.now else " "
-                    text = node.after.last.text if node.after.last else node.after.text
-                    print(f"{mark}{i + 1:3} {'  ' * depth}{text[:50]!r}")
-                    show(i, depth + 1)
-
-        show(-1, 0)
-
     def save(self, file: str) -> None:
         """Saves the present text."""
         self._present().after.save(file)
@@ -164,8 +151,7 @@ class Session:
         """Changes a setting, or shows them all."""
         name, _, value = rest.strip().partition(" ")
         if not name:
-            for setting, known in self.settings.items():
-                print(f"  {setting} {known!r}")
+            print(*(f"  {setting} {known!r}" for setting, known in self.settings.items()), sep="\n")
             return
         value = value.replace("\\n", "\n")
         if name == "stop":
@@ -175,9 +161,8 @@ class Session:
         elif name == "num_chars":
             self.settings["num_chars"] = _whole(value)
         elif name in CHOICES:
-            kind = CHOICES[name][0]
             try:
-                changed = {**self.settings, name: kind(value)}
+                changed = {**self.settings, name: CHOICES[name][0](value)}
             except argparse.ArgumentTypeError as error:
                 raise UserError(str(error)) from error
             self.sampler.choose_rules(**{choice: changed[choice] for choice in CHOICES})
@@ -215,6 +200,15 @@ def _interruptible() -> Iterator[list[bool]]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _show_tree(nodes: list[Node], *, now: int, parent: int = -1, depth: int = 0) -> None:
+    """Shows all texts under the one that they came from; `now` is marked."""
+    for i, node in enumerate(nodes):
+        if node.parent == parent:
+            text = node.after.last.text if node.after.last else node.after.text
+            print(f"{'*' if i == now else ' '}{i + 1:3} {'  ' * depth}{text[:50]!r}")
+            _show_tree(nodes, now=now, parent=i, depth=depth + 1)
 
 
 def _file(rest: str) -> str:

@@ -18,19 +18,8 @@ from charrnn_jax.commands.arguments import (
     real,
     unk_flag,
 )
+from charrnn_jax.commands.choices import CHOICES
 from charrnn_jax.errors import UserError
-
-# Settings of `generation.rules.make_rules`: (type, default, what they do).
-CHOICES: dict[str, tuple[Any, Any, str]] = {
-    "temperature": (real, 1.0, "0: always the likeliest character; 1: the model's distribution"),
-    "top_k": (natural, 0, "only the N likeliest characters; 0: all"),
-    "top_p": (real, 1.0, "only the likeliest characters that have this probability together"),
-    "min_p": (real, 0.0, "only characters at least this likely, next to the likeliest one"),
-    "no_repeat": (natural, 0, "no N characters in a row are written twice; 0: no such rule"),
-    "allow": (str, "", "only these characters are written"),
-    "forbid": (str, "", "these characters are not written"),
-    "pattern": (str, "", "a regular expression that the text behind the prompt matches"),
-}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +37,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for name, (kind, default, does) in CHOICES.items():
         metavar = {natural: "N", real: "X", str: "TEXT"}[kind]
         parser.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=does)
+    parser.add_argument(
+        "--rule",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a rule that the experiment file registers; give it again for several",
+    )
     parser.add_argument(
         "--stop",
         action="append",
@@ -77,24 +73,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Opens the run and generates."""
     _check_flags(args)
-    run = open_run(args, overrides)
+    trained = open_run(args, overrides)
     from charrnn_jax.generation.sampler import Sampler
 
     try:
-        sampler = Sampler(run.params, model=run.model, vocabulary=run.vocabulary, dtype=args.dtype)
+        sampler = Sampler(
+            trained.params, model=trained.model, vocabulary=trained.vocabulary, dtype=args.dtype
+        )
     except ValueError as error:
         raise UserError(f"--dtype={args.dtype}: {error}") from error
     prompts = args.prompt
     if args.prompt_file is not None:
-        prompts = [read_prompt(args.prompt_file, kind=run.vocabulary.kind)]
+        prompts = [read_prompt(args.prompt_file, kind=trained.vocabulary.kind)]
     settings = {name: getattr(args, name) for name in CHOICES}
-    settings |= {"num_chars": args.num_chars, "stop": args.stop}
+    settings |= {"num_chars": args.num_chars, "stop": args.stop, "own": args.rule}
     if args.interactive:
         from charrnn_jax.commands.interactive import Session
 
         return Session(sampler, settings, seed=args.seed, unk=args.unk).run(prompts)
     if prompts is None:
-        prompts = [run.config.sample.prompt]
+        prompts = [trained.config.sample.prompt]
     prompts = [prompt for prompt in prompts for _ in range(args.num_samples)]
     settings |= {"seed": args.seed, "unk": args.unk}
     start = time.perf_counter()
@@ -104,7 +102,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         else:
             samples = sampler.generate(prompts, best_of=args.best_of, **settings)
             num_chars = args.best_of * sum(sample.num_chars for sample in samples)
-            _show(samples, run.vocabulary, as_json=args.json)
+            _show(samples, trained.vocabulary, as_json=args.json)
             cut = sum(sample.finish == "length" for sample in samples)
             if args.pattern and cut:
                 warnings.warn(

@@ -24,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Shows the loss."""
-    run = open_run(args, overrides)
+    trained = open_run(args, overrides)
     import numpy as np
 
     from charrnn_jax.evaluation.metrics import CrossEntropy
@@ -32,17 +32,17 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     text = args.text
     if text is None:
-        text = read_text(args.text_file, kind=run.vocabulary.kind)
+        text = read_text(args.text_file, kind=trained.vocabulary.kind)
     with hint_at_unk():
-        tokens = run.vocabulary.encode(text, unk=args.unk)
+        tokens = trained.vocabulary.encode(text, unk=args.unk)
     if len(tokens) < 2:
         raise UserError("nothing to score: the first character is context, so give two or more")
-    losses = np.concatenate(list(Carried().losses(run.params, tokens, model=run.model)))
+    losses = np.concatenate(list(Carried().losses(trained.params, tokens, model=trained.model)))
     if args.per_char:
         for token, nats in zip(tokens[1:], losses, strict=True):
-            print(f"{run.vocabulary.decode([token])!r}\t{nats / np.log(2):.4f} bits")
+            print(f"{trained.vocabulary.decode([token])!r}\t{nats / np.log(2):.4f} bits")
     loss = CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
     print(
-        f"{loss.describe(run.vocabulary.unit)}, perplexity {loss.perplexity:.3f} "
-        f"({loss.count:,} {run.vocabulary.kind} after the first, carried)"
+        f"{loss.describe(trained.vocabulary.unit)}, perplexity {loss.perplexity:.3f} "
+        f"({loss.count:,} {trained.vocabulary.kind} after the first, carried)"
     )

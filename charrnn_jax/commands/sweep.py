@@ -103,7 +103,7 @@ def _launch(
 ) -> None:
     """Has worker processes train what is not done, and reports; a dry run only shows the jobs."""
     from charrnn_jax.registry import registered_files
-    from charrnn_jax.reports.statistics import find_baseline, group
+    from charrnn_jax.reports.sweep.statistics import find_baseline, group
     from charrnn_jax.sweeps.jobs import make_jobs
     from charrnn_jax.sweeps.local import make_workers, run_jobs
     from charrnn_jax.sweeps.slurm import find_tasks

@@ -8,6 +8,8 @@ import optax
 from flax import struct
 from jax.typing import ArrayLike
 
+from charrnn_jax.registry import LOSSES
+
 
 def cross_entropy(logits: jax.Array, targets: ArrayLike) -> jax.Array:
     """-log softmax(logits)[target], from logits.
@@ -20,6 +22,9 @@ def cross_entropy(logits: jax.Array, targets: ArrayLike) -> jax.Array:
       [...] losses in nats.
     """
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+LOSSES.provide("cross_entropy", cross_entropy)
 
 
 @struct.dataclass

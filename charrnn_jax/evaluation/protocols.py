@@ -154,6 +154,10 @@ def eval_step(params: Any, carry: Carry, batch: Batch, *, model: CharRNN) -> tup
     return carry, cross_entropy(logits, batch.targets)
 
 
+for _protocol in (Cold, Carried):
+    PROTOCOLS.provide(_protocol.name, _protocol)
+
+
 def make_protocol(config: ConfigDict, name: str = "") -> Protocol:
     """Makes the protocol of a `config.evaluation` section, or another one with its settings.
 

@@ -1,4 +1,4 @@
-"""Regular expressions over the characters of a model: `compile_pattern`.
+"""Regular expressions over the characters of a model: the rule, and `compile_pattern`.
 
 The automaton is made by outlines-core, in the syntax of Rust's regex crate (no look-around, no back
 references), with the model's characters, or bytes, as its alphabet.
@@ -7,20 +7,56 @@ references), with the model's characters, or bytes, as its alphabet.
 import math
 import re
 from functools import lru_cache
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
-from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
-from charrnn_jax.generation.rules import Pattern
+from charrnn_jax.generation.rules import Rule
+
+
+@struct.dataclass
+class Pattern(Rule):
+    """The text after the prompt matches a regular expression; see `compile_pattern`.
+
+    Where the text so far matches, it may end: what the pattern does not permit then stands for the
+    end, with all its probability. The end is drawn as [UNK], which is no character.
+
+    Attributes:
+      next_state: [S, V] int32; -1: the pattern does not permit the token there. State 0 is the
+        first, state S - 1 is after the end.
+      final: [S] bool, whether the text so far matches.
+
+    The memory is the state, [B].
+    """
+
+    next_state: jax.Array
+    final: jax.Array
+
+    def __call__(self, logits: jax.Array, memory: Any = ()) -> jax.Array:
+        permitted = self.next_state[memory] >= 0
+        rest = jax.nn.logsumexp(logits, axis=-1, where=~permitted)
+        end = jnp.where(self.final[memory], rest, -jnp.inf)
+        is_end = jnp.arange(logits.shape[-1])[None] == UNK_ID
+        return jnp.where(is_end, end[:, None], jnp.where(permitted, logits, -jnp.inf))
+
+    def start(self, prompts: jax.Array, lengths: jax.Array) -> Any:
+        return jnp.zeros_like(lengths)
+
+    def update(self, memory: Any, tokens: jax.Array) -> Any:
+        following = self.next_state[memory, tokens]
+        return jnp.where(tokens == UNK_ID, self.next_state.shape[0] - 1, following)
 
 
 def compile_pattern(pattern: str, vocabulary: Vocabulary, *, allowed: np.ndarray) -> Pattern:
     """Turns a regular expression into a rule; those that were wanted last are kept.
 
     Args:
-      pattern: matched by the whole text behind the prompt.
+      pattern: matched by the whole text after the prompt.
       vocabulary: of the model.
       allowed: [V] bool, tokens that may be used.
 
@@ -41,7 +77,7 @@ def _compile(pattern: str, vocabulary: Vocabulary, tokens: tuple[int, ...]) -> P
     num_states = 1 << len(number).bit_length()
     next_state = np.full((num_states, vocabulary.size), -1, np.int32)
     is_final = np.zeros(num_states, bool)
-    is_final[-1] = True  # behind the end: nothing but the end
+    is_final[-1] = True  # after the end: nothing but the end
     for state, row in number.items():
         is_final[row] = state in final
         for token, following in transitions.get(state, {}).items():

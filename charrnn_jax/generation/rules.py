@@ -1,6 +1,6 @@
 """How the next token is chosen: rules, each of which turns logits into logits.
 
-Rules are applied one behind the other; what is left at the end is drawn from, by `choose`. A rule
+Rules are applied one after the other; what is left at the end is drawn from, by `choose`. A rule
 is a frozen dataclass whose numbers are leaves of a pytree, so another temperature or another k runs
 the same compiled program. Most rules look at the logits alone. One that looks at the text, too,
 keeps what it needs of it in a memory, one entry a row, so no row's text depends on another's.
@@ -9,17 +9,11 @@ Top-k and top-p need no sorted logits, only the threshold: it is found bit by bi
 all tokens, which on a CPU is ten times as fast as sorting.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
-
-from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
-from charrnn_jax.errors import UserError
-from charrnn_jax.registry import RULES
 
 WINDOW = 512  # characters that `NoRepeat` looks back
 
@@ -33,11 +27,11 @@ class Rule:
         raise NotImplementedError
 
     def start(self, prompts: jax.Array, lengths: jax.Array) -> Any:
-        """Returns the memory behind prompts [B, P], of which `lengths` [B] tokens count."""
+        """Returns the memory after prompts [B, P], of which `lengths` [B] tokens count."""
         return ()
 
     def update(self, memory: Any, tokens: jax.Array) -> Any:
-        """Returns the memory behind the next tokens [B]."""
+        """Returns the memory after the next tokens [B]."""
         return memory
 
 
@@ -139,7 +133,7 @@ class NoRepeat(Rule):
 
     def __call__(self, logits: jax.Array, memory: Any = ()) -> jax.Array:
         recent, shared = memory
-        # recent[j + 1] came behind the text that ends at j; at the end itself nothing came yet.
+        # recent[j + 1] came after the text that ends at j; at the end itself nothing came yet.
         repeats = (shared[:, :-1] >= self.length - 1) & (recent[:, 1:] >= 0)
         followers = jnp.where(repeats, recent[:, 1:], logits.shape[-1])  # no token: dropped
         rows = jnp.arange(logits.shape[0])[:, None]
@@ -167,39 +161,6 @@ class NoRepeat(Rule):
         return recent, jnp.where(recent == tokens[:, None], longer, 0)
 
 
-@struct.dataclass
-class Pattern(Rule):
-    """The text behind the prompt matches a regular expression; see `compile_pattern`.
-
-    Where the text so far matches, it may end: what the pattern does not permit then stands for the
-    end, with all its probability. The end is drawn as [UNK], which is no character.
-
-    Attributes:
-      next_state: [S, V] int32; -1: the pattern does not permit the token there. State 0 is the
-        first, state S - 1 is behind the end.
-      final: [S] bool, whether the text so far matches.
-
-    The memory is the state, [B].
-    """
-
-    next_state: jax.Array
-    final: jax.Array
-
-    def __call__(self, logits: jax.Array, memory: Any = ()) -> jax.Array:
-        permitted = self.next_state[memory] >= 0
-        rest = jax.nn.logsumexp(logits, axis=-1, where=~permitted)
-        end = jnp.where(self.final[memory], rest, -jnp.inf)
-        is_end = jnp.arange(logits.shape[-1])[None] == UNK_ID
-        return jnp.where(is_end, end[:, None], jnp.where(permitted, logits, -jnp.inf))
-
-    def start(self, prompts: jax.Array, lengths: jax.Array) -> Any:
-        return jnp.zeros_like(lengths)
-
-    def update(self, memory: Any, tokens: jax.Array) -> Any:
-        following = self.next_state[memory, tokens]
-        return jnp.where(tokens == UNK_ID, self.next_state.shape[0] - 1, following)
-
-
 def _keep_most(
     logits: jax.Array, keys: jax.Array, *, weights: jax.Array, at_least: jax.Array | float
 ) -> jax.Array:
@@ -224,7 +185,7 @@ Rules = tuple[Rule, ...]
 
 @jax.jit
 def start_memory(rules: Rules, prompts: jax.Array, lengths: jax.Array) -> tuple[Any, ...]:
-    """Returns the memory of every rule behind the prompts."""
+    """Returns the memory of every rule after the prompts."""
     return tuple(rule.start(prompts, lengths) for rule in rules)
 
 
@@ -236,7 +197,7 @@ def apply_rules(rules: Rules, logits: jax.Array, memory: tuple[Any, ...]) -> jax
 
 
 def update_memory(rules: Rules, memory: tuple[Any, ...], tokens: jax.Array) -> tuple[Any, ...]:
-    """Returns the memory of every rule behind the next tokens [B]."""
+    """Returns the memory of every rule after the next tokens [B]."""
     return tuple(
         rule.update(rule_memory, tokens) for rule, rule_memory in zip(rules, memory, strict=True)
     )
@@ -255,85 +216,3 @@ def choose(logits: jax.Array, *, noise: jax.Array) -> jax.Array:
     Source: Gumbel 1954; Maddison et al. 2014 (arXiv:1411.0030).
     """
     return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
-
-
-def make_rules(
-    vocabulary: Vocabulary,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    no_repeat: int = 0,
-    allow: str = "",
-    forbid: str = "",
-    pattern: str = "",
-    own: Sequence[str] = (),
-) -> Rules:
-    """Puts rules together, in the order in which they make sense. `[UNK]` is never drawn.
-
-    Args:
-      vocabulary: of the model.
-      temperature: 0 is greedy, 1 the model's own distribution.
-      top_k: tokens that can be drawn; 0: all.
-      top_p: probability of the tokens that can be drawn, at a temperature; 1: all.
-      min_p: probability of a token, as a fraction of the likeliest one's; 0: all.
-      no_repeat: characters that are not written a second time in a row; 0: no such rule.
-      allow: characters that can be drawn; "": all.
-      forbid: characters that cannot.
-      pattern: a regular expression that the text after the prompt matches; "": any text.
-      own: names of registered rules, which come before the temperature.
-
-    Raises:
-      UserError: a number out of its range, characters that the model does not know, or a pattern
-        that cannot be used.
-    """
-    ranges = {
-        "temperature": (
-            temperature,
-            temperature == 0 or 1e-6 <= temperature <= 1e6,
-            "0, or from 1e-6 to 1e6",
-        ),
-        "top_k": (top_k, top_k in range(2**31), "a whole number below 2**31"),
-        "top_p": (top_p, 1e-6 <= top_p <= 1, "from 1e-6 to 1"),
-        "min_p": (min_p, 0 <= min_p <= 1, "from 0 to 1"),
-        "no_repeat": (no_repeat, no_repeat in range(WINDOW + 1), f"from 0 to {WINDOW}"),
-    }
-    for name, (value, is_in_range, requirement) in ranges.items():
-        if not is_in_range:
-            raise UserError(f"{name} is {value}; it must be {requirement}")
-    allowed = _allowed(vocabulary, allow=allow, forbid=forbid)
-    rules: list[Rule] = [Allow(jnp.asarray(allowed))]
-    if pattern:
-        from charrnn_jax.generation.pattern import compile_pattern
-
-        # It uses allowed characters only; all others may stand for its end.
-        rules = [Allow(jnp.arange(vocabulary.size) != UNK_ID)]
-        rules.append(compile_pattern(pattern, vocabulary, allowed=allowed))
-    if no_repeat:
-        rules.append(NoRepeat(no_repeat))
-    rules += [RULES[name](vocabulary) for name in own]
-    rules.append(Temperature(temperature) if temperature else Greedy())
-    if top_k:
-        rules.append(TopK(top_k))
-    if top_p < 1:
-        rules.append(TopP(top_p))
-    if min_p:
-        rules.append(MinP(min_p))
-    return tuple(rules)
-
-
-def _allowed(vocabulary: Vocabulary, *, allow: str, forbid: str) -> np.ndarray:
-    """[V] bool."""
-    allowed = np.ones(vocabulary.size, bool)
-    if allow:
-        allowed[:] = False
-        try:
-            allowed[vocabulary.encode(allow)] = True
-        except UserError as error:
-            raise UserError(f"allow has characters {error}") from error
-    allowed[vocabulary.encode(forbid, unk="skip")] = False  # what is unknown is never written
-    allowed[UNK_ID] = False
-    if not allowed.any():
-        raise UserError("allow and forbid leave no character to write: give others")
-    return allowed

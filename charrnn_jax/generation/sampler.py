@@ -21,12 +21,12 @@ from flax import struct
 
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
+from charrnn_jax.generation.choice import make_rules
 from charrnn_jax.generation.prompts import encode_prompt, pad, row_keys
 from charrnn_jax.generation.rules import (
     Rules,
     apply_rules,
     choose,
-    make_rules,
     start_memory,
     update_memory,
 )

@@ -1,1 +1,1 @@
-"""Reports of what was trained: honest statistics, and files to look at and to publish."""
+"""Reports of what was trained: pages to look at, and files to publish."""

@@ -1,25 +1,22 @@
-"""Documents of paragraphs and tables, as one web page and as Markdown.
+"""Documents of paragraphs, tables and charts, as one web page and as Markdown.
 
-Every text comes from anywhere: it is escaped in the page, whose policy lets no script but its own
-run, and in the Markdown. Knows nothing of what the tables are about.
+Every text comes from anywhere: it is escaped in both. Knows nothing of what the tables are about.
 """
 
-import base64
-import hashlib
 import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from charrnn_jax.reports.figures import Chart
+from charrnn_jax.reports.page import make_page
 
-_TEMPLATE = Path(__file__).with_name("sweep.html")
+_STYLE, _SCRIPT = Path(__file__).with_name("document.css"), Path(__file__).with_name("document.js")
 _LONG = 40  # characters of a cell that may break into lines
 
 
 class Cell(NamedTuple):
-    """What a cell shows, and the number to sort by; None: by the text, behind all numbers."""
+    """What a cell shows, and the number to sort by; None: by the text, after all numbers."""
 
     text: str
     value: float | None = None
@@ -39,8 +36,17 @@ class Section(NamedTuple):
     fold: bool = False
 
 
+class Chart(NamedTuple):
+    """A figure: `title` and `caption` are plain text, `svg` is markup."""
+
+    title: str
+    caption: str
+    svg: str
+    is_wide: bool = False
+
+
 class Document(NamedTuple):
-    """The charts come behind the first section; Markdown leaves them out."""
+    """The charts come after the first section; Markdown leaves them out."""
 
     title: str
     overview: Sequence[str]
@@ -50,19 +56,25 @@ class Document(NamedTuple):
 
 def to_html(document: Document) -> str:
     """Returns a page that needs nothing else, neither network nor JavaScript to be read."""
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     first, *rest = map(_html_section, document.sections)
-    parts = {
-        "script_hash": f"sha256-{digest}",
-        "title": escape(document.title),
-        "overview": _html_paragraphs(document.overview),
-        "first_section": first,
-        "figures": "\n".join(map(_html_figure, document.charts)),
-        "sections": "\n".join(rest),
-    }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    figures = "\n".join(map(_html_figure, document.charts))
+    body = f"""\
+<main>
+<header>
+<h1>{escape(document.title)}</h1>
+{_html_paragraphs(document.overview)}</header>
+{first}
+<div class="figures">
+{figures}
+</div>
+{"".join(rest)}
+</main>"""
+    return make_page(
+        body,
+        title=document.title,
+        style=_STYLE.read_text(encoding="utf-8"),
+        script=_SCRIPT.read_text(encoding="utf-8"),
+    )
 
 
 def _html_figure(chart: Chart) -> str:
@@ -91,7 +103,7 @@ def _html_table(table: Table) -> str:
         for column in range(len(table.columns))
     ]
     head = "".join(
-        f'<th scope="col"{" class=number" * is_number}>{escape(name).replace(".", ".<wbr>")}</th>'
+        f'<th scope="col"{" class=number" * is_number}>{_html_head(name)}</th>'
         for name, is_number in zip(table.columns, numeric, strict=True)
     )
     rows = "\n".join(f"<tr>{''.join(map(_html_cell, row, numeric))}</tr>" for row in table.rows)
@@ -101,8 +113,18 @@ def _html_table(table: Table) -> str:
     )
 
 
+def _html_head(name: str) -> str:
+    """Long names of settings may break into lines."""
+    return re.sub(r"[._](?=.)", r"\g<0><wbr>", escape(name))
+
+
 def _html_cell(cell: Cell, is_number: bool) -> str:
-    kind = " class=number" if is_number else " class=long" if len(cell.text) > _LONG else ""
+    kinds = ["number"] if is_number else []
+    if is_number and ", " in cell.text:  # an interval, which may break into its two ends
+        kinds.append("pair")
+    elif not is_number and len(cell.text) > _LONG:
+        kinds.append("long")
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
     value = "" if cell.value is None else f' data-value="{float(cell.value)!r}"'
     return f"<td{kind}{value}>{escape(cell.text)}</td>"
 

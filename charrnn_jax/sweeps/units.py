@@ -20,8 +20,8 @@ from charrnn_jax.config import diff, from_dict, from_json, override_values, vali
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.protocols import make_protocol
 from charrnn_jax.files import replacing
-from charrnn_jax.reports.statistics import Result
-from charrnn_jax.reports.sweep import write_sweep_report
+from charrnn_jax.reports.sweep.report import write_sweep_report
+from charrnn_jax.reports.sweep.statistics import Result
 from charrnn_jax.sweeps.hyper import Overrides
 from charrnn_jax.workdir.checkpoints import read_metadata, steps
 from charrnn_jax.workdir.json_lines import read_json_lines
@@ -259,7 +259,7 @@ def _scaling_law(units: Sequence[WorkUnit], results: Sequence[Result]) -> list[s
     if not rows:
         return []
     # Not above: scipy.optimize takes half a second, and every worker imports this file.
-    from charrnn_jax.reports.scaling import can_fit, describe_scaling_law
+    from charrnn_jax.reports.sweep.scaling import can_fit, describe_scaling_law
 
     num_params, num_chars, losses = map(np.array, zip(*rows, strict=True))
     if not can_fit(num_params, num_chars):

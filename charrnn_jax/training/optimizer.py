@@ -119,3 +119,7 @@ def _learn(learning_rate: optax.Schedule) -> optax.GradientTransformation:
 def is_matrix(params: optax.Params) -> optax.Params:
     """Returns a tree of whether each parameter is a matrix, as a mask of weight decay."""
     return jax.tree.map(lambda param: param.ndim > 1, params)
+
+
+for _make in (adam, adamw, rmsprop, sgd):
+    OPTIMIZERS.provide(_make.__name__, _make)

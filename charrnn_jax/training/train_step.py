@@ -14,6 +14,7 @@ from charrnn_jax.config import flatten
 from charrnn_jax.data.batches import Batch
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
 from charrnn_jax.models.char_rnn import Carry, CharRNN, forward, initialize_params
+from charrnn_jax.registry import TRAIN_STEPS
 
 # (logits [B, T, V], targets [B, T]) -> losses [B, T] in nats
 LossFn = Callable[[jax.Array, Any], jax.Array]
@@ -180,3 +181,6 @@ def train_step(
         carry=new_carry,
     )
     return new_state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+
+
+TRAIN_STEPS.provide("standard", train_step)

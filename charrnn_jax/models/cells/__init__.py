@@ -1,6 +1,12 @@
 """Recurrent cells, a file each: equations, Flax module, and faster forms where there are any."""
 
-from charrnn_jax.models.cells.cell import Cell as Cell
-from charrnn_jax.models.cells.cell import CellWeights as CellWeights
-from charrnn_jax.models.cells.cell import Fused as Fused
-from charrnn_jax.registry import CELLS as CELLS
+from charrnn_jax.models.cells.cell import Cell, CellWeights, Fused
+from charrnn_jax.models.cells.gru import GRU
+from charrnn_jax.models.cells.lstm import LSTM
+from charrnn_jax.models.cells.rnn import RNN
+from charrnn_jax.registry import CELLS
+
+__all__ = ["CELLS", "Cell", "CellWeights", "Fused"]
+
+for _cell in (GRU, LSTM, RNN):
+    CELLS.provide(_cell.name, _cell)

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from charrnn_jax.reports.statistics import (
+from charrnn_jax.reports.sweep.statistics import (
     MISSING,
     Configuration,
     Interval,

@@ -7,15 +7,10 @@ beforehand. Matrices are rounded, biases are not:
   int8      kernel[n, k] to s[n] i[n, k], where s[n] = max_k |kernel[n, k]| / 127 and i are
             integers
 
-Texts (title, prompt, vocabulary, ...) come from anywhere. They enter the page as JSON in ASCII
-without a "<", its script inserts them as text only, and the policy of the page lets no other script
-run: that one is known by its hash. Knows nothing of runs and workdirs.
+Texts (title, prompt, vocabulary, ...) come from anywhere: the script inserts them as text only.
 """
 
 import base64
-import hashlib
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +20,42 @@ import numpy as np
 
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
+from charrnn_jax.export.card import make_card, page_description, page_facts
 from charrnn_jax.files import replacing
 from charrnn_jax.models.char_rnn import CharRNN
 from charrnn_jax.models.stepping import StepWeights, prepare
+from charrnn_jax.reports.page import make_page
+from charrnn_jax.workdir.run import Run
 
+PAGE_CELLS = ("gru", "lstm", "rnn")  # whose equations network.js has
 PAGE_DTYPES = ("int8", "float16")
-_TEMPLATE = Path(__file__).with_name("page.html")
+
+
+def export_page(run: Run, file: str | Path, *, dtype: str = "int8") -> None:
+    """Writes the model of a run as one HTML file that generates in the browser.
+
+    Args:
+      run: from `load_run`.
+      file: to write; replaced if it is there.
+      dtype: of the weights in the page, one of `PAGE_DTYPES`.
+
+    Raises:
+      ValueError: another dtype.
+      UserError: a cell that the page cannot show, weights that are not finite or too large for
+        float16, or a damaged `evaluation.json`.
+    """
+    card = make_card(run)
+    write_page(
+        Path(file),
+        run.params,
+        model=run.model,
+        vocabulary=run.vocabulary,
+        dtype=dtype,
+        title=card.name,
+        description=page_description(card),
+        facts=page_facts(card),
+        prompt=card.prompt,
+    )
 
 
 class PageWeights(NamedTuple):
@@ -38,7 +63,7 @@ class PageWeights(NamedTuple):
 
     Attributes:
       packed: the leaves of `StepWeights` in order, little-endian: matrices in the dtype of the page
-        (int8 behind the scales of the rows), vectors and scales in float32.
+        (int8 after the scales of the rows), vectors and scales in float32.
       weights: float32, kernels as [N, K].
     """
 
@@ -116,13 +141,19 @@ def write_page(
       title: of the page.
       description: a paragraph below the title.
       facts: name -> text, shown under "About this model".
-      prompt: that the page begins with; the reader may change it.
+      prompt: in the page at first; the reader may change it.
 
     Raises:
       ValueError: another dtype.
-      UserError: the weights are not finite, or too large for float16.
+      UserError: a cell that the page cannot show, or weights that are not finite, or too large for
+        float16.
     """
-    page = {
+    if model.cell not in PAGE_CELLS:
+        raise UserError(
+            f"a web page shows models of the cells {', '.join(PAGE_CELLS)}, not {model.cell}: "
+            "export a folder instead, --format=folder"
+        )
+    data = {
         "title": title,
         "description": description,
         "facts": dict(facts),
@@ -140,12 +171,17 @@ def write_page(
         "dtype": dtype,
         "weights": base64.b64encode(page_weights(params, model=model, dtype=dtype).packed).decode(),
     }
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    (script,) = re.findall(r'<script type="module">(.*?)</script>', template, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    html = template.replace("{{script_hash}}", f"sha256-{digest}")
-    html = html.replace(
-        "{{page}}", json.dumps(page).replace("<", "\\u003c")
-    )  # last: may hold marks
+    html = make_page(
+        _read("page.html"),
+        title=title,
+        style=_read("page.css"),
+        script=_read("network.js") + _read("page.js"),
+        data=data,
+    )
     with replacing(file) as partial:
-        partial.write_text(html, encoding="utf-8", newline="\n")
+        # A title may have characters that UTF-8 lacks; all other texts are in the data, as ASCII.
+        partial.write_text(html, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def _read(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")

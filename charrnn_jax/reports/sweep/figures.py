@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from charrnn_jax.reports.effects import setting_text
-from charrnn_jax.reports.statistics import (
+from charrnn_jax.reports.document import Chart
+from charrnn_jax.reports.page import LIGHT
+from charrnn_jax.reports.sweep.effects import setting_text
+from charrnn_jax.reports.sweep.statistics import (
     Configuration,
     Interval,
     Summary,
@@ -31,23 +33,13 @@ if TYPE_CHECKING:
 
 MAX_CURVES = 10  # configurations, besides the baseline
 MAX_DOTS = 30  # configurations, besides the baseline
-INK, MUTED, LINE, SURFACE = "#1f1d1a", "#5d5850", "#d8d3c8", "#fffefb"
-COLOURS = ("#0072b2", "#c45500", "#00805e", "#a8478a", "#8f6a00")  # Okabe and Ito's, darker
-# What a page may set for its dark mode: colour of the figures -> CSS variable.
-VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", SURFACE: "surface"} | {
-    colour: f"series-{number}" for number, colour in enumerate(COLOURS)
-}
+_SERIES = [name for name in LIGHT if name.startswith("series-")]
+INK, MUTED, LINE, SURFACE = (LIGHT[name] for name in ("ink", "muted", "line", "surface"))
+COLOURS = tuple(LIGHT[name] for name in _SERIES)
+# What a page sets for its dark mode: colour of the figures -> CSS variable.
+VARIABLES = {LIGHT[name]: name for name in ("ink", "muted", "line", "surface", *_SERIES)}
 _MARKERS, _STYLES = "osD^vPX<>ph", ("-", "--", ":")
 _PAPER = (5.5, 2.5)  # inches: the width of the text in papers with one column
-
-
-class Chart(NamedTuple):
-    """A figure of the page: `title` and `caption` are plain text, `svg` is markup."""
-
-    title: str
-    caption: str
-    svg: str
-    is_wide: bool = False
 
 
 @contextmanager

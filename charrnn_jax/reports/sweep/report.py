@@ -13,17 +13,17 @@ from typing import Any
 
 from charrnn_jax.files import replacing
 from charrnn_jax.reports.document import Cell, Document, Section, Table, to_html, to_markdown
-from charrnn_jax.reports.effects import (
+from charrnn_jax.reports.sweep.effects import (
     Decomposition,
     decompose,
     is_number,
     setting_text,
     value_text,
 )
-from charrnn_jax.reports.factor_figures import make_factor_charts
-from charrnn_jax.reports.figures import make_run_charts, write_paper_figure
-from charrnn_jax.reports.methods import METHODS
-from charrnn_jax.reports.statistics import (
+from charrnn_jax.reports.sweep.factor_figures import make_factor_charts
+from charrnn_jax.reports.sweep.figures import make_run_charts, write_paper_figure
+from charrnn_jax.reports.sweep.methods import METHODS
+from charrnn_jax.reports.sweep.statistics import (
     MISSING,
     STATUSES,
     Configuration,

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from charrnn_jax.reports.effects import is_geometric, is_numeric, levels_of, setting_text
-from charrnn_jax.reports.figures import (
+from charrnn_jax.reports.document import Chart
+from charrnn_jax.reports.sweep.effects import is_geometric, is_numeric, levels_of, setting_text
+from charrnn_jax.reports.sweep.figures import (
     COLOURS,
     INK,
     MUTED,
     SURFACE,
-    Chart,
     drawable,
     drawing,
     make_figure,
@@ -20,7 +20,7 @@ from charrnn_jax.reports.figures import (
     style_of,
     to_svg,
 )
-from charrnn_jax.reports.statistics import Configuration, Summary, setting_key, varying
+from charrnn_jax.reports.sweep.statistics import Configuration, Summary, setting_key, varying
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,299 @@
+"""The model card: what is known of a model beyond its parameters, as others may see it.
+
+The README of a folder and the texts of a web page are both written from a `ModelCard`.
+"""
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from charrnn_jax.data.dataset import CorpusIdentity
+from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.evaluation.metrics import CrossEntropy
+from charrnn_jax.evaluation.protocols import make_protocol
+from charrnn_jax.models.cells import CELLS
+from charrnn_jax.models.char_rnn import CharRNN
+from charrnn_jax.registry import PROTOCOLS
+from charrnn_jax.workdir.run import Run
+
+SAMPLE_CHARS, SAMPLE_TEMPERATURE = 400, 0.8  # of the sample in the README
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is known of a model beyond its parameters.
+
+    Attributes:
+      name: of the model.
+      step: of its training, in steps.
+      model: its module.
+      vocabulary: its characters or bytes.
+      config: of its training, as plain data for JSON.
+      corpus: what it was trained on, without the folders of an own text.
+      losses: nats/char by split and protocol: {"validation": {"carried": 1.48}}.
+      protocols: what each protocol does, in words, by its label.
+      prompt: of samples.
+      started_from: another model, in words, whose weights the training began with; "": none.
+      imported: it was trained elsewhere, so that its text is not known.
+    """
+
+    name: str
+    step: int
+    model: CharRNN
+    vocabulary: Vocabulary
+    config: dict[str, Any]
+    corpus: CorpusIdentity
+    losses: dict[str, dict[str, float]]
+    protocols: dict[str, str]
+    prompt: str
+    started_from: str = ""
+    imported: bool = False
+
+
+class Contents(NamedTuple):
+    """What a folder holds, for its README.
+
+    Attributes:
+      shapes: of the tensors, by name.
+      sizes: of the files, in bytes, by name.
+      platforms: that the programs run on.
+      sample: a prompt with the `SAMPLE_CHARS` characters that follow it at `SAMPLE_TEMPERATURE`.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, int]
+    platforms: tuple[str, ...]
+    sample: str
+
+
+def make_card(run: Run) -> ModelCard:
+    """Returns the card of a run: of own texts and other runs it has the names, not the folders.
+
+    Raises:
+      UserError: `evaluation.json` is damaged.
+    """
+    config = run.config.to_dict()
+    protocols = [make_protocol(run.config.evaluation, name) for name in PROTOCOLS]
+    for section, field in (("data", "path"), ("train", "init_from")):
+        config[section][field] = Path(config[section][field]).name
+    return ModelCard(
+        name=run.workdir.resolve().name,
+        step=run.step,
+        model=run.model,
+        vocabulary=run.vocabulary,
+        config=config,
+        corpus=run.corpus.without_folders(),
+        losses=run.losses(),
+        protocols={protocol.label: protocol.description for protocol in protocols},
+        prompt=run.config.sample.prompt,
+        started_from=run.origin.describe() if run.origin else "",
+        imported=run.imported,
+    )
+
+
+# --- for a web page -----------------------------------------------------------------------------
+
+
+def page_description(card: ModelCard) -> str:
+    """Returns the paragraph below the title."""
+    noun = _noun(card)
+    return (
+        f"A recurrent network that was trained on {card.corpus.name} and continues a text, "
+        f"{noun} by {noun}. It runs in this page; nothing is sent anywhere."
+    )
+
+
+def page_facts(card: ModelCard) -> dict[str, str]:
+    """Returns name -> text, for a list below the settings."""
+    unit = card.vocabulary.unit
+    started = {"Started from": card.started_from} if card.started_from else {}
+    losses = {
+        f"Loss, {split}, {protocol}": f"{nats:.4f} nats/{unit}"
+        for split, by_protocol in card.losses.items()
+        for protocol, nats in by_protocol.items()
+    }
+    return {"Text": card.corpus.describe(), **started, "Step": f"{card.step:,}", **losses}
+
+
+# --- for a folder: its README -------------------------------------------------------------------
+
+
+def readme(card: ModelCard, contents: Contents) -> str:
+    """Returns the README in Markdown; nothing in a name, a prompt or a sample is markup."""
+    sections = {
+        "Use": _use(card, contents.platforms),
+        "Data": _data(card),
+        "Losses": _losses(card),
+        "A sample": _sample(card, contents.sample),
+        "Weights": _weights(card, contents.shapes),
+        "Files": _files(contents.sizes),
+    }
+    parts = [_head(card, contents.shapes)]
+    parts += [f"## {title}\n\n{text}" for title, text in sections.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(card: ModelCard, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    vocabulary = card.vocabulary
+    num_parameters = sum(math.prod(shape) for shape in shapes.values())
+    return f"""\
+# {_code(card.name)}
+
+A language model with a recurrent network: it predicts the next {_noun(card)} of a text.
+{num_parameters:,} parameters; exported after {card.step:,} steps of training.
+
+{_fenced(json.dumps(model_settings(card.model), indent=2), "json")}
+
+The vocabulary has {vocabulary.size:,} ids: 0 is `[UNK]`, the others stand for {vocabulary.kind}
+(`vocabulary.json`: the characters in the order of their ids, from 1; byte b has the id b + 1). The
+whole configuration of the training is in `config.json`."""
+
+
+def model_settings(model: CharRNN) -> dict[str, Any]:
+    """Returns the settings that a program with the same weights needs, as plain data for JSON."""
+    names = ("vocabulary_size", "embedding_size", "hidden_size", "num_layers", "cell", "dtype")
+    return {name: getattr(model, name) for name in names}
+
+
+def _command(card: ModelCard) -> str:
+    return (
+        f"python generate.py --prompt {shlex.quote(card.prompt)} --seed 0 "
+        f"--num_chars {SAMPLE_CHARS} --temperature {SAMPLE_TEMPERATURE}"
+    )
+
+
+def _use(card: ModelCard, platforms: tuple[str, ...]) -> str:
+    noun, hidden_size = _noun(card), card.model.hidden_size
+    carry = CELLS[card.model.cell].carry
+    install = f'pip install "jax>={jax.__version__}" flatbuffers'
+    return f"""\
+{_fenced(f"{install}{chr(10)}{_command(card)}", "sh")}
+
+No other package is needed: `generate.py` reads the files of this folder. In a program of your own
+(`pip install safetensors`, too):
+
+```python
+import jax
+from jax import export
+from safetensors.numpy import load_file
+
+def load(name):
+    with open(name, "rb") as file:
+        return jax.jit(export.deserialize(bytearray(file.read())).call)
+
+weights = load("prepare.stablehlo")(load_file("weights.safetensors"))
+step = load("step.stablehlo")
+ids, carry = step(weights, ids, carry, key, temperature)
+```
+
+- `ids`: [B] int32, the last {noun} of every text; then the next one. B is any number of texts.
+- `carry`: a tuple with {carry} of every layer, [B, {hidden_size}] float32; zeros at first.
+- `key`: [B] keys of `jax.random.key`, a new one for every step: `fold_in(key, position)`.
+- `temperature`: logits are divided by it; 0 takes the most likely id. `[UNK]` is never drawn.
+
+`functools.partial(step, weights)` is (ids, carry, key, temperature) -> (ids, carry). The programs
+are lowered for {", ".join(platforms)}. They take any weights of these names and shapes. How
+`prepare` lays them out is between it and `step`."""
+
+
+def _data(card: ModelCard) -> str:
+    corpus = card.corpus
+    if card.imported:
+        return f"{_code(corpus.name)}; sha256 of the weights: {_code(corpus.sha256)}"
+    lines = [
+        f"- name: {_code(corpus.name)}",
+        f"- length: {corpus.num_chars:,} {card.vocabulary.kind}",
+        f"- sha256: {_code(corpus.sha256)}",
+    ]
+    if corpus.instead_of:
+        lines.append(f"- **INSTEAD OF** {_code(corpus.instead_of)}, which was not available")
+    if card.started_from:
+        lines.append(f"- trained further from the weights of {_code(card.started_from)}")
+    return "\n".join(lines)
+
+
+def _losses(card: ModelCard) -> str:
+    unit = card.vocabulary.unit
+    rows = []
+    for split, by_protocol in card.losses.items():
+        for protocol, nats in by_protocol.items():
+            loss = CrossEntropy(nats, 1)
+            numbers = f"{nats:.4f} | {loss.bits_per_char:.4f} | {loss.perplexity:.3f}"
+            rows.append(f"| {split} | {protocol} | {numbers} |")
+    if not rows:
+        return "Not evaluated."
+    head = f"| split | protocol | nats/{unit} | bits/{unit} | perplexity |\n|---|---|---|---|---|\n"
+    labels = dict.fromkeys(label for by_protocol in card.losses.values() for label in by_protocol)
+    explained = "\n".join(
+        f"- {_code(label)}: {card.protocols[label]}" for label in labels if label in card.protocols
+    )
+    warning = "Losses of different protocols must not be compared."
+    return head + "\n".join(rows) + f"\n\n{warning}\n\n{explained}".rstrip()
+
+
+def _sample(card: ModelCard, sample: str) -> str:
+    return f"{_fenced(_command(card), 'sh')}\n\n{_fenced(sample, 'text')}"
+
+
+def _weights(card: ModelCard, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    tensors = "\n".join(f"| `{name}` | {list(shape)} |" for name, shape in shapes.items())
+    return f"""\
+`weights.safetensors`, float32; kernels are [inputs, outputs]:
+
+| tensor | shape |
+|---|---|
+{tensors}
+
+A step reads x = `embedding/embedding[id]`; every layer (`layers_0/cell/...` first) computes
+
+{_fenced(CELLS[card.model.cell].equations, "text")}
+
+and its h is the x of the next layer; the logits are `h @ dense/kernel + dense/bias` of the last.
+Products (@) have operands of {card.model.dtype}; all else is float32."""
+
+
+def _files(sizes: Mapping[str, int]) -> str:
+    files = "\n".join(f"| `{name}` | {size:,} |" for name, size in sizes.items())
+    return f"""\
+| file | bytes |
+|---|---|
+{files}
+
+Written by charrnn_jax {_version()} with jax {jax.__version__}. Newer versions of jax read the
+programs for at least six months, older ones need not; weights and equations do not age."""
+
+
+def _version() -> str:
+    try:
+        return metadata.version("charrnn_jax")
+    except metadata.PackageNotFoundError:  # the source tree alone
+        return "(not installed)"
+
+
+def _noun(card: ModelCard) -> str:
+    return card.vocabulary.kind.removesuffix("s")
+
+
+def _fenced(text: str, language: str) -> str:
+    """A block of code; its fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + _longest_run_of_backticks(text))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _code(text: str) -> str:
+    """Code inside a line: Markdown and HTML in the text are shown, not obeyed."""
+    fence = "`" * (1 + _longest_run_of_backticks(text))
+    space = " " if "`" in text else ""  # not shown
+    return f"{fence}{space}{repr(text)[1:-1]}{space}{fence}"
+
+
+def _longest_run_of_backticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
