@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import V, forward, make
+from helpers import V, forward, make
 
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
 from charrnn_jax.evaluation.protocols import character_losses, evaluate

@@ -2,29 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import B, E, H, T, V, forward, make
 
 from charrnn_jax.evaluation.metrics import cross_entropy
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params, summary
-from charrnn_jax.models.char_rnn import forward as unjitted_forward
-
-V, E, H, B, T = 11, 6, 8, 3, 10
-forward = jax.jit(unjitted_forward, static_argnames="model")
-
-
-def make(cell: str, num_layers: int = 1, seed: int = 0):
-    """A model, parameters with no zeros in them, a carry that is not zero, and tokens."""
-    model = CharRNN(V, E, H, num_layers=num_layers, cell=cell)
-    params = initialize_params(model, jax.random.key(seed))
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    params = jax.tree.unflatten(treedef, noisy)
-    rng = np.random.default_rng(seed)
-    carry = jax.tree.map(
-        lambda c: jnp.asarray(rng.normal(size=c.shape), jnp.float32), model.initialize_carry(B)
-    )
-    return model, params, carry, jnp.asarray(rng.integers(0, V, (B, T)))
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
