@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -28,6 +29,7 @@ from charrnn_jax.config import default_config
 if TYPE_CHECKING:
     from selenium import webdriver
 
+pytest.register_assert_rewrite("helpers")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # An example may be the first of its shape and compile, on a machine that is busy.
 hypothesis.settings.register_profile(
@@ -48,6 +50,20 @@ def pytest_unconfigure() -> None:
 def own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees or fills the user's caches; the data folder stays if the caller names one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def heeded_signals() -> Iterator[None]:
+    """Signals act as usual, here and in children, even where `nohup` or a shell ignores them."""
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

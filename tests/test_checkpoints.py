@@ -5,8 +5,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import assert_bitwise_equal
 from ml_collections import ConfigDict
-from test_training import assert_bitwise_equal
 
 from charrnn_jax.errors import TrainingError, UserError
 from charrnn_jax.training.loop import train

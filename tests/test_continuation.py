@@ -3,8 +3,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_models import E, H, make
-from test_rules import VOCABULARY, sampler
+from helpers import VOCABULARY, E, H, make, sampler
 
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError

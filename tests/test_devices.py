@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from helpers import assert_rows_agree
 from ml_collections import ConfigDict
-from test_training import rows_without_time
 
 from charrnn_jax.errors import UserError
 from charrnn_jax.training.devices import make_mesh
@@ -44,14 +44,6 @@ def test_program_of_several_devices_lowers_for_accelerators(mesh: tuple[int, int
     )
     lowered = run_steps.trace(*arguments).lower(lowering_platforms=("cuda", "tpu"))
     assert "sharding" in lowered.as_text()
-
-
-def assert_rows_agree(workdir: Path, other: Path, *, rel: float = 1e-3) -> None:
-    """The losses of the two runs; epochs of tiny steps may differ by more than three steps do."""
-    rows, others = rows_without_time(workdir), rows_without_time(other)
-    for row, expected in zip(rows, others, strict=True):
-        for name, value in expected.items():
-            assert row[name] == (value if isinstance(value, str) else pytest.approx(value, rel=rel))
 
 
 def run_on_eight_devices(cases) -> None:

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from helpers import assert_bitwise_equal, assert_rows_agree, rows_without_time
 from ml_collections import ConfigDict
-from test_devices import assert_rows_agree
-from test_training import assert_bitwise_equal, rows_without_time
 
 from charrnn_jax.config import to_json
 from charrnn_jax.data.batches import make_batches

@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import V, forward, make
+from helpers import V, forward, make
 
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
-from charrnn_jax.evaluation.protocols import character_losses, evaluate
+from charrnn_jax.evaluation.protocols import Carried, Cold, evaluate
 
 
 def naive_losses(params, tokens, *, model, window: int) -> list[float]:
@@ -27,11 +27,11 @@ def test_protocols_equal_the_naive_loop_and_count_every_character_once(
     model, params, _, _ = make("lstm", num_layers=2)
     tokens = np.random.default_rng(num_chars).integers(0, V, num_chars + 1)
     expected = naive_losses(params, tokens, model=model, window=6 if protocol == "cold" else 10**9)
-    settings = {"model": model, "protocol": protocol, "window": 6}
     for batch_size in (1, 3, 64):
-        pieces = list(character_losses(params, tokens, batch_size=batch_size, **settings))
+        record = Cold(window=6, batch_size=batch_size) if protocol == "cold" else Carried()
+        pieces = list(record.losses(params, tokens, model=model))
         np.testing.assert_allclose(np.concatenate(pieces), expected, rtol=1e-4, atol=1e-5)
-    result = evaluate(params, tokens, **settings)
+    result = evaluate(params, tokens, model=model, protocol=record)
     assert result.count == num_chars
     np.testing.assert_allclose(result.total, sum(expected), rtol=1e-5)
 
@@ -39,9 +39,9 @@ def test_protocols_equal_the_naive_loop_and_count_every_character_once(
 def test_carried_pass_goes_on_across_its_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     model, params, _, _ = make("gru")
     tokens = np.random.default_rng(0).integers(0, V, 60)
-    whole = evaluate(params, tokens, model=model, protocol="carried")
+    whole = evaluate(params, tokens, model=model, protocol=Carried())
     monkeypatch.setattr("charrnn_jax.evaluation.protocols._SEGMENT", 7)
-    pieces = evaluate(params, tokens, model=model, protocol="carried")
+    pieces = evaluate(params, tokens, model=model, protocol=Carried())
     assert pieces.count == whole.count == 59
     np.testing.assert_allclose(pieces.total, whole.total, rtol=1e-6)
 

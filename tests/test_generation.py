@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import E, H, forward, make
+from helpers import VOCABULARY, E, H, forward, make
 
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
@@ -23,8 +23,6 @@ from charrnn_jax.generation.writer import Sample
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 from charrnn_jax.models.stepping import prepare, step
-
-VOCABULARY = Vocabulary("\nabcdefghi")  # 11 ids, as the model of `make`
 
 
 def settings(cell: str = "gru", **changes):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, SENTENCE
+from helpers import SMOKE, last_line_of_error
 
 from charrnn_jax.commands.arguments import _default_workdir
 from charrnn_jax.data.corpora import KNOWN_CORPORA
@@ -16,7 +17,6 @@ from charrnn_jax.main import main
 from charrnn_jax.workdir.run import load_run
 
 EPOCHS = "--config.train.num_epochs"
-SMOKE = f"--config={ROOT / 'experiments' / 'smoke.py'}"
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +26,6 @@ def trained(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = [f"--config.data.path={text_file}", "--config.sample.prompt=The"]
     assert main([SMOKE, f"--workdir={workdir}", *own]) == 0
     return workdir
-
-
-def last_line_of_error(capsys: pytest.CaptureFixture[str]) -> str:
-    """Checks that an error is one line, and returns it."""
-    err = capsys.readouterr().err.splitlines()
-    errors = [line for line in err if line.startswith("charrnn: error: ")]
-    assert len(errors) == 1, err
-    assert err[-1] == errors[0]
-    return errors[0]
 
 
 def test_train_shows_what_the_tutorial_shows(

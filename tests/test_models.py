@@ -2,29 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import B, E, H, T, V, forward, make
 
 from charrnn_jax.evaluation.metrics import cross_entropy
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params, summary
-from charrnn_jax.models.char_rnn import forward as unjitted_forward
-
-V, E, H, B, T = 11, 6, 8, 3, 10
-forward = jax.jit(unjitted_forward, static_argnames="model")
-
-
-def make(cell: str, num_layers: int = 1, seed: int = 0):
-    """A model, parameters with no zeros in them, a carry that is not zero, and tokens."""
-    model = CharRNN(V, E, H, num_layers=num_layers, cell=cell)
-    params = initialize_params(model, jax.random.key(seed))
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    params = jax.tree.unflatten(treedef, noisy)
-    rng = np.random.default_rng(seed)
-    carry = jax.tree.map(
-        lambda c: jnp.asarray(rng.normal(size=c.shape), jnp.float32), model.initialize_carry(B)
-    )
-    return model, params, carry, jnp.asarray(rng.integers(0, V, (B, T)))
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
@@ -33,7 +15,7 @@ def test_model_equals_a_python_loop_over_cells(cell: str, num_layers: int) -> No
     model, params, carry, tokens = make(cell, num_layers)
     new_carry, logits = forward(params, carry, tokens, model=model)
     carries = list(carry)
-    one_step = CELLS[cell](features=H)
+    one_step = CELLS[cell].module(features=H)
     for t in range(T):
         x = params["embedding"]["embedding"][tokens[:, t]]
         for layer in range(num_layers):
@@ -68,7 +50,7 @@ def test_gru_is_the_equation_in_the_docstring() -> None:
     z = logistic(x @ p["iz"]["kernel"] + p["iz"]["bias"][None] + h @ p["hz"]["kernel"])
     recurrent = h @ p["hn"]["kernel"] + p["hn"]["bias"][None]
     n = jnp.tanh(x @ p["in"]["kernel"] + p["in"]["bias"][None] + r * recurrent)
-    new_h, y = CELLS["gru"](features=H).apply({"params": p}, h, x)
+    new_h, y = CELLS["gru"].module(features=H).apply({"params": p}, h, x)
     np.testing.assert_allclose(new_h, (1 - z) * n + z * h, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(new_h, y)
 

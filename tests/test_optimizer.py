@@ -74,3 +74,51 @@ def test_gradient_is_clipped_to_the_global_norm(tiny_config: ConfigDict) -> None
     gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     np.testing.assert_allclose(optax.tree.norm(updates), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "sgd"])
+def test_clipping_comes_first_and_decay_before_or_after_the_preconditioner(
+    tiny_config: ConfigDict, name: str
+) -> None:
+    """The whole chain against NumPy: for "adamw" decay is decoupled, for the others it is not."""
+    config = tiny_config.optimizer
+    config.name, config.clip_norm, config.weight_decay = name, 0.5, 0.3
+    config.learning_rate, config.warmup_steps, config.momentum = 0.1, 3, 0.6
+    rng = np.random.default_rng(0)
+    weights = {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)}
+    # Of many sizes, so that it matters what is clipped: some are below the norm.
+    gradients = [
+        {key: scale * rng.normal(size=value.shape) for key, value in weights.items()}
+        for scale in (1.0, 0.03, 10.0, 0.1, 3.0)
+    ]
+    ours = make_optimizer(config, num_steps=5)
+    params = jax.tree.map(jnp.float32, weights)
+    opt_state = ours.init(params)
+    first = dict.fromkeys(weights, 0.0)
+    second = dict.fromkeys(weights, 0.0)
+    for step, gradient in enumerate(gradients):
+        norm = np.sqrt(sum(np.sum(g**2) for g in gradient.values()))
+        rate = 0.1 * min((step + 1) / 3, 1.0)
+        for key, w in weights.items():
+            g = gradient[key] * min(1.0, 0.5 / norm)
+            decay = 0.3 * w if key == "kernel" else 0.0
+            if name != "adamw":
+                g = g + decay
+            if name in ("adam", "adamw"):
+                first[key] = 0.9 * first[key] + 0.1 * g
+                second[key] = 0.999 * second[key] + 0.001 * g**2
+                mean = first[key] / (1 - 0.9 ** (step + 1))
+                square = second[key] / (1 - 0.999 ** (step + 1))
+                update = mean / (np.sqrt(square) + 1e-7)
+            elif name == "rmsprop":
+                second[key] = 0.9 * second[key] + 0.1 * g**2
+                update = g / (np.sqrt(second[key]) + 1e-7)
+            else:
+                first[key] = update = g + 0.6 * first[key]
+            if name == "adamw":
+                update = update + decay
+            weights[key] = w - rate * update
+        updates, opt_state = ours.update(jax.tree.map(jnp.float32, gradient), opt_state, params)
+        params = optax.apply_updates(params, updates)
+        for key, w in weights.items():
+            np.testing.assert_allclose(params[key], w, rtol=1e-4, atol=1e-5)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import VOCABULARY, E, H, make, sampler
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_models import E, H, make
 
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
@@ -33,7 +33,6 @@ from charrnn_jax.generation.rules import (
 from charrnn_jax.generation.sampler import Sampler, generate, sample_chunk
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 
-VOCABULARY = Vocabulary("\nabcdefghi")  # 11 ids, as the model of `make`
 EVERY_RULE = {
     "greedy": {"temperature": 0.0},
     "temperature": {"temperature": 0.7},
@@ -62,11 +61,6 @@ some_logits = arrays(
     (3, 8),
     elements=st.sampled_from([-np.inf, -30.0, -2.5, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 3.0, 40.0]),
 ).filter(lambda logits: (logits.max(-1) > -np.inf).all())
-
-
-def sampler(**changes) -> Sampler:
-    model, params, _, _ = make("gru", num_layers=2)
-    return Sampler(params, model=model, vocabulary=VOCABULARY, **changes)
 
 
 @given(some_logits, st.integers(1, 10))

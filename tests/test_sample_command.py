@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_main import SMOKE, last_line_of_error
+from helpers import SMOKE, last_line_of_error
 
 from charrnn_jax.commands.arguments import read_prompt
 from charrnn_jax.main import main

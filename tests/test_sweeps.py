@@ -193,7 +193,7 @@ def test_the_cells_of_the_ablation_have_equal_numbers_of_parameters() -> None:
     file = str(ROOT / "experiments" / "cell_ablation.py")
     sweep = call_experiment(file, "get_hyper", hyper)
     units = make_units(load_experiment(file), sweep, workdir=Path("s"))
-    assert {unit.config.model.cell for unit in units} == CELLS.keys()
+    assert {unit.config.model.cell for unit in units} == set(CELLS)
     sizes = set()
     for unit in units:
         model = make_model(unit.config.model, vocabulary_size=66)

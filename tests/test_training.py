@@ -13,39 +13,22 @@ import numpy as np
 import optax
 import pytest
 from conftest import ROOT
+from helpers import assert_bitwise_equal, rows_without_time
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import to_json
-from charrnn_jax.data.batches import make_batches
 from charrnn_jax.errors import Interrupted, TrainingError, UserError
 from charrnn_jax.evaluation.metrics import CrossEntropy
-from charrnn_jax.evaluation.protocols import evaluate
+from charrnn_jax.evaluation.protocols import Carried, evaluate
 from charrnn_jax.generation.sampler import generate
-from charrnn_jax.models.char_rnn import make_model
 from charrnn_jax.training import loop
 from charrnn_jax.training.dispatch import calls, make_run_steps
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.progress import describe_initial_loss, describe_time_left
-from charrnn_jax.training.train_step import TrainState, create_train_state, train_step
+from charrnn_jax.training.train_step import TrainState, train_step
 from charrnn_jax.workdir import checkpoints as checkpoints_lib
 from charrnn_jax.workdir.json_lines import JsonLines, read_json_lines
 from charrnn_jax.workdir.run import load_run
-
-
-def assert_bitwise_equal(a: TrainState, b: TrainState) -> None:
-    def plain(leaf):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-    assert jax.tree.structure(a.params) == jax.tree.structure(b.params)
-    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    assert all(plain(x).tobytes() == plain(y).tobytes() for x, y in leaves)
-
-
-def rows_without_time(workdir: Path) -> list[dict]:
-    """Rows of metrics.jsonl less what a clock says."""
-    rows = read_json_lines(workdir / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
 
 
 def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,41 +176,6 @@ def test_own_loss_and_own_step_are_used(tiny_config: ConfigDict, tmp_path: Path)
         train(tiny_config, tmp_path / "both", train_step=own_step, loss_fn=smoothed)
 
 
-def test_carry_is_kept_in_lanes_and_zero_in_chunks(tiny_config: ConfigDict, tmp_path: Path) -> None:
-    """Each step is compared with the gradient at the carry that it should start from."""
-    tokens = np.random.default_rng(0).integers(1, 10, 300)
-    model = make_model(tiny_config.model, vocabulary_size=10)
-
-    def loss(params, carry, batch):
-        _, logits = model.apply({"params": params}, carry, batch.inputs)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets).mean()
-
-    gradient_of = jax.jit(jax.grad(loss))
-    for batching in ("chunks", "lanes"):
-        batches = make_batches(tokens, batching=batching, batch_size=4, sequence_length=9, seed=0)
-        state = create_train_state(
-            model,
-            optax.sgd(0.1),
-            seed=0,
-            batch_size=4,
-            reset_every_steps=batches.reset_every_steps,
-        )
-        step_fn = jax.jit(train_step)
-        zero = model.initialize_carry(4)
-        for step in range(2 * batches.steps_per_epoch):
-            kept = batching == "lanes" and step % batches.steps_per_epoch
-            carry = state.carry if kept else zero
-
-            gradient = gradient_of(state.params, carry, batches[step])
-            expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient)
-            state, _ = step_fn(state, batches[step])
-            jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-                state.params,
-                expected,
-            )
-
-
 def test_loss_that_is_not_finite_ends_training_and_keeps_the_last_checkpoint(
     tiny_config: ConfigDict, tmp_path: Path
 ) -> None:
@@ -308,7 +256,7 @@ def test_model_learns_a_text_by_heart(tiny_config: ConfigDict, tmp_path: Path) -
     run = load_run(tmp_path)
     splits = run.load_dataset().splits
     loss = evaluate(
-        run.params, splits.with_context("validation"), model=run.model, protocol="carried"
+        run.params, splits.with_context("validation"), model=run.model, protocol=Carried()
     )
     assert loss.nats_per_char < 0.1
     (sample,) = generate(

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 from conftest import SENTENCE
+from helpers import assert_bitwise_equal
 from ml_collections import ConfigDict
-from test_training import assert_bitwise_equal
 
 from charrnn_jax.config import default_config
 from charrnn_jax.data.vocabulary import Vocabulary

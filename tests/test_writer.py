@@ -3,10 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from helpers import E, H, make, sampler
 from hypothesis import given
 from hypothesis import strategies as st
-from test_models import E, H, make
-from test_rules import sampler
 
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError

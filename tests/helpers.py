@@ -1,0 +1,107 @@
+"""What several test files share: tiny models, runs that are compared, signals."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.generation.sampler import Sampler
+from charrnn_jax.models.char_rnn import CharRNN, initialize_params
+from charrnn_jax.models.char_rnn import forward as unjitted_forward
+from charrnn_jax.training.train_step import TrainState
+from charrnn_jax.workdir.json_lines import read_json_lines
+from charrnn_jax.workdir.run import load_run
+
+V, E, H, B, T = 11, 6, 8, 3, 10
+VOCABULARY = Vocabulary("\nabcdefghi")  # V ids
+SMOKE = f"--config={ROOT / 'experiments' / 'smoke.py'}"
+forward = jax.jit(unjitted_forward, static_argnames="model")
+
+# --- models -------------------------------------------------------------------------------------
+
+
+def make(cell: str, num_layers: int = 1, seed: int = 0):
+    """A model, parameters with no zeros in them, a carry that is not zero, and tokens."""
+    model = CharRNN(V, E, H, num_layers=num_layers, cell=cell)
+    params = initialize_params(model, jax.random.key(seed))
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    params = jax.tree.unflatten(treedef, noisy)
+    rng = np.random.default_rng(seed)
+    carry = jax.tree.map(
+        lambda c: jnp.asarray(rng.normal(size=c.shape), jnp.float32), model.initialize_carry(B)
+    )
+    return model, params, carry, jnp.asarray(rng.integers(0, V, (B, T)))
+
+
+def sampler(**changes) -> Sampler:
+    model, params, _, _ = make("gru", num_layers=2)
+    return Sampler(params, model=model, vocabulary=VOCABULARY, **changes)
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+def assert_bitwise_equal(a: TrainState, b: TrainState) -> None:
+    def plain(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    assert jax.tree.structure(a.params) == jax.tree.structure(b.params)
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    assert all(plain(x).tobytes() == plain(y).tobytes() for x, y in leaves)
+
+
+def rows_without_time(workdir: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl less what a clock says."""
+    rows = read_json_lines(workdir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+def assert_rows_agree(workdir: Path, other: Path, *, rel: float = 1e-3) -> None:
+    """The losses of the two runs; epochs of tiny steps may differ by more than three steps do."""
+    rows, others = rows_without_time(workdir), rows_without_time(other)
+    for row, expected in zip(rows, others, strict=True):
+        for name, value in expected.items():
+            assert row[name] == (value if isinstance(value, str) else pytest.approx(value, rel=rel))
+
+
+def assert_same_run(workdir: Path, other: Path) -> None:
+    """Bit for bit: rows, samples and the parameters of the latest checkpoint."""
+    assert rows_without_time(workdir) == rows_without_time(other)
+    first, second = ((folder / "samples.jsonl").read_text() for folder in (workdir, other))
+    assert first == second
+    params = (load_run(folder, checkpoint="latest").params for folder in (workdir, other))
+    jax.tree.map(np.testing.assert_array_equal, *params)
+
+
+def signal_at(step: int, number: int = signal.SIGINT) -> Callable[[int, float], None]:
+    """An `on_evaluation` that sends a real signal to this process after the evaluation at `step`:
+    the run stops after the next call of the device."""
+
+    def on_evaluation(evaluated: int, loss: float) -> None:
+        if evaluated == step:
+            os.kill(os.getpid(), number)
+
+    return on_evaluation
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def last_line_of_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """Checks that an error is one line, and returns it."""
+    err = capsys.readouterr().err.splitlines()
+    errors = [line for line in err if line.startswith("charrnn: error: ")]
+    assert len(errors) == 1, err
+    assert err[-1] == errors[0]
+    return errors[0]

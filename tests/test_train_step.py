@@ -1,0 +1,124 @@
+"""One step of training, and the state before the first, against what their docstrings promise."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+from helpers import B, E, H, T, V, forward
+
+from charrnn_jax.data.batches import Batch, make_batches
+from charrnn_jax.evaluation.metrics import cross_entropy
+from charrnn_jax.models.char_rnn import CharRNN
+from charrnn_jax.training.train_step import TrainState, create_train_state, train_step
+
+TOKENS = np.random.default_rng(0).integers(0, V, (B, T + 1))
+BATCH = Batch(TOKENS[:, :-1], TOKENS[:, 1:])
+
+
+def new_state(model: CharRNN, *, seed: int = 0, rate: float = 0.1, **kwargs) -> TrainState:
+    return create_train_state(model, optax.sgd(rate), seed=seed, batch_size=B, **kwargs)
+
+
+@pytest.mark.parametrize("noise", ["step", "locked"])
+def test_step_k_draws_its_noise_from_the_key_and_k(noise: str) -> None:
+    """The weights and the batch stay the same, so nothing but the noise can change the loss."""
+    model = CharRNN(V, E, H, dropout=0.4, input_dropout=0.3, dropout_noise=noise)
+    state = new_state(model, rate=0.0)
+    params, key, losses = state.params, state.key, []
+    step = jax.jit(train_step)
+    for k in range(4):
+        state, metrics = step(state, BATCH)
+        dropout_key = jax.random.fold_in(key, k)
+        carry = model.initialize_carry(B)
+        _, logits = forward(params, carry, BATCH.inputs, model=model, dropout_key=dropout_key)
+        expected = cross_entropy(logits, BATCH.targets).mean()
+        losses.append(metrics["loss"].nats_per_char)
+        np.testing.assert_allclose(losses[-1], expected, rtol=1e-5)
+    assert len({round(loss, 4) for loss in losses}) == 4
+    np.testing.assert_array_equal(*map(jax.random.key_data, (state.key, key)))
+
+
+def test_what_a_seed_decides_differs_from_seed_to_seed() -> None:
+    """Every matrix, and the key of the noise; the same seed gives the same again."""
+    model = CharRNN(V, E, H, 2)
+    first, again, other = (new_state(model, seed=seed) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+    for one, two in zip(*map(jax.tree.leaves, (first.params, other.params)), strict=True):
+        assert (one != two).all() if one.ndim > 1 else (one == two).all()
+    keys = [jax.random.key_data(state.key).tolist() for state in (first, again, other)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize("init_scale", [1.0, 0.25])
+def test_matrices_are_drawn_as_promised_times_init_scale(init_scale: float) -> None:
+    """Embedding N(0, 1/E), input kernels of variance 1/E, orthogonal kernels; biases zero."""
+    size = 48
+    model = CharRNN(200, size, 64, init_scale=init_scale)
+    params = jax.device_get(new_state(model).params)
+    cell = params["layers_0"]["cell"]
+    for kernel in (params["embedding"]["embedding"], cell["ir"]["kernel"]):
+        np.testing.assert_allclose(np.std(kernel), init_scale / size**0.5, rtol=0.05)
+    for gate in ("hr", "hz", "hn"):
+        singular_values = np.linalg.svd(cell[gate]["kernel"], compute_uv=False)
+        np.testing.assert_allclose(singular_values, init_scale, rtol=1e-4)
+    np.testing.assert_allclose(np.std(params["dense"]["kernel"]), init_scale / 8, rtol=0.05)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(params) if leaf.ndim == 1)
+
+
+def test_carry_is_kept_in_lanes_and_zero_in_chunks() -> None:
+    """Each step is compared with the gradient at the carry that it should start from."""
+    tokens = np.random.default_rng(0).integers(1, V, 150)
+    model = CharRNN(V, E, H)
+
+    @jax.jit
+    @jax.grad
+    def gradient_of(params, carry, batch):
+        _, logits = model.apply({"params": params}, carry, batch.inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets).mean()
+
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    for batching in ("chunks", "lanes"):
+        batches = make_batches(tokens, batching=batching, batch_size=B, sequence_length=9, seed=0)
+        state = new_state(model, reset_every_steps=batches.reset_every_steps)
+        step_fn = jax.jit(train_step)
+        zero = model.initialize_carry(B)
+        for step in range(2 * batches.steps_per_epoch):
+            kept = batching == "lanes" and step % batches.steps_per_epoch
+            gradient = gradient_of(state.params, state.carry if kept else zero, batches[step])
+            expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient)
+            state, _ = step_fn(state, batches[step])
+            jax.tree.map(close, state.params, expected)
+        assert int(state.step) == 2 * batches.steps_per_epoch
+
+
+def test_loss_is_a_sum_and_a_count_and_its_mean_is_minimised() -> None:
+    """The metrics are those before the update; an own loss takes the place of the cross-entropy."""
+    model = CharRNN(V, E, H)
+    state = new_state(model)
+
+    def halved(logits: jax.Array, targets: jax.Array) -> jax.Array:
+        return 0.5 * cross_entropy(logits, targets)
+
+    @jax.jit
+    @jax.value_and_grad
+    def mean(params):
+        _, logits = forward(params, model.initialize_carry(B), BATCH.inputs, model=model)
+        return cross_entropy(logits, BATCH.targets).mean()
+
+    value, gradient = mean(state.params)
+    for loss_fn, factor in ((cross_entropy, 1.0), (halved, 0.5)):
+        new, metrics = jax.jit(partial(train_step, loss_fn=loss_fn))(state, BATCH)
+        assert int(metrics["loss"].count) == B * T
+        np.testing.assert_allclose(metrics["loss"].total, factor * B * T * value, rtol=1e-5)
+        norm = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(jax.device_get(gradient))))
+        np.testing.assert_allclose(metrics["gradient_norm"], factor * norm, rtol=1e-5)
+        jax.tree.map(
+            lambda p, q, g, rate=0.1 * factor: np.testing.assert_allclose(
+                q, p - rate * g, rtol=1e-5, atol=1e-6
+            ),
+            state.params,
+            new.params,
+            gradient,
+        )
