@@ -58,6 +58,9 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter([*self._built_in, *self._registered])
 
+    def __len__(self) -> int:
+        return len(self._built_in) + len(self._registered)
+
     def __contains__(self, name: object) -> bool:
         return name in self._built_in or name in self._registered
 
@@ -85,9 +88,9 @@ class Registry(Generic[T]):
         """Returns the error for a name that nothing has. file: what registered it before."""
         where = f" (the run was made with {file})" if file else ""
         return UserError(
-            f"config.{self.field}: there is no {self.kind} {name!r}{where}, only "
-            f"{', '.join(self) or 'none at all'}; one of your own is there once the experiment "
-            "file that registers it is named, --config=FILE, or imported"
+            f"config.{self.field} is {name!r}: no such {self.kind} is registered{where}; there are "
+            f"{', '.join(self) or 'none built in'}, and those of an experiment file that is named "
+            "with --config=FILE, or imported"
         )
 
     def register(self, name: str, value: T, *, depth: int = 1) -> None:

@@ -11,12 +11,11 @@ from charrnn_jax.config import (
     diff,
     flatten,
     from_json,
-    load_experiment,
-    override,
     to_json,
     validate,
 )
 from charrnn_jax.errors import UserError
+from charrnn_jax.experiment import load_experiment, override
 
 
 def test_every_field_has_a_rule_and_a_valid_default() -> None:

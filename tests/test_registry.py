@@ -320,7 +320,7 @@ def test_expensive_protocol_is_run_only_where_it_is_named(
     assert main([*evaluate, "--protocol=expensive"]) == 0
     assert "expensive: 2.5000 nats/char" in capsys.readouterr().out
     assert main([*evaluate, "--protocol=nothing"]) == 2
-    assert "no protocol 'nothing'" in capsys.readouterr().err
+    assert "'nothing': no such protocol" in capsys.readouterr().err
     assert "expensive" in PROTOCOLS
 
 
