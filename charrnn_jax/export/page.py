@@ -29,6 +29,7 @@ from charrnn_jax.workdir.run import Run
 
 PAGE_CELLS = ("gru", "lstm", "rnn")  # whose equations network.js has
 PAGE_DTYPES = ("int8", "float16")
+_SIZES = ("cell", "num_layers", "hidden_size", "vocabulary_size")  # what network.js needs to know
 
 
 def export_page(run: Run, file: str | Path, *, dtype: str = "int8") -> None:
@@ -162,12 +163,7 @@ def write_page(
             "kind": vocabulary.kind,
             "code_points": [ord(character) for character in vocabulary.characters],
         },
-        "model": {
-            "cell": model.cell,
-            "num_layers": model.num_layers,
-            "hidden_size": model.hidden_size,
-            "vocabulary_size": model.vocabulary_size,
-        },
+        "model": {name: getattr(model, name) for name in _SIZES},
         "dtype": dtype,
         "weights": base64.b64encode(page_weights(params, model=model, dtype=dtype).packed).decode(),
     }
