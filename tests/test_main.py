@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,8 +14,10 @@ from helpers import SMOKE, last_line_of_error
 
 from charrnn_jax.commands.arguments import _default_workdir
 from charrnn_jax.data.corpora import KNOWN_CORPORA
+from charrnn_jax.evaluation.protocols import evaluate
 from charrnn_jax.main import main
 from charrnn_jax.run import load_run
+from charrnn_jax.training.checkpoints import steps
 
 EPOCHS = "--config.train.num_epochs"
 
@@ -65,6 +68,34 @@ def test_evaluate_writes_what_it_prints(trained: Path, capsys: pytest.CaptureFix
         assert loss["num_chars"] == 410
         assert f"{loss['nats_per_char']:.4f} nats/char" in out
         assert math.isclose(loss["bits_per_char"], loss["nats_per_char"] / math.log(2))
+
+
+def test_evaluation_file_never_mixes_the_losses_of_two_checkpoints(
+    trained: Path, tmp_path: Path
+) -> None:
+    """Of one checkpoint the protocols add up; each loss is that of the checkpoint it stands by."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    (workdir / "evaluation.json").unlink(missing_ok=True)
+    first, second = (load_run(workdir, checkpoint=step) for step in steps(workdir))
+    tokens = first.load_dataset().splits.with_context("validation")
+    names = {"carried": "carried", "cold": "cold-256"}
+    for run, protocol, kept in (
+        (second, "carried", ()),
+        (first, "carried", ()),
+        (first, "cold", ("carried",)),
+        (second, "cold", ()),
+    ):
+        command = ["evaluate", f"--workdir={workdir}", f"--checkpoint={run.step}"]
+        assert main([*command, f"--protocol={protocol}"]) == 0
+        entry = json.loads((workdir / "evaluation.json").read_text())["validation"]
+        assert entry["step"] == run.step
+        losses = {name: loss["nats_per_char"] for name, loss in entry["losses"].items()}
+        expected = {
+            names[name]: evaluate(run.params, tokens, model=run.model, protocol=name).nats_per_char
+            for name in (protocol, *kept)
+        }
+        assert losses == pytest.approx(expected, rel=1e-6)
 
 
 def test_sample_is_deterministic_and_takes_several_prompts(

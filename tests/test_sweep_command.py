@@ -1,20 +1,24 @@
 """`charrnn sweep` with real worker processes."""
 
 import csv
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from helpers import assert_same_run
 
-from charrnn_jax import load_run
+from charrnn_jax import load_run, train
 from charrnn_jax.main import main
 from charrnn_jax.sweeps.units import load_sweep
+from charrnn_jax.training.checkpoints import Checkpoints
 
 EXPERIMENT = """
 from charrnn_jax.config import default_config
@@ -122,10 +126,42 @@ def test_an_experiment_without_a_sweep_is_told_so(
     assert "smoke.py has no function get_hyper" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("indices", ["1", "0,1"])
+def test_an_interrupted_unit_is_not_done_until_it_is_trained_to_the_end(
+    experiment: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    heeded_signals: None,
+    indices: str,
+) -> None:
+    """Whether trained alone or as a replica; then it is the run that was never disturbed."""
+    workdir = tmp_path / "sweep"
+    command = ["sweep", experiment, f"--workdir={workdir}", f"--work_unit={indices}"]
+    save, signals = Checkpoints.save, [signal.SIGTERM]
+
+    def save_and_signal(*args: Any, **kwargs: Any) -> None:
+        save(*args, **kwargs)
+        if kwargs["step"] == 10 and signals:
+            os.kill(os.getpid(), signals.pop())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_signal)
+        assert main(command) == 143
+    units = [load_sweep(workdir)[int(index)] for index in indices.split(",")]
+    for unit in units:
+        assert unit.read_status()["status"] == "waiting"
+        assert not unit.is_done()
+        assert 10 <= load_run(unit.workdir, checkpoint="latest").step < 40
+    assert main(command) == 0
+    assert all(unit.is_done() for unit in units)
+    train(units[-1].config, tmp_path / "alone")
+    assert_same_run(units[-1].workdir, tmp_path / "alone")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_killed_in_the_middle_goes_on_and_gives_the_same(
-    experiment: str, tmp_path: Path, number: signal.Signals
+    experiment: str, tmp_path: Path, heeded_signals: None, number: signal.Signals
 ) -> None:
     steps = "--config.train.num_steps=600"
 

@@ -1,5 +1,6 @@
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -25,14 +26,23 @@ OTHER_TEXT = SENTENCE.replace(";", "é").replace("b", "ß")  # without ; and b
 
 
 def save_run(workdir: Path, config: ConfigDict, vocabulary: Vocabulary) -> TrainState:
-    """A run whose checkpoint at step 3 has the weights that are returned."""
+    """A run whose best checkpoint, at step 3, has the weights that are returned; others are worse,
+    before and after it."""
     model = make_model(config.model, vocabulary_size=vocabulary.size)
-    state = create_train_state(model, optax.sgd(1), seed=5, batch_size=2)
+    rng = np.random.default_rng(0)
+    states = [create_train_state(model, optax.sgd(1), seed=s, batch_size=2) for s in (4, 5, 6)]
+    states = [  # biases, too, are of some size
+        replace(
+            s, params=jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype("f"), s.params)
+        )
+        for s in states
+    ]
     corpus = {"name": "a text", "sha256": "0" * 64, "num_chars": 9, "instead_of": ""}
     about = {"config": config.to_dict(), "vocabulary": vocabulary.to_dict(), "corpus": corpus}
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(state, step=3, metadata={"step": 3, "loss": None, **about})
-    return state
+        for step, loss, state in zip((2, 3, 4), (2.0, 1.0, 1.5), states, strict=True):
+            checkpoints.save(state, step=step, metadata={"step": step, "loss": loss, **about})
+    return states[1]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +81,34 @@ def test_shared_characters_keep_their_weights_and_new_ones_are_fresh(
         f"Initialised from {source}, step 3: 31 characters kept, 2 ('ß', 'é') new, "
         "2 (';', 'b') dropped"
     )
+
+
+def test_training_begins_with_the_weights_that_were_kept(
+    tiny_config: ConfigDict, source: Path, tmp_path: Path
+) -> None:
+    """At a rate at which a step changes nothing; new characters in the middle of the others."""
+    text = SENTENCE.replace(";", "8").replace("b", "k").replace("The", "T_e")
+    (tmp_path / "text.txt").write_text(text * 40)
+    tiny_config.data.path, tiny_config.train.init_from = str(tmp_path / "text.txt"), str(source)
+    tiny_config.optimizer.name, tiny_config.optimizer.learning_rate = "sgd", 1e-30
+    tiny_config.sample.prompt, tiny_config.train.num_steps, tiny_config.seed = "T_e", 1, 9
+    state = train(tiny_config, tmp_path / "run")
+    old, new = load_run(source), load_run(tmp_path / "run", checkpoint="latest")
+    assert old.step == 3
+    fresh = create_train_state(state.model, optax.sgd(1), seed=9, batch_size=2).params
+    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-25)
+    assert set(new.vocabulary.characters) - set(old.vocabulary.characters) == {"8", "_"}
+    for token, char in enumerate(["[UNK]", *new.vocabulary.characters]):
+        params, at = fresh, token
+        if token == 0 or char in old.vocabulary.characters:
+            params, at = old.params, 1 + old.vocabulary.characters.index(char) if token else 0
+        for kept, given in (
+            (new.params["embedding"]["embedding"][token], params["embedding"]["embedding"][at]),
+            (new.params["dense"]["kernel"][:, token], params["dense"]["kernel"][:, at]),
+            (new.params["dense"]["bias"][token], params["dense"]["bias"][at]),
+        ):
+            close(kept, given)
+    jax.tree.map(close, new.params["layers_0"], old.params["layers_0"])
 
 
 def test_resume_is_bitwise_identical_and_needs_no_source(
