@@ -87,7 +87,7 @@ def assert_same_run(workdir: Path, other: Path) -> None:
 
 @dataclass(frozen=True)
 class CallAt:
-    """A hook that calls a function with (step, metrics) after `every_steps` steps, and only then."""
+    """A hook that calls a function with (step, metrics) once, after `every_steps` steps."""
 
     every_steps: int
     function: Callable[[int, dict[str, Any]], object]

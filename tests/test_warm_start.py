@@ -21,7 +21,7 @@ from charrnn_jax.training.loop import train
 from charrnn_jax.training.train_step import TrainState, create_train_state
 from charrnn_jax.training.warm_start import warm_start
 from charrnn_jax.workdir.checkpoints import Checkpoints, read_metadata
-from charrnn_jax.workdir.metadata import CheckpointMetadata
+from charrnn_jax.workdir.metadata import CheckpointMetadata, Origin
 from charrnn_jax.workdir.run import load_run
 
 OTHER_TEXT = SENTENCE.replace(";", "é").replace("b", "ß")  # without ; and b
@@ -80,8 +80,8 @@ def test_shared_characters_keep_their_weights_and_new_ones_are_fresh(
         new = char in "éß"
         params, old = (fresh.params, token) if new else (run.params, run.vocabulary.encode(char)[0])
         np.testing.assert_array_equal(weights(started, token), weights(params, old))
-    jax.tree.map(np.testing.assert_array_equal, state.params["layers_0"], run.params["layers_0"])
-    assert origin == {"workdir": str(source), "step": 3, "corpus": run.corpus}
+    jax.tree.map(np.testing.assert_array_equal, started["layers_0"], run.params["layers_0"])
+    assert origin == Origin(str(source), 3, run.corpus)
     line = capsys.readouterr().out.splitlines()[-1]
     assert line == (
         f"Initialised from {source}, step 3: 31 characters kept, 2 ('ß', 'é') new, "
