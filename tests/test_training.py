@@ -293,7 +293,11 @@ MAY_CHANGE = {
     "optimizer.schedule",
     "evaluation.batch_size",
     *(f"sample.{name}" for name in default_config().sample),
-    *(f"train.{name}" for name in default_config().train if name != "init_from"),
+    *(
+        f"train.{name}"
+        for name in default_config().train
+        if name not in ("init_from", "loss", "step")
+    ),
 }
 OTHER_VALUES = {
     "data.corpus": "text8",
@@ -323,11 +327,9 @@ def test_a_run_is_resumed_with_other_values_of_some_fields_and_of_no_others(
     tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The protocol and the window, too, are part of it: losses under two would be compared."""
-    known = {LOSSES: cross_entropy, TRAIN_STEPS: train_step}
-    known |= {
-        HOOKS: lambda config: CallAt(1, lambda *_: None),
-        RULES: lambda vocabulary: Temperature(1.0),
-    }
+    hook, rule = CallAt(1, lambda *_: None), Temperature(1.0)
+    known = {LOSSES: cross_entropy, TRAIN_STEPS: train_step, HOOKS: lambda _: hook}
+    known[RULES] = lambda _: rule
     for registry, code in known.items():
         monkeypatch.setitem(registry._registered, "other", code)
     tiny_config.train.num_steps = 2
