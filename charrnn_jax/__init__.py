@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from charrnn_jax.data.batches import make_batches as make_batches
     from charrnn_jax.data.corpora import load_corpus as load_corpus
     from charrnn_jax.data.dataset import load_dataset as load_dataset
+    from charrnn_jax.data.vocabulary import UNK_ID as UNK_ID
     from charrnn_jax.data.vocabulary import Vocabulary as Vocabulary
     from charrnn_jax.evaluation.metrics import CrossEntropy as CrossEntropy
     from charrnn_jax.evaluation.metrics import cross_entropy as cross_entropy
@@ -28,12 +29,16 @@ if TYPE_CHECKING:
     from charrnn_jax.generation.rules import Rule as Rule
     from charrnn_jax.generation.sampler import Sampler as Sampler
     from charrnn_jax.generation.sampler import generate as generate
+    from charrnn_jax.generation.sampler import prime as prime
+    from charrnn_jax.generation.sampler import sample_step as sample_step
     from charrnn_jax.models.cells.cell import Cell as Cell
     from charrnn_jax.models.char_rnn import CharRNN as CharRNN
     from charrnn_jax.models.char_rnn import activations as activations
     from charrnn_jax.models.char_rnn import forward as forward
+    from charrnn_jax.models.char_rnn import initialize_params as initialize_params
     from charrnn_jax.models.char_rnn import make_model as make_model
     from charrnn_jax.models.char_rnn import summary as summary
+    from charrnn_jax.models.stepping import prepare as prepare
     from charrnn_jax.registry import register_cell as register_cell
     from charrnn_jax.registry import register_hook as register_hook
     from charrnn_jax.registry import register_loss as register_loss
@@ -43,8 +48,10 @@ if TYPE_CHECKING:
     from charrnn_jax.registry import register_train_step as register_train_step
     from charrnn_jax.sweeps.units import load_sweep as load_sweep
     from charrnn_jax.training.loop import train as train
+    from charrnn_jax.training.optimizer import make_optimizer as make_optimizer
     from charrnn_jax.training.replicas import train_replicas as train_replicas
     from charrnn_jax.training.train_step import TrainState as TrainState
+    from charrnn_jax.training.train_step import create_train_state as create_train_state
     from charrnn_jax.training.train_step import train_step as train_step
     from charrnn_jax.workdir.import_run import import_run as import_run
     from charrnn_jax.workdir.json_lines import read_json_lines as read_json_lines
@@ -55,7 +62,7 @@ _NAMES = {
     "data.batches": ["Batch", "make_batches"],
     "data.corpora": ["load_corpus"],
     "data.dataset": ["load_dataset"],
-    "data.vocabulary": ["Vocabulary"],
+    "data.vocabulary": ["UNK_ID", "Vocabulary"],
     "evaluation.metrics": ["CrossEntropy", "cross_entropy"],
     "evaluation.protocols": ["Carried", "Cold", "Protocol", "evaluate"],
     "export.folder": ["export"],
@@ -63,9 +70,17 @@ _NAMES = {
     "generation.choice": ["make_rules"],
     "generation.continuation": ["Continuation"],
     "generation.rules": ["Rule"],
-    "generation.sampler": ["Sampler", "generate"],
+    "generation.sampler": ["generate", "prime", "sample_step", "Sampler"],
     "models.cells.cell": ["Cell"],
-    "models.char_rnn": ["CharRNN", "activations", "forward", "make_model", "summary"],
+    "models.char_rnn": [
+        "activations",
+        "CharRNN",
+        "forward",
+        "initialize_params",
+        "make_model",
+        "summary",
+    ],
+    "models.stepping": ["prepare"],
     "registry": [
         "register_cell",
         "register_hook",
@@ -77,8 +92,9 @@ _NAMES = {
     ],
     "sweeps.units": ["load_sweep"],
     "training.loop": ["train"],
+    "training.optimizer": ["make_optimizer"],
     "training.replicas": ["train_replicas"],
-    "training.train_step": ["TrainState", "train_step"],
+    "training.train_step": ["create_train_state", "train_step", "TrainState"],
     "workdir.import_run": ["import_run"],
     "workdir.json_lines": ["read_json_lines"],
     "workdir.run": ["load_run"],

@@ -44,14 +44,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import charrnn_jax
-from charrnn_jax.data.batches import make_batches
-from charrnn_jax.data.vocabulary import UNK_ID
-from charrnn_jax.generation.choice import make_rules
-from charrnn_jax.generation.sampler import prime, sample_step
-from charrnn_jax.models.char_rnn import forward, initialize_params, make_model, summary
-from charrnn_jax.models.stepping import prepare
-from charrnn_jax.training.optimizer import make_optimizer
-from charrnn_jax.training.train_step import create_train_state, train_step
 
 print(jax.__version__, jax.devices())
 
@@ -110,7 +102,7 @@ print([vocabulary.decode(row) for row in ids])
 
 # %%
 word = charrnn_jax.Vocabulary.build(["Tensorflow"])
-example = make_batches(
+example = charrnn_jax.make_batches(
     word.encode("Tensorflow"), batching="chunks", batch_size=1, sequence_length=9, seed=0
 )[0]
 print("Input: ", list(word.decode(example.inputs)))
@@ -122,7 +114,7 @@ print("Target:", list(word.decode(example.targets)))
 # a run that is resumed goes on with just the batch that would have come next.
 
 # %%
-batches = make_batches(
+batches = charrnn_jax.make_batches(
     dataset.splits["train"],
     batching=config.data.batching,
     batch_size=config.data.batch_size,
@@ -141,16 +133,16 @@ print("Target:", repr(vocabulary.decode(batch.targets[0])))
 # The recurrent state, the *carry*, goes in and comes out, so the same model trains and generates.
 
 # %%
-model = make_model(config.model, vocabulary_size=vocabulary.size)
-print(summary(model))
+model = charrnn_jax.make_model(config.model, vocabulary_size=vocabulary.size)
+print(charrnn_jax.summary(model))
 
 # %% [markdown]
 # ## Try the model
 
 # %%
-params = initialize_params(model, jax.random.key(0))
+params = charrnn_jax.initialize_params(model, jax.random.key(0))
 carry = model.initialize_carry(config.data.batch_size)
-carry, logits = forward(params, carry, batch.inputs, model=model)
+carry, logits = charrnn_jax.forward(params, carry, batch.inputs, model=model)
 print(logits.shape, "# (batch_size, sequence_length, vocabulary_size)")
 
 # %% [markdown]
@@ -193,9 +185,10 @@ state = charrnn_jax.train(config, workdir)
 # %%
 run = charrnn_jax.load_run(workdir)
 prompt = run.vocabulary.encode("ROMEO:").astype(np.int32)
-weights = prepare(run.params, model=run.model, transposed=True)  # the layout for one text
-rules = make_rules(run.vocabulary, temperature=1.0)
-sample_state = prime(
+# Transposed is the fastest layout for one text.
+weights = charrnn_jax.prepare(run.params, model=run.model, transposed=True)
+rules = charrnn_jax.make_rules(run.vocabulary, temperature=1.0)
+sample_state = charrnn_jax.prime(
     weights,
     prompt[None],
     lengths=np.array([len(prompt)], np.int32),
@@ -205,9 +198,11 @@ sample_state = prime(
 )
 characters = []
 for _ in range(100):
-    sample_state, drawn = sample_step(weights, sample_state, model=run.model, rules=rules)
+    sample_state, drawn = charrnn_jax.sample_step(
+        weights, sample_state, model=run.model, rules=rules
+    )
     characters.append(run.vocabulary.decode(drawn.tokens))
-    assert drawn.tokens[0] != UNK_ID
+    assert drawn.tokens[0] != charrnn_jax.UNK_ID
 print("ROMEO:" + "".join(characters))
 
 # %% [markdown]
@@ -278,7 +273,7 @@ def noisy_train_step(state, batch):
     wrong = jax.random.bernoulli(where_key, 0.1, batch.inputs.shape)
     drawn = jax.random.randint(what_key, batch.inputs.shape, 1, state.model.vocabulary_size)
     inputs = jnp.where(wrong, drawn, batch.inputs)
-    return train_step(state, charrnn_jax.Batch(inputs, batch.targets))
+    return charrnn_jax.train_step(state, charrnn_jax.Batch(inputs, batch.targets))
 
 
 noisy_state = charrnn_jax.train(short, workdir + "-noisy", train_step=noisy_train_step)
@@ -288,14 +283,14 @@ print("Steps done:", noisy_state.step)
 # Or write the loop yourself: it is short.
 
 # %%
-own_state = create_train_state(
+own_state = charrnn_jax.create_train_state(
     model,
-    make_optimizer(config.optimizer, num_steps=batches.steps_per_epoch),
+    charrnn_jax.make_optimizer(config.optimizer, num_steps=batches.steps_per_epoch),
     seed=0,
     batch_size=config.data.batch_size,
     reset_every_steps=batches.reset_every_steps,
 )
-own_step = jax.jit(train_step, donate_argnums=0)
+own_step = jax.jit(charrnn_jax.train_step, donate_argnums=0)
 loss = charrnn_jax.CrossEntropy(0.0, 0)
 start = time.time()
 for step in range(min(batches.steps_per_epoch, 10)):

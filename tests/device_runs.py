@@ -21,12 +21,14 @@ import optax
 
 from charrnn_jax.config import default_config
 from charrnn_jax.data.batches import make_batches
+from charrnn_jax.data.dataset import CorpusIdentity
 from charrnn_jax.models.char_rnn import make_model
 from charrnn_jax.training.devices import make_mesh, place_rows, place_state, replicated
 from charrnn_jax.training.devices import state_shardings as shardings_of
 from charrnn_jax.training.dispatch import make_run_steps
 from charrnn_jax.training.train_step import TrainState, create_train_state, train_step
 from charrnn_jax.workdir.checkpoints import Checkpoints
+from charrnn_jax.workdir.metadata import CheckpointMetadata
 
 BATCH_SIZE, LENGTH, HIDDEN_SIZE, NUM_STEPS = 8, 6, 16, 3
 TOKENS = np.random.default_rng(0).integers(1, 20, 2000)
@@ -92,16 +94,21 @@ def differences(data: int, model: int, *, losses, state: TrainState, **case) -> 
     return float(of_losses), float(of_arrays)
 
 
+def metadata_of(step: int) -> CheckpointMetadata:
+    return CheckpointMetadata(step, {}, {}, CorpusIdentity("a text", "0", 9))
+
+
 def restored_bitwise(folder: Path, meshes) -> bool:
     """Saves a state on the first mesh and restores it on each of the others in turn."""
     case = {"cell": "lstm", "implementation": "fused", "dropout": 0.0}
     _, state = train_on(*meshes[0], **case)
     for step, (_, there) in enumerate(pairwise(meshes)):
         with Checkpoints(folder) as checkpoints:
-            checkpoints.save(state, step=step, metadata={"loss": None})
+            checkpoints.save(*state.to_trees(), metadata=metadata_of(step))
         template = new_state(mesh_of(*there), **case)
         with Checkpoints(folder) as checkpoints:
-            restored, _ = checkpoints.restore(template)
+            params, rest, _ = checkpoints.restore(*template.to_trees())
+            restored = template.with_trees(params, rest)
         if jax.tree.map(lambda x: x.sharding, restored) != shardings_of(template, mesh_of(*there)):
             return False
         pairs = zip(arrays(restored), arrays(state), strict=True)

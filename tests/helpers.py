@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +85,22 @@ def assert_same_run(workdir: Path, other: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, *params)
 
 
-def signal_at(step: int, number: int = signal.SIGINT) -> Callable[[int, float], None]:
-    """An `on_evaluation` that sends a real signal to this process after the evaluation at `step`:
-    the run stops after the next call of the device."""
+@dataclass(frozen=True)
+class CallAt:
+    """A hook that calls a function with (step, metrics) once, after `every_steps` steps."""
 
-    def on_evaluation(evaluated: int, loss: float) -> None:
-        if evaluated == step:
-            os.kill(os.getpid(), number)
+    every_steps: int
+    function: Callable[[int, dict[str, Any]], object]
 
-    return on_evaluation
+    def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
+        if step == self.every_steps:
+            self.function(step, metrics)
+
+
+def signal_at(step: int, number: int = signal.SIGINT) -> CallAt:
+    """A hook that sends a real signal to this process after `step` steps: the run stops after the
+    next call of the device."""
+    return CallAt(step, lambda *_: os.kill(os.getpid(), number))
 
 
 # --- the command line ---------------------------------------------------------------------------

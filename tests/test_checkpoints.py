@@ -1,5 +1,6 @@
 """Checkpoints as training writes and reads them: damage, full disks, what is kept."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -104,8 +105,8 @@ def test_what_is_evaluated_is_saved(tiny_config: ConfigDict, tmp_path: Path) -> 
     tiny_config.train.checkpoint_every_steps = 4
     train(tiny_config, tmp_path)
     kept = {step: checkpoints_lib.read_metadata(tmp_path, step) for step in (40, 42)}
-    assert kept[40]["loss"] is None
-    assert kept[42]["loss"] is not None
+    assert kept[40].loss is None
+    assert kept[42].loss is not None
     assert load_run(tmp_path).step == 42
 
 
@@ -123,7 +124,8 @@ def test_latest_and_best_checkpoints_are_kept(tiny_config: ConfigDict, tmp_path:
     metadata = checkpoints_lib.read_metadata(tmp_path / "run", int(state.step))
     with Checkpoints(tmp_path / "kept") as checkpoints:
         for step, loss in enumerate([3.0, 1.0, 2.0, float("inf"), None, 4.0]):
-            checkpoints.save(state, step=step, metadata={**metadata, "loss": loss})
+            about = replace(metadata, step=step, loss=loss)
+            checkpoints.save(*state.to_trees(), metadata=about)
     assert checkpoints_lib.steps(tmp_path / "kept") == [
         1,
         4,
@@ -154,7 +156,7 @@ def test_checkpoint_holds_all_that_using_the_model_needs(
     jax.tree.map(np.testing.assert_array_equal, run.params, state.params)
     assert run.vocabulary.characters == "".join(sorted(set(text)))
     assert run.config == tiny_config
-    assert run.corpus["num_chars"] == len(text)
+    assert run.corpus.num_chars == len(text)
     with pytest.raises(UserError, match="no file is there"):
         run.load_dataset()
     own_file.write_text(text + "!")

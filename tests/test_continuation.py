@@ -1,13 +1,17 @@
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from helpers import VOCABULARY, E, H, make, sampler
 
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.generation.continuation import Continuation
+from charrnn_jax.generation.rules import Rule
 from charrnn_jax.generation.sampler import Sampler, sample_chunk
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 
@@ -57,6 +61,35 @@ def test_pieces_of_bytes_put_together_are_the_text() -> None:
         text = text.write(3, on_text=pieces.append, pattern="(é|漢){9}")
         text = text.write(2, on_text=pieces.append, allow="é漢")
     assert "".join(pieces).rstrip("\ufffd") == text.text.rstrip("\ufffd")
+
+
+@struct.dataclass
+class Only(Rule):
+    """One token alone can be drawn."""
+
+    token: jax.Array
+
+    def __call__(self, logits: jax.Array, memory: Any = ()) -> jax.Array:
+        is_token = jnp.arange(logits.shape[1])[None] == self.token
+        return jnp.where(is_token, logits, -jnp.inf)
+
+
+def test_a_character_spread_over_as_many_writings_as_it_has_bytes_is_one_piece() -> None:
+    """Whatever came before it, and behind the last byte whatever comes after."""
+    vocabulary = Vocabulary(kind="bytes")
+    model = CharRNN(vocabulary.size, E, H)
+    params = initialize_params(model, jax.random.key(0))
+    ours = Sampler(params, model=model, vocabulary=vocabulary)
+    written = "🙂🙃é漢a🙂"
+    for prompt in ("a", "漢", "🙃"):
+        text, pieces = Continuation.start(ours, prompt), []
+        for token in vocabulary.encode(written):
+            text = text.write(1, on_text=pieces.append, rules=(Only(jnp.int32(token)),))
+        assert text.text == prompt + written
+        expected = []
+        for char in written:
+            expected += [""] * (len(char.encode()) - 1) + [char]
+        assert pieces == expected
 
 
 def test_branches_and_loaded_texts_run_the_same_program(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import device_runs
 import jax
 import numpy as np
+import optax
 import pytest
 from conftest import ROOT
 from helpers import assert_rows_agree
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from charrnn_jax.errors import UserError
 from charrnn_jax.training.devices import make_mesh
 from charrnn_jax.training.loop import train
+from charrnn_jax.training.train_step import TrainState
 from charrnn_jax.workdir.run import load_run
 
 # Sums over a batch or over hidden units are added in another order, which changes the last bits of
@@ -44,6 +46,26 @@ def test_program_of_several_devices_lowers_for_accelerators(mesh: tuple[int, int
     )
     lowered = run_steps.trace(*arguments).lower(lowering_platforms=("cuda", "tpu"))
     assert "sharding" in lowered.as_text()
+
+
+def assert_shared(state: TrainState, *, data: int, model: int) -> None:
+    """Each device has its columns of the cells and of Adam's moments of them, its rows and columns
+    of the carry, and all of everything else."""
+
+    def sizes(tree) -> list[tuple[int, ...]]:
+        return [leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(tree)]
+
+    def is_adam(node: object) -> bool:
+        return isinstance(node, optax.ScaleByAdamState)
+
+    columns = state.model.hidden_size // model
+    (moments,) = filter(is_adam, jax.tree.leaves(state.opt_state, is_leaf=is_adam))
+    for tree in (state.params, moments.mu, moments.nu):
+        cell = jax.tree.leaves(tree["layers_0"])
+        assert sizes(cell) == [(*leaf.shape[:-1], columns) for leaf in cell]
+        ends = jax.tree.leaves((tree["embedding"], tree["dense"]))
+        assert sizes(ends) == [leaf.shape for leaf in ends]
+    assert sizes(state.carry) == [(leaf.shape[0] // data, columns) for leaf in state.carry]
 
 
 def run_on_eight_devices(cases) -> None:
@@ -82,6 +104,7 @@ def test_run_goes_on_with_other_devices(tiny_config: ConfigDict, tmp_path: Path)
         tiny_config.train.data_devices, tiny_config.train.model_devices = data, model
         state = train(tiny_config, tmp_path / "many")
         assert len(state.step.sharding.device_set) == data * model
+        assert_shared(state, data=data, model=model)
     tiny_config.train.data_devices, tiny_config.train.model_devices = 0, 1
     train(tiny_config, tmp_path / "one")
     assert_rows_agree(tmp_path / "many", tmp_path / "one")

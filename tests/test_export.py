@@ -4,7 +4,7 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from flax.traverse_util import flatten_dict
+from helpers import H, V, make
 from jax import export as jax_export
 from markdown_it import MarkdownIt
 from ml_collections import ConfigDict
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from test_models import H, V, make
 
 import charrnn_jax
+from charrnn_jax.data.dataset import CorpusIdentity
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.export.card import (
-    EQUATIONS,
     Contents,
     ModelCard,
     _losses,
@@ -39,11 +39,12 @@ from charrnn_jax.main import main
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 from charrnn_jax.models.stepping import prepare, step
+from charrnn_jax.workdir.metadata import Origin
 from charrnn_jax.workdir.run import Run
 
 VOCABULARY = Vocabulary("\nabcdefghi")  # 11 ids, as the model of `make`
 HOSTILE = "</script>\n# head\n````\n\"'`\\|*&\0\r\u2028\u202e\ud800😀é"
-CORPUS = {"name": "corpus", "sha256": "5" * 64, "num_chars": 1000, "instead_of": ""}
+CORPUS = CorpusIdentity("corpus", sha256="5" * 64, num_chars=1000)
 CARD = ModelCard(
     name="name",
     step=7,
@@ -52,6 +53,7 @@ CARD = ModelCard(
     config={"seed": 0},
     corpus=CORPUS,
     losses={"validation": {"carried": 1.5}},
+    protocols={"carried": "one pass"},
     prompt="bad",
 )
 
@@ -212,9 +214,12 @@ def test_equations_of_the_card_are_what_the_model_computes(cell: str) -> None:
     x = weights["embedding/embedding"][tokens[:, 0]]
     for layer, layer_carry in enumerate(carry):
         state = dict(
-            zip("ch" if cell == "lstm" else "h", jax.tree.leaves(layer_carry), strict=True)
+            zip(
+                CELLS[cell].carry.strip("()").split(", "), jax.tree.leaves(layer_carry), strict=True
+            )
         )
-        equations = re.sub(r"(\w+/(kernel|bias))", rf"p['layers_{layer}/cell/\1']", EQUATIONS[cell])
+        equations = CELLS[cell].equations
+        equations = re.sub(r"(\w+/(kernel|bias))", rf"p['layers_{layer}/cell/\1']", equations)
         exec(equations, scope := {**names, **state, "x": x})
         x = scope["h"]
     logits = x @ weights["dense/kernel"] + weights["dense/bias"][None]
@@ -228,7 +233,7 @@ def test_card_shows_hostile_text_and_does_not_obey_it(tmp_path: Path) -> None:
     params = initialize_params(model, jax.random.key(0))
     cards = {}
     for text in ("plain", HOSTILE):
-        corpus = {**CORPUS, "name": text, "instead_of": text}
+        corpus = replace(CORPUS, name=text, instead_of=text)
         folder = tmp_path / str(len(text))
         hostile = {"model": model, "vocabulary": vocabulary, "prompt": HOSTILE}
         export_tiny(folder, params, **hostile, name=text, corpus=corpus, config={"a": text})
@@ -296,15 +301,15 @@ def make_run(workdir: Path, config: ConfigDict, **changes) -> Run:
     model, params, _, _ = make("lstm", 2)
     config.sample.prompt = "bad"
     config.data.path = "secret/text.txt"
-    corpus = {**CORPUS, "name": "secret/text.txt"}
+    corpus = replace(CORPUS, name="secret/text.txt")
     return Run(workdir, 5, config, VOCABULARY, corpus, model, params, **{"loss": None, **changes})
 
 
 def test_card_has_the_losses_of_this_checkpoint_by_protocol(
     tiny_config: ConfigDict, tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path, tiny_config, loss=2.0, started_from="old")
-    corpus = run.corpus
+    run = make_run(tmp_path, tiny_config, loss=2.0, origin=Origin("runs/old", 3, CORPUS))
+    corpus = asdict(run.corpus)
     entry = {"step": 5, "corpus": corpus, "losses": {"carried": {"nats_per_char": 2.5}}}
     other_text = {**entry, "corpus": {**corpus, "sha256": "0"}}
     evaluated = {"train": entry, "validation": other_text, "test": {**entry, "step": 4}}
@@ -314,8 +319,10 @@ def test_card_has_the_losses_of_this_checkpoint_by_protocol(
     card = (tmp_path / "x" / "README.md").read_text()
     assert "| validation | cold-32 | 2.0000 | 2.8854 | 7.389 |" in card
     assert "| train | carried | 2.5000 |" in card
-    assert f"- sha256: `{CORPUS['sha256']}`" in card
-    assert "- trained further from the weights of `old`" in card
+    assert f"- sha256: `{CORPUS.sha256}`" in card
+    assert (
+        "- trained further from the weights of `old, step 3, trained on corpus, 1,000 long" in card
+    )
     tiny_config.data.path = "text.txt"
     assert json.loads((tmp_path / "x" / "config.json").read_text()) == tiny_config.to_dict()
     assert not any(b"secret" in file.read_bytes() for file in (tmp_path / "x").iterdir())
@@ -326,7 +333,7 @@ def test_card_has_the_losses_of_this_checkpoint_by_protocol(
 
 
 def test_one_card_gives_the_readme_and_the_texts_of_the_page() -> None:
-    corpus = {**CORPUS, "name": "a text", "instead_of": "another"}
+    corpus = replace(CORPUS, name="a text", instead_of="another")
     card = replace(CARD, corpus=corpus, started_from="an older model")
     contents = Contents(shapes={"x": (2, 3)}, sizes={}, platforms=PLATFORMS, sample="")
     text, facts = readme(card, contents), page_facts(card)
@@ -344,12 +351,13 @@ import sys
 from pathlib import Path
 import jax
 import charrnn_jax
+from charrnn_jax.data.dataset import CorpusIdentity
 from charrnn_jax.models.char_rnn import initialize_params
 from charrnn_jax.workdir.run import Run
 config, model = charrnn_jax.default_config(), charrnn_jax.CharRNN(4, 2, 2)
 config.sample.prompt = "a"
 params = initialize_params(model, jax.random.key(0))
-corpus = {"name": "text", "sha256": "0", "num_chars": 9, "instead_of": ""}
+corpus = CorpusIdentity("text", sha256="0", num_chars=9)
 folder, vocabulary = Path(sys.argv[1]), charrnn_jax.Vocabulary("abc")
 run = Run(folder, 1, config, vocabulary, corpus, model, params, loss=None)
 charrnn_jax.export(run, folder / "before")

@@ -91,3 +91,9 @@ def test_every_module_belongs_to_a_layer() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.py")), ids=lambda f: f.stem)
 def test_experiments_import_only_the_config(file: Path) -> None:
     assert _imported_layers(file) <= {"config"}
+
+
+def test_the_notebook_imports_public_names_only() -> None:
+    notebook = ROOT / "notebooks" / "text_generation.py"
+    assert not _imported_layers(notebook)
+    assert "charrnn_jax" in _imports(notebook)

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,10 +14,12 @@ from helpers import SMOKE, last_line_of_error
 
 from charrnn_jax.commands.arguments import _default_workdir
 from charrnn_jax.data.corpora import KNOWN_CORPORA
+from charrnn_jax.evaluation.protocols import evaluate
 from charrnn_jax.main import main
+from charrnn_jax.workdir.checkpoints import steps
 from charrnn_jax.workdir.run import load_run
 
-EPOCHS = "--config.train.num_epochs"
+NUM_STEPS = "--config.train.num_steps"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,34 @@ def test_evaluate_writes_what_it_prints(trained: Path, capsys: pytest.CaptureFix
         assert loss["num_chars"] == 410
         assert f"{loss['nats_per_char']:.4f} nats/char" in out
         assert math.isclose(loss["bits_per_char"], loss["nats_per_char"] / math.log(2))
+
+
+def test_evaluation_file_never_mixes_the_losses_of_two_checkpoints(
+    trained: Path, tmp_path: Path
+) -> None:
+    """Of one checkpoint the protocols add up; each loss is that of the checkpoint it stands by."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    (workdir / "evaluation.json").unlink(missing_ok=True)
+    first, second = (load_run(workdir, checkpoint=step) for step in steps(workdir))
+    tokens = first.load_dataset().splits.with_context("validation")
+    names = {"carried": "carried", "cold": "cold-256"}
+    for run, protocol, kept in (
+        (second, "carried", ()),
+        (first, "carried", ()),
+        (first, "cold", ("carried",)),
+        (second, "cold", ()),
+    ):
+        command = ["evaluate", f"--workdir={workdir}", f"--checkpoint={run.step}"]
+        assert main([*command, f"--protocol={protocol}"]) == 0
+        entry = json.loads((workdir / "evaluation.json").read_text())["validation"]
+        assert entry["step"] == run.step
+        losses = {name: loss["nats_per_char"] for name, loss in entry["losses"].items()}
+        expected = {
+            names[name]: evaluate(run.params, tokens, model=run.model, protocol=name).nats_per_char
+            for name in (protocol, *kept)
+        }
+        assert losses == pytest.approx(expected, rel=1e-6)
 
 
 def test_sample_is_deterministic_and_takes_several_prompts(
@@ -161,12 +192,12 @@ def test_text_that_was_moved_or_a_file_of_another_shape_strands_no_run(
     workdir, text = tmp_path / "run", tmp_path / "old.txt"
     own = [SMOKE, f"--workdir={workdir}", "--config.sample.prompt=The"]
     text.write_bytes(text_file.read_bytes())
-    assert main([*own, f"--config.data.path={text}"]) == 0
+    assert main([*own, f"--config.data.path={text}", NUM_STEPS + "=1"]) == 0
     text.rename(tmp_path / "new.txt")
     with open(workdir / "metrics.jsonl", "a") as rows:
         rows.write('3\n{"no": "step"}\n')
     (workdir / "evaluation.json").write_text('[{"validation": 3}]')
-    assert main([*own, f"--config.data.path={tmp_path / 'new.txt'}", EPOCHS + "=3"]) == 0
+    assert main([*own, f"--config.data.path={tmp_path / 'new.txt'}", NUM_STEPS + "=2"]) == 0
     assert main(["evaluate", f"--workdir={workdir}", f"--path={text_file}"]) == 0
     assert main(["evaluate", f"--workdir={workdir}", f"--path={__file__}"]) == 2
 
@@ -207,7 +238,7 @@ def test_offline_run_uses_the_built_in_corpus_or_ends_with_nothing_left_behind(
         replace(KNOWN_CORPORA["shakespeare"], url="http://127.0.0.1:9/shakespeare.txt"),
     )
     workdir = tmp_path / "run"
-    small = ["--config.data.max_chars=20000", "--config.train.num_epochs=1"]
+    small = ["--config.data.max_chars=20000", NUM_STEPS + "=1"]
     assert main([SMOKE, f"--workdir={workdir}", *small]) == 2
     assert "cannot be downloaded" in last_line_of_error(capsys)
     assert not list(tmp_path.iterdir())
@@ -216,13 +247,13 @@ def test_offline_run_uses_the_built_in_corpus_or_ends_with_nothing_left_behind(
     out = capsys.readouterr().out
     assert "INSTEAD OF 'shakespeare'" in out
     assert "ROMEO:" in out
-    assert load_run(workdir).corpus["instead_of"] == "shakespeare"
+    assert load_run(workdir).corpus.instead_of == "shakespeare"
     assert main(["evaluate", f"--workdir={workdir}"]) == 0  # reads the built-in corpus again
     assert "INSTEAD OF 'shakespeare'" in capsys.readouterr().err
-    for num_epochs in (2, 3):  # a resumed run is still one on the substitute
-        assert main([SMOKE, f"--workdir={workdir}", *offline, f"{EPOCHS}={num_epochs}"]) == 0
+    for num_steps in (2, 3):  # a resumed run is still one on the substitute
+        assert main([SMOKE, f"--workdir={workdir}", *offline, f"{NUM_STEPS}={num_steps}"]) == 0
         assert "WARNING: the corpus 'shakespeare'" in capsys.readouterr().out
-        assert load_run(workdir).corpus["instead_of"] == "shakespeare"
+        assert load_run(workdir).corpus.instead_of == "shakespeare"
 
 
 @pytest.mark.parametrize("vocabulary", ["characters", "bytes"])
@@ -234,7 +265,7 @@ def test_text_in_any_script_is_trained_on_and_generated(
     file.write_bytes(text.encode())
     workdir = tmp_path / "прогон"
     arguments = [f"--config.data.path={file}", f"--config.data.vocabulary={vocabulary}"]
-    prompt = ["--config.sample.prompt=Привет", "--config.train.num_epochs=1"]
+    prompt = ["--config.sample.prompt=Привет", NUM_STEPS + "=1"]
     assert main([SMOKE, f"--workdir={workdir}", *arguments, *prompt]) == 0
     assert main(["sample", f"--workdir={workdir}", "--prompt=你好", "--num_chars=20"]) == 0
     assert "你好" in capsys.readouterr().out

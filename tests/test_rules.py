@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import VOCABULARY, E, H, make, sampler
-from hypothesis import given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -54,6 +54,7 @@ EVERY_RULE = {
     },
 }
 run_rule = jax.jit(lambda rule, logits, memory=(): rule(logits, memory))
+apply_together = jax.jit(apply_rules)
 start_no_repeat, update_no_repeat = jax.jit(NoRepeat.start), jax.jit(NoRepeat.update)
 # Whole and half numbers, so that many are equal; and some that cannot be drawn.
 some_logits = arrays(
@@ -95,6 +96,48 @@ def test_greedy_keeps_the_first_of_the_most_likely_and_top_k_1_keeps_it(logits: 
     np.testing.assert_array_equal(np.argmax(greedy, -1), np.argmax(logits, -1))
     assert np.isfinite(greedy).sum(-1).tolist() == [1, 1, 1]
     assert np.isfinite(run_rule(TopK(1), logits))[np.isfinite(greedy)].all()
+
+
+@given(
+    some_logits,
+    st.sampled_from([0.3, 1.0, 2.5]),
+    st.integers(0, 6),
+    st.sampled_from([0.4, 0.75, 1.0]),
+    st.sampled_from([0.0, 0.1, 0.5]),
+)
+@example(np.array([[-30.0, 3.0, 1.0, 0.5, 0.0, -0.5, -1.0, -2.5]] * 3, "f"), 2.5, 0, 0.75, 0.0)
+@example(np.array([[-30.0, 3.0, 1.0, 0.5, 0.0, -0.5, -1.0, -2.5]] * 3, "f"), 2.5, 0, 1.0, 0.1)
+@example(np.array([[-30.0, 1.0, 0.5, 0.5, 0.0, 0.0, -0.5, -1.0]] * 3, "f"), 1.0, 3, 0.75, 0.0)
+@example(np.array([[-30.0, 1.0, 0.5, 0.5, 0.0, 0.0, -0.5, -1.0]] * 3, "f"), 0.3, 5, 0.75, 0.1)
+@example(np.array([[40.0, 1.0, 0.5, 0.5, 0.0, 0.0, -0.5, -1.0]] * 3, "f"), 1.0, 0, 0.75, 0.1)
+@settings(max_examples=40)
+def test_rules_put_together_apply_in_the_order_in_which_they_make_sense(
+    logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    """What is allowed, the temperature, top-k, top-p of what top-k left, min-p; against NumPy."""
+    assume(np.isfinite(logits[:, 1:]).any(-1).all())
+    vocabulary = Vocabulary("abcdefg")
+    rules = make_rules(
+        vocabulary, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, forbid="g"
+    )
+    result = np.asarray(apply_together(rules, logits, ((),) * len(rules)))
+    for row, left in zip(logits.astype(np.float64), result, strict=True):
+        row[[UNK_ID, 7]] = -np.inf
+        assume(np.isfinite(row).any())
+        row = row / temperature
+        if top_k:
+            row[row < np.sort(row)[-top_k]] = -np.inf
+        probabilities = np.exp(row - row.max())
+        probabilities /= probabilities.sum()
+        heavier = [probabilities[probabilities > p].sum() for p in probabilities]
+        assume(np.abs(np.array(heavier) - top_p).min() > 1e-5)  # else rounding decides
+        if top_p < 1:
+            row[np.array(heavier) >= top_p] = -np.inf
+        if min_p:
+            ratio = np.exp(row - row.max())
+            assume(np.abs(ratio - min_p).min() > 1e-5)
+            row[ratio < min_p] = -np.inf
+        np.testing.assert_allclose(left, row, rtol=1e-6)
 
 
 def test_top_k_1_writes_the_greedy_text() -> None:

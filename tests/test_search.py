@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from conftest import ROOT
+from helpers import CallAt
 from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
@@ -128,13 +130,12 @@ def test_stopped_search_continues_as_if_it_had_not_been(
     search = start(short_config, tmp_path / "two", num_trials=5)
     train, trained = searching.train, []
 
-    def train_until_stopped(config: ConfigDict, workdir: Path, *, on_evaluation: Callable) -> None:
-        def stopping(step: int, loss: float) -> None:
-            if len(trained) == 1 and step == 6:
+    def train_until_stopped(config: ConfigDict, workdir: Path, *, hooks: list[Any]) -> None:
+        def stopping(*_: object) -> None:
+            if len(trained) == 1:
                 raise stop
-            on_evaluation(step, loss)
 
-        train(config, workdir, on_evaluation=stopping)
+        train(config, workdir, hooks=[CallAt(6, stopping), *hooks])
         trained.append(workdir)
 
     monkeypatch.setattr(searching, "train", train_until_stopped)

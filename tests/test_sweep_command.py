@@ -1,22 +1,26 @@
 """`charrnn sweep` with real worker processes."""
 
 import csv
+import os
 import signal
 import subprocess
 import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from helpers import assert_same_run
 
-from charrnn_jax import load_run
+from charrnn_jax import load_run, train
 from charrnn_jax.errors import UserError
 from charrnn_jax.main import main
 from charrnn_jax.sweeps.units import load_sweep
+from charrnn_jax.workdir.checkpoints import Checkpoints
 
 EXPERIMENT = """
 from charrnn_jax.config import default_config
@@ -78,7 +82,7 @@ def test_a_sweep_reports_on_all_units_and_trains_none_twice(
     for name in ("sweep.html", "sweep.md", "sweep.pdf", "sweep.svg"):
         assert (workdir / name).stat().st_size
 
-    text = f"Text: {load_run(load_sweep(workdir)[0].workdir).corpus['name']}"
+    text = f"Text: {load_run(load_sweep(workdir)[0].workdir).corpus.name}"
     assert text in (workdir / "sweep.md").read_text(encoding="utf-8").replace("\\", "")
     assert main([*command, "--config.optimizer.momentum=0.5"]) == 2
     assert main([*command, "--config.train.num_steps=20"]) == 2
@@ -144,10 +148,42 @@ def test_experiment_files_are_registered_before_a_config_is_read(
     assert registered == ["cell.py", "loss.py"]
 
 
+@pytest.mark.parametrize("indices", ["1", "0,1"])
+def test_an_interrupted_unit_is_not_done_until_it_is_trained_to_the_end(
+    experiment: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    heeded_signals: None,
+    indices: str,
+) -> None:
+    """Whether trained alone or as a replica; then it is the run that was never disturbed."""
+    workdir = tmp_path / "sweep"
+    command = ["sweep", experiment, f"--workdir={workdir}", f"--work_unit={indices}"]
+    save, signals = Checkpoints.save, [signal.SIGTERM]
+
+    def save_and_signal(*args: Any, **kwargs: Any) -> None:
+        save(*args, **kwargs)
+        if kwargs["metadata"].step == 10 and signals:
+            os.kill(os.getpid(), signals.pop())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_signal)
+        assert main(command) == 143
+    units = [load_sweep(workdir)[int(index)] for index in indices.split(",")]
+    for unit in units:
+        assert unit.read_status()["status"] == "waiting"
+        assert not unit.is_done()
+        assert 10 <= load_run(unit.workdir, checkpoint="latest").step < 40
+    assert main(command) == 0
+    assert all(unit.is_done() for unit in units)
+    train(units[-1].config, tmp_path / "alone")
+    assert_same_run(units[-1].workdir, tmp_path / "alone")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_killed_in_the_middle_resumes_and_gives_the_same(
-    experiment: str, tmp_path: Path, number: signal.Signals
+    experiment: str, tmp_path: Path, heeded_signals: None, number: signal.Signals
 ) -> None:
     steps = "--config.train.num_steps=600"
 

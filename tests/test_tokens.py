@@ -30,6 +30,24 @@ def test_memory_map_equals_memory(
     np.testing.assert_array_equal(tokenize(corpus, vocabulary), in_memory)
 
 
+def test_a_token_file_is_that_of_its_text_its_length_and_its_vocabulary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each in turn against the tokens that memory would hold, while the files of all are there."""
+    texts = ["abcab" * 9, "bcabc" * 9]
+    files = [tmp_path / f"{index}.txt" for index in range(2)]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    monkeypatch.setattr(tokens_lib, "IN_MEMORY_BYTES", 0)
+    for _ in range(2):  # written, then found again
+        for file, text in zip(files, texts, strict=True):
+            for max_chars in (0, 20, 10):
+                for vocabulary in (Vocabulary("abc"), Vocabulary("Aabc"), Vocabulary(kind="bytes")):
+                    tokens = tokenize(load_corpus(path=str(file), max_chars=max_chars), vocabulary)
+                    assert tokens.tolist() == vocabulary.encode(text[: max_chars or None]).tolist()
+    assert len(list((tokens_lib.cache_folder() / "tokens").iterdir())) == 18
+
+
 def test_failed_tokenization_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

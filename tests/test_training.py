@@ -1,9 +1,11 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,34 +15,25 @@ import numpy as np
 import optax
 import pytest
 from conftest import ROOT
-from helpers import assert_bitwise_equal, rows_without_time
+from helpers import CallAt, assert_bitwise_equal, assert_same_run, rows_without_time, signal_at
 from ml_collections import ConfigDict
 
-from charrnn_jax.config import to_json
+from charrnn_jax.config import default_config, flatten, override_values, to_json
+from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import Interrupted, TrainingError, UserError
 from charrnn_jax.evaluation.metrics import CrossEntropy
 from charrnn_jax.evaluation.protocols import Carried, evaluate
 from charrnn_jax.generation.sampler import generate
-from charrnn_jax.training import loop
-from charrnn_jax.training.dispatch import calls, make_run_steps
+from charrnn_jax.models.char_rnn import make_model
+from charrnn_jax.training import dispatch
 from charrnn_jax.training.loop import train
+from charrnn_jax.training.optimizer import make_optimizer
 from charrnn_jax.training.progress import describe_initial_loss, describe_time_left
-from charrnn_jax.training.train_step import TrainState, train_step
+from charrnn_jax.training.train_step import TrainState, create_train_state, train_step
 from charrnn_jax.workdir import checkpoints as checkpoints_lib
+from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.json_lines import JsonLines, read_json_lines
 from charrnn_jax.workdir.run import load_run
-
-
-def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sends a real SIGINT to this process while the loop is at about that step."""
-
-    def calls_and_a_signal(*args, **kwargs):
-        for call in calls(*args, **kwargs):
-            if call.stop - call.num_steps <= step < call.stop:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield call
-
-    monkeypatch.setattr(loop, "calls", calls_and_a_signal)
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 4])
@@ -48,7 +41,7 @@ def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_resume_is_bitwise_identical(
     tiny_config: ConfigDict,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    heeded_signals: None,
     batching: str,
     steps_per_call: int,
 ) -> None:
@@ -59,27 +52,88 @@ def test_resume_is_bitwise_identical(
     tiny_config.optimizer.warmup_steps = 5
     tiny_config.optimizer.clip_norm = 0.5
     tiny_config.train.num_epochs = 3
+    tiny_config.train.evaluate_every_steps = 15
     tiny_config.train.steps_per_call = steps_per_call
     in_one_go = train(tiny_config, tmp_path / "one")
-    num_steps = int(in_one_go.step)
-    for stop in (num_steps // 6, num_steps // 2, num_steps - 3):
-        interrupt_after(stop, monkeypatch)
+    for evaluated in (15, 45):
         with pytest.raises(Interrupted) as stopped:
-            train(tiny_config, tmp_path / "many")
+            train(tiny_config, tmp_path / "many", hooks=[signal_at(evaluated)])
         assert stopped.value.exit_code == 130
-        assert stopped.value.step not in (0, num_steps)
-        monkeypatch.undo()
+        assert evaluated < stopped.value.step <= evaluated + steps_per_call
     in_many_goes = train(tiny_config, tmp_path / "many")
     assert_bitwise_equal(in_one_go, in_many_goes)
-    assert rows_without_time(tmp_path / "one") == rows_without_time(tmp_path / "many")
-    samples = [(tmp_path / run / "samples.jsonl").read_text() for run in ("one", "many")]
-    assert samples[0] == samples[1]
+    assert_same_run(tmp_path / "one", tmp_path / "many")
     # A finished run has nothing to do, and loses nothing.
     assert_bitwise_equal(train(tiny_config, tmp_path / "one"), in_one_go)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_training_after_its_state_was_saved(
+    tiny_config: ConfigDict, tmp_path: Path, heeded_signals: None, number: signal.Signals
+) -> None:
+    def not_caught(*_: object) -> None:
+        pytest.fail(f"{number.name} reached the handler of before")
+
+    tiny_config.train.num_steps, tiny_config.train.steps_per_call = 8, 1
+    tiny_config.train.evaluate_every_steps = 3
+    signal.signal(number, not_caught)
+    with pytest.raises(Interrupted) as stopped:
+        train(tiny_config, tmp_path, hooks=[signal_at(3, number)])
+    assert (stopped.value.exit_code, stopped.value.step) == (128 + number, 4)
+    assert load_run(tmp_path, checkpoint="latest").step == 4
+    assert signal.getsignal(number) == not_caught
+
+
+def test_a_second_signal_ends_training_at_once_and_an_ignored_one_does_nothing(
+    tiny_config: ConfigDict, tmp_path: Path, heeded_signals: None
+) -> None:
+    tiny_config.train.num_steps, tiny_config.train.steps_per_call = 5, 1
+    tiny_config.train.evaluate_every_steps = 3
+
+    def twice(*_: object) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        train(tiny_config, tmp_path, hooks=[CallAt(3, twice)])
+    assert ended.value.code == 143
+    assert checkpoints_lib.steps(tmp_path) == [3]
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    state = train(tiny_config, tmp_path / "ignored", hooks=[signal_at(3, signal.SIGHUP)])
+    assert int(state.step) == 5
+
+
+def test_seconds_continue_after_a_resume_and_those_of_pauses_count_for_no_speed(
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock leaps by 1,000 seconds while a checkpoint is saved."""
+    clock, save, leaps = time.perf_counter, Checkpoints.save, []
+
+    def slow_save(*args, **kwargs) -> None:
+        save(*args, **kwargs)
+        leaps.append(1000.0)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + sum(leaps))
+    monkeypatch.setattr(Checkpoints, "save", slow_save)
+    tiny_config.train.checkpoint_every_steps = 7
+    for num_steps in (14, 28):
+        tiny_config.train.num_steps = num_steps
+        train(tiny_config, tmp_path)
+    assert len(leaps) == 4
+    rows = read_json_lines(tmp_path / "metrics.jsonl")
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    by_step = {row["step"]: row for row in rows if "train/loss" in row}
+    # The leap after step 14 was saved belongs to neither process.
+    assert [by_step[step]["seconds"] // 1000 for step in (7, 14, 21, 28)] == [0, 1, 1, 2]
+    for step in (14, 21, 28):
+        assert by_step[step]["train/chars_per_second"] > 7 * 8 * 20 / 1000
+    (epoch,) = (row for row in rows if "epoch/train_seconds" in row)
+    assert 0 < epoch["epoch/train_seconds"] < 1000
+
+
 def test_terminated_and_killed_process_resumes_bitwise(
-    tiny_config: ConfigDict, tmp_path: Path
+    tiny_config: ConfigDict, tmp_path: Path, heeded_signals: None
 ) -> None:
     """SIGTERM saves and exits 143; SIGKILL loses only what came after the last checkpoint."""
     tiny_config.train.num_epochs = 10
@@ -115,26 +169,25 @@ def test_terminated_and_killed_process_resumes_bitwise(
 
 @pytest.mark.parametrize("steps_per_call", [1, 4])
 def test_training_compiles_once(
-    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_per_call: int
+    tiny_config: ConfigDict, tmp_path: Path, caplog: pytest.LogCaptureFixture, steps_per_call: int
 ) -> None:
     """One trace and one program in a run, resumed or not, whatever the length of its calls."""
-    traces, programs = [], []
+    traces = []
 
     def counted(state: TrainState, batch):
         traces.append(batch.inputs.shape)
         return train_step(state, batch)
 
-    def remembered(*args, **kwargs):
-        programs.append(make_run_steps(*args, **kwargs))
-        return programs[-1]
-
-    monkeypatch.setattr(loop, "make_run_steps", remembered)
     tiny_config.train.steps_per_call = steps_per_call
     tiny_config.train.checkpoint_every_steps = 7
     for num_steps in (30, 45):
         tiny_config.train.num_steps = num_steps
-        train(tiny_config, tmp_path, train_step=counted)
-    assert [program._cache_size() for program in programs] == [1, 1]
+        caplog.clear()
+        with jax.log_compiles():
+            train(tiny_config, tmp_path, train_step=counted)
+        # The program of the steps is the one that takes the text, 3,690 ids.
+        compiled = [line for line in caplog.messages if line.startswith("Compiling ")]
+        assert sum("uint8[3690]" in line for line in compiled) == 1
     assert traces == [(8, 20)] * 2
 
 
@@ -145,11 +198,11 @@ def test_steps_together_and_text_from_the_host_train_the_same_model(
         tiny_config.train.steps_per_call = steps_per_call
         return train(tiny_config, tmp_path / name).params
 
+    tiny_config.train.num_steps = 25
     one, many = params_of("one", 1), params_of("many", 8)
-    monkeypatch.setattr(loop, "put_on_device", lambda *_: None)
+    monkeypatch.setattr(dispatch, "IN_MEMORY_BYTES", 0)  # of the device
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
-    jax.tree.map(close, params_of("from-host", 1), one)
-    jax.tree.map(close, params_of("many-from-host", 8), many)
+    jax.tree.map(close, params_of("from-host", 8), one)
     jax.tree.map(close, many, one)
     assert len(rows_without_time(tmp_path / "one")) == len(rows_without_time(tmp_path / "many"))
 
@@ -229,6 +282,84 @@ def test_workdir_of_another_config_is_refused_and_untouched(
     tiny_config.model.hidden_size = 16
     tiny_config.train.num_epochs = 3
     assert int(train(tiny_config, tmp_path).step) == 63
+
+
+MAY_CHANGE = {
+    "data.path",
+    "model.implementation",
+    "optimizer.learning_rate",
+    "optimizer.schedule",
+    "evaluation.batch_size",
+    *(f"sample.{name}" for name in default_config().sample),
+    *(f"train.{name}" for name in default_config().train if name != "init_from"),
+}
+OTHER_VALUES = {
+    "data.corpus": "text8",
+    "data.offline_corpus": "python-stdlib",
+    "data.vocabulary": "bytes",
+    "data.batching": "lanes",
+    "model.cell": "lstm",
+    "model.dropout_noise": "locked",
+    "model.dtype": "bfloat16",
+    "model.implementation": "scan",
+    "optimizer.name": "sgd",
+    "optimizer.schedule": "linear",
+    "train.init_from": "elsewhere",
+    "train.num_steps": 3,
+    "train.data_devices": 2,
+    "train.model_devices": 1,  # there are two in all
+    "evaluation.protocol": "carried",
+    "sample.prompt": "fox",
+}
+
+
+def test_a_run_is_resumed_with_other_values_of_some_fields_and_of_no_others(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    """The protocol and the window, too, are part of it: losses under two would be compared."""
+    tiny_config.train.num_steps = 2
+    train(tiny_config, tmp_path / "run")
+    text = tmp_path / "moved.txt"
+    text.write_bytes(Path(tiny_config.data.path).read_bytes())
+    others = {"data.path": str(text), **OTHER_VALUES}
+    for name, value in flatten(tiny_config).items():
+        if name not in others:
+            others[name] = value + 1 if isinstance(value, int) else value / 2 or 0.05
+    for name in others.keys() - MAY_CHANGE:
+        other = override_values(tiny_config, {name: others[name]})
+        with pytest.raises(UserError, match=re.escape(f"another config ({name} ")):
+            train(other, tmp_path / "run")
+    other = override_values(tiny_config, {name: others[name] for name in MAY_CHANGE})
+    assert int(train(other, tmp_path / "run").step) == 3
+
+
+def test_a_resumed_run_keeps_the_vocabulary_that_it_was_saved_with(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    """Not the one that its text would give now, whose ids are others."""
+    tiny_config.train.num_steps = 1
+    train(tiny_config, tmp_path / "plain")
+    metadata = checkpoints_lib.read_metadata(tmp_path / "plain", 1)
+    characters = "".join(sorted({"!", *metadata["vocabulary"]["characters"]}))
+    vocabulary = Vocabulary(characters)
+    state = create_train_state(
+        make_model(tiny_config.model, vocabulary_size=vocabulary.size),
+        make_optimizer(tiny_config.optimizer, num_steps=1),
+        seed=0,
+        batch_size=8,
+    )
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        saved = {**metadata, "vocabulary": vocabulary.to_dict()}
+        checkpoints.save(replace(state, step=jnp.int32(1)), step=1, metadata=saved)
+    tiny_config.train.num_steps = 2
+    state = train(tiny_config, tmp_path / "run")
+    assert state.params["embedding"]["embedding"].shape[0] == vocabulary.size
+    run = load_run(tmp_path / "run", checkpoint="latest")
+    assert (run.step, run.vocabulary) == (2, vocabulary)
+    dataset = run.load_dataset()
+    assert dataset.vocabulary == vocabulary
+    text = Path(tiny_config.data.path).read_text()
+    assert dataset.splits.tokens.tolist() == [1 + characters.index(char) for char in text]
 
 
 def test_nothing_is_written_when_the_prompt_or_the_text_cannot_be_used(

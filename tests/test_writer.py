@@ -1,10 +1,12 @@
 """Where texts end, however the tokens come in."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 from helpers import E, H, make, sampler
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
@@ -29,16 +31,28 @@ def obvious_end(text: str, stop: list[str], num_chars: int) -> tuple[str, str]:
     st.text("ab\n", min_size=1, max_size=40),
     st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
     st.integers(1, 30),
-    st.data(),
+    st.lists(st.integers(1, 9), min_size=1, max_size=5),
 )
+@example("aba", ["aba", "b"], 9, [9])  # of two in one piece the one that is complete first
+@example("aab", ["ab", "b"], 9, [9])  # of two that end together the longer one
+@example("abab\n", ["ab\n"], 9, [1])  # what is held back turns out to be text, in part
+@example("aaab", ["aab"], 9, [3, 1])
+@example("abaab", ["abab", "aab"], 9, [1])
+@example("ab\nab\na", ["ab\n", "bb"], 9, [2])
+@example("aab", ["b"], 2, [3])  # complete only behind the last character
+@example("ab", ["b"], 2, [2])  # complete with it
+@example("ab", ["ab\n"], 2, [1])  # the text ends while it is held back
+@example("aaaaaaab", ["aab"], 5, [4])  # of the piece that is cut, what is held counts
+@example("ababab", ["abb"], 5, [2, 1])
 def test_a_text_ends_at_the_first_stop_string_whatever_the_pieces(
-    text: str, stop: list[str], num_chars: int, data: st.DataObject
+    text: str, stop: list[str], num_chars: int, sizes: list[int]
 ) -> None:
     writer = Writer(VOCABULARY, num_chars=num_chars, stop=stop)
     tokens, shown, at = VOCABULARY.encode(text), "", 0
     expected, finish = obvious_end(text, stop, num_chars)
+    pieces = itertools.cycle(sizes)
     while at < len(tokens) and not writer.finish:
-        size = data.draw(st.integers(1, 9))
+        size = next(pieces)
         shown += writer.add(tokens[at : at + size], -np.ones(len(tokens[at : at + size])))
         at += size
         assert expected.startswith(shown)  # nothing of a stop string is ever shown

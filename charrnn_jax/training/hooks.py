@@ -128,6 +128,8 @@ class Save:
     checkpoints: Checkpoints
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        if step == self.checkpoints.latest:  # there may be two reasons to save
+            return
         if int(state.step) != step:
             raise UserError(
                 f"train_step must raise state.step by one; at {step} it is {state.step}"

@@ -42,6 +42,7 @@ from charrnn_jax.training.setup import Setup, make_setup
 from charrnn_jax.training.train_step import LossFn, TrainState, TrainStep
 from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.json_lines import JsonLines
+from charrnn_jax.workdir.metadata import CheckpointMetadata
 from charrnn_jax.workdir.resume import locked_for_training
 
 
@@ -81,8 +82,7 @@ def train(
         setup = make_setup(config, workdir)
         # Jitted by itself it is traced once, however often it is looked at and put into loops.
         step_fn = jax.jit(step_fn)
-        batch = shape_of_batch(setup.mesh, config.data.batch_size, config.data.sequence_length)
-        _check_train_step(step_fn, setup.state, batch)
+        _check_train_step(step_fn, setup)
         say_once(setup.dataset.describe())
         say_once(summary(setup.state.model))
         run_steps = make_run_steps(
@@ -132,8 +132,10 @@ def choose_train_step(
     return standard, True
 
 
-def _check_train_step(step_fn: TrainStep, state: TrainState, batch: Any) -> None:
+def _check_train_step(step_fn: TrainStep, setup: Setup) -> None:
     """Checks before anything runs what the loop needs of a train step."""
+    state, data = setup.state, setup.config.data
+    batch = shape_of_batch(setup.mesh, data.batch_size, data.sequence_length)
     new_state, metrics = jax.eval_shape(step_fn, state, batch)
     if not isinstance(metrics.get("loss"), CrossEntropy):
         raise UserError(
@@ -229,19 +231,13 @@ def start_training(
                 partial_file.write_text(to_json(config) + "\n")
         if at is not None:
             checkpoints.go_back(at)
-        state, start, recorded = setup.state, 0, None
-        if restored := checkpoints.restore(*state.to_trees()):
-            params, rest, metadata = restored
-            state, start, recorded = (
-                state.with_trees(params, rest),
-                metadata.step,
-                metadata.recorder,
-            )
-        kept = start if restored else -1  # rows up to this step are kept; -1: none
+        state, metadata = _restore(setup, checkpoints)
+        start = metadata.step if metadata else 0
+        kept = start if metadata else -1  # rows up to this step are kept; -1: none
         with Progress(
             num_steps=setup.num_steps, start=start, steps_per_epoch=epoch, label=setup.label
         ) as progress:
-            if restored:
+            if metadata:
                 progress.say(
                     f"Resuming from step {start:,} of {setup.num_steps:,} in {setup.workdir}"
                 )
@@ -253,7 +249,7 @@ def start_training(
                 log_every_steps=config.train.log_every_steps,
                 steps_per_epoch=epoch,
                 vocabulary_size=setup.dataset.vocabulary.size if is_known else None,
-                saved=recorded,
+                saved=metadata.recorder if metadata else None,
             )
             own_hooks = make_hooks(
                 setup,
@@ -269,3 +265,13 @@ def start_training(
                 recorder.resume_timing()
             schedule = Schedule([*own_hooks, *hooks], epoch, setup.num_steps)
             yield Training(setup, state, start, recorder, progress, checkpoints, schedule)
+
+
+def _restore(
+    setup: Setup, checkpoints: Checkpoints
+) -> tuple[TrainState, CheckpointMetadata | None]:
+    """Returns the state of the latest checkpoint and its metadata, or a new state and None."""
+    if (restored := checkpoints.restore(*setup.state.to_trees())) is None:
+        return setup.state, None
+    params, rest, metadata = restored
+    return setup.state.with_trees(params, rest), metadata

@@ -72,23 +72,15 @@ def make_setup(
     Raises:
       UserError: config, text or workdir cannot be used.
     """
-    if config.model.dtype == "bfloat16" and not can_train_in_bfloat16():
-        raise UserError(
-            f"jax {jax.__version__} cannot train in bfloat16 on this processor: take "
-            "--config.model.dtype=float32, or a newer jax"
-        )
-    saved = from_first(lambda: find_resumable(workdir, config=config))
-    if saved:
-        compare_registered(saved.registered)
-        for change in check_same_run(from_dict(saved.config), config, workdir):
-            say_once(f"Changed since the run was saved: {change}")
+    _check_dtype(config.model.dtype)
+    saved = _find_saved(config, workdir)
     dataset = _load_dataset(config, saved, dataset)
+    size = {
+        "batch_size": config.data.batch_size,
+        "sequence_length": config.data.sequence_length,
+    }
     batches = make_batches(
-        dataset.splits["train"],
-        batching=config.data.batching,
-        batch_size=config.data.batch_size,
-        sequence_length=config.data.sequence_length,
-        seed=config.seed,
+        dataset.splits["train"], batching=config.data.batching, seed=config.seed, **size
     )
     _check_prompt(config.sample.prompt, dataset.vocabulary)
     num_steps = config.train.num_steps or config.train.num_epochs * batches.steps_per_epoch
@@ -98,9 +90,8 @@ def make_setup(
         batch_size=config.data.batch_size,
         hidden_size=config.model.hidden_size,
     )
-    model = make_model(config.model, vocabulary_size=dataset.vocabulary.size)
     state = create_train_state(
-        model,
+        make_model(config.model, vocabulary_size=dataset.vocabulary.size),
         make_optimizer(config.optimizer, num_steps=num_steps),
         seed=config.seed,
         batch_size=config.data.batch_size,
@@ -108,11 +99,9 @@ def make_setup(
     )
     origin = saved.origin if saved else None
     if config.train.init_from and not saved:
+        source, vocabulary = config.train.init_from, dataset.vocabulary
         params, origin = warm_start(
-            state.params,
-            config.train.init_from,
-            config=config.model,
-            vocabulary=dataset.vocabulary,
+            state.params, source, config=config.model, vocabulary=vocabulary
         )
         state = replace(state, params=params)
     return Setup(
@@ -123,15 +112,28 @@ def make_setup(
         mesh=mesh,
         state=place_state(state, mesh),
         num_steps=num_steps,
-        steps_per_call=config.train.steps_per_call
-        or choose_steps_per_call(
-            model,
-            batch_size=config.data.batch_size,
-            sequence_length=config.data.sequence_length,
-        ),
+        steps_per_call=config.train.steps_per_call or choose_steps_per_call(state.model, **size),
         origin=origin,
         label=label,
     )
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype == "bfloat16" and not can_train_in_bfloat16():
+        raise UserError(
+            f"jax {jax.__version__} cannot train in bfloat16 on this processor: take "
+            "--config.model.dtype=float32, or a newer jax"
+        )
+
+
+def _find_saved(config: ConfigDict, workdir: Path) -> CheckpointMetadata | None:
+    """Returns the metadata of the run to resume, or None; says what has changed since."""
+    saved = from_first(lambda: find_resumable(workdir, config=config))
+    if saved:
+        compare_registered(saved.registered)
+        for change in check_same_run(from_dict(saved.config), config, workdir):
+            say_once(f"Changed since the run was saved: {change}")
+    return saved
 
 
 def _load_dataset(
