@@ -100,7 +100,7 @@ def _parse(paragraph: str) -> Mutant:
 
 
 def check(mutants: Iterable[Mutant], root: Path = ROOT) -> list[str]:
-    """Returns what is wrong with a list: texts that are not there once, tests that are not there."""
+    """Returns what is wrong with a list: texts that are not there once, tests that are missing."""
     problems = []
     for mutant in mutants:
         file = root / mutant.file
@@ -150,10 +150,10 @@ class Copy:
             "CHARRNN_TESTS": str(self._folder / "programs"),  # see conftest.py
         }
         options = ["-n", "0", "-x", "-q", "-p", "no:cacheprovider"]
+        options.append(f"--basetemp={self._folder / 'tmp'}")
         with open(self._folder / "output.txt", "w", encoding="utf-8") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pytest", *options]
-                + [f"--basetemp={self._folder / 'tmp'}", *arguments],
+                [sys.executable, "-m", "pytest", *options, *arguments],
                 cwd=self.root,
                 env=environment,
                 stdin=subprocess.DEVNULL,
