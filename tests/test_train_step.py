@@ -1,17 +1,28 @@
 """One step of training, and the state before the first, against what their docstrings promise."""
 
+import inspect
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 import pytest
 from helpers import B, E, H, T, V, forward
+from ml_collections import ConfigDict
 
+from charrnn_jax.config import flatten, override_values
 from charrnn_jax.data.batches import Batch, make_batches
 from charrnn_jax.evaluation.metrics import cross_entropy
-from charrnn_jax.models.char_rnn import CharRNN
-from charrnn_jax.training.train_step import TrainState, create_train_state, train_step
+from charrnn_jax.models.char_rnn import CharRNN, make_model
+from charrnn_jax.training.optimizer import make_optimizer
+from charrnn_jax.training.train_step import (
+    TRACED_FIELDS,
+    TracedHyperparameters,
+    TrainState,
+    create_train_state,
+    train_step,
+)
 
 TOKENS = np.random.default_rng(0).integers(0, V, (B, T + 1))
 BATCH = Batch(TOKENS[:, :-1], TOKENS[:, 1:])
@@ -122,3 +133,67 @@ def test_loss_is_a_sum_and_a_count_and_its_mean_is_minimised() -> None:
             new.params,
             gradient,
         )
+
+
+def test_every_traced_number_has_a_taker_that_uses_it(tiny_config: ConfigDict) -> None:
+    """The table alone says what replicas may differ in, so none of its rows may lead nowhere."""
+    config = override_values(
+        tiny_config,
+        {"model.dropout": 0.5, "model.input_dropout": 0.5, "optimizer.weight_decay": 0.5},
+    )
+    takers = {
+        "model": set(CharRNN.__dataclass_fields__),
+        "optimizer": set(
+            inspect.signature(make_optimizer(config.optimizer, num_steps=9).update).parameters
+        ),
+    }
+    hyper = TracedHyperparameters.from_config(config)
+    for name, traced in TRACED_FIELDS.items():
+        assert name in flatten(config)
+        field = name.split(".")[-1]
+        if traced.goes_to == "start":
+            assert field not in hyper.model.keys() | hyper.optimizer.keys()
+            continue
+        assert field in takers[traced.goes_to]
+        assert float(getattr(hyper, traced.goes_to)[field]) == np.float32(flatten(config)[name])
+    assert len(hyper.model) + len(hyper.optimizer) == sum(
+        traced.goes_to != "start" for traced in TRACED_FIELDS.values()
+    )
+
+
+def test_a_traced_number_does_what_it_does_in_the_config(tiny_config: ConfigDict) -> None:
+    """Each by itself: the step of another run's program is the step of its own."""
+    base = {
+        "model.dropout": 0.2,
+        "model.input_dropout": 0.2,
+        "optimizer.weight_decay": 0.1,
+        "optimizer.learning_rate": 0.01,
+        "model.init_scale": 1.0,
+        "seed": 3,
+    }
+    assert base.keys() == TRACED_FIELDS.keys()
+    tokens = np.random.default_rng(0).integers(1, V, (4, 9)).astype(np.int32)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:])
+
+    def state_of(values: dict[str, Any]) -> TrainState:
+        config = override_values(tiny_config, values)
+        return create_train_state(
+            make_model(config.model, vocabulary_size=V),
+            make_optimizer(config.optimizer, num_steps=9),
+            seed=config.seed,
+            batch_size=4,
+        )
+
+    step = jax.jit(train_step)
+    common = step(state_of(base), batch)[0].params
+    for name, traced in TRACED_FIELDS.items():
+        if traced.goes_to == "start":
+            continue
+        changed = {**base, name: base[name] * 2}
+        alone = step(state_of(changed), batch)[0].params
+        hyper = TracedHyperparameters.from_config(override_values(tiny_config, changed))
+        together = jax.jit(partial(train_step, hyper=hyper))(state_of(base), batch)[0].params
+        close = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+        jax.tree.map(close, together, alone)
+        with pytest.raises(AssertionError):
+            jax.tree.map(close, alone, common)
