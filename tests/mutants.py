@@ -39,7 +39,7 @@ LIST = Path(__file__).with_name("mutants.txt")
 TIMEOUT_SECONDS = 180  # a mutant whose tests take longer is noticed
 ENOUGH = 0.95  # of the mutants are to be noticed
 # Exit codes of pytest: tests failed, or a module could not be imported.
-_NOTICED = (1, 2)
+_NOTICED, _NONE_RAN = (1, 2), 5
 
 
 @dataclass(frozen=True)
@@ -142,14 +142,14 @@ class Copy:
                 shutil.copy(ROOT / name, self.root / name)
         (folder / "programs").mkdir()
 
-    def run(self, arguments: Sequence[str], *, timeout: float | None) -> int | None:
+    def run(self, arguments: Sequence[str], *, timeout: float | None = None) -> int | None:
         """Runs pytest in the copy; returns its exit code, or None if it took too long."""
         environment = {
             **os.environ,
             "PYTHONPATH": str(self.root),
             "CHARRNN_TESTS": str(self._folder / "programs"),  # see conftest.py
         }
-        options = ["-n", "0", "-x", "-q", "-p", "no:cacheprovider"]
+        options = ["-n", "0", "-q", "-p", "no:cacheprovider"]
         options.append(f"--basetemp={self._folder / 'tmp'}")
         with open(self._folder / "output.txt", "w", encoding="utf-8") as output:
             process = subprocess.Popen(
@@ -170,17 +170,18 @@ class Copy:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
 
-    def output(self) -> str:
-        """Returns what the last run printed."""
-        return (self._folder / "output.txt").read_text(encoding="utf-8", errors="replace")
+    def failed(self) -> list[str]:
+        """Returns the tests that failed in the last run, and files that could not be imported."""
+        output = (self._folder / "output.txt").read_text(encoding="utf-8", errors="replace")
+        return re.findall(r"^(?:FAILED|ERROR) (\S+?(?:\[.*\])?)(?: - .*)?$", output, re.MULTILINE)
 
-    def try_mutant(self, mutant: Mutant) -> int | None:
-        """Returns the exit code of the mutant's tests, see `run`."""
+    def try_mutant(self, mutant: Mutant, options: Sequence[str] = ()) -> int | None:
+        """Returns the exit code of the mutant's tests, see `run`; options: more of pytest's."""
         file = self.root / mutant.file
         text = file.read_text(encoding="utf-8")
         try:
             _write(file, text.replace(mutant.old, mutant.new))
-            return self.run(mutant.tests, timeout=TIMEOUT_SECONDS)
+            return self.run(["-x", *mutant.tests, *options], timeout=TIMEOUT_SECONDS)
         finally:
             _write(file, text)
 
@@ -191,71 +192,68 @@ def _write(file: Path, text: str) -> None:
     Path(cache_from_source(str(file))).unlink(missing_ok=True)
 
 
-def verify_unmutated(mutants: Sequence[Mutant], copy: Copy) -> bool:
-    """Returns whether the tests of the mutants pass as the code is; prints what does not."""
+def find_failing(mutants: Sequence[Mutant], copy: Copy) -> list[str]:
+    """Runs the tests of the mutants as the code is; returns those that fail."""
     expressions: defaultdict[str, set[str]] = defaultdict(set)
     for mutant in mutants:
         for file in mutant.test_files:
             expressions[file].add(mutant.expression)
-    all_pass = True
+    failing = []
     for file, selected in sorted(expressions.items()):
         start = time.monotonic()
         any_of = " or ".join(f"({words})" for words in sorted(selected))
-        code = copy.run([file] + ([] if "" in selected else ["-k", any_of]), timeout=None)
-        passed = code == 0
-        print(f"{'pass' if passed else 'FAIL'}  {time.monotonic() - start:5.0f} s  {file}")
-        if not passed:
-            print("\n".join(copy.output().splitlines()[-15:]))
-        sys.stdout.flush()
-        all_pass &= passed
-    return all_pass
+        code = copy.run([file] if "" in selected else [file, "-k", any_of])
+        failed = copy.failed() or ([file] if code not in (0, _NONE_RAN) else [])
+        failing += failed
+        verdict, seconds = "FAIL" if failed else "pass", time.monotonic() - start
+        print(f"{verdict}  {seconds:5.0f} s  {file}", *failed, flush=True)
+    return failing
 
 
-def measure(mutants: Sequence[Mutant], *, jobs: int, verify: bool = True) -> int:
-    """Tries the mutants, prints a line for each and the sum; returns the exit code."""
+def measure(mutants: Sequence[Mutant], *, jobs: int, despite_failures: bool = False) -> int:
+    """Tries the mutants, prints a line for each and the sum; returns the exit code.
+
+    Args:
+      mutants: at least one.
+      jobs: how many are tried at once.
+      despite_failures: go on, without the tests that fail as the code is.
+    """
     with tempfile.TemporaryDirectory(prefix="charrnn-mutants-") as folder:
         copies: queue.Queue[Copy] = queue.Queue()
         for job in range(min(jobs, len(mutants))):
             copies.put(Copy(Path(folder) / str(job)))
-        if verify:
-            copy = copies.get()
-            if not verify_unmutated(mutants, copy):
-                print("The tests fail as the code is: run the suite first")
-                return 1
-            copies.put(copy)
+        copy = copies.get()
+        failing = find_failing(mutants, copy)
+        copies.put(copy)
+        if failing and not despite_failures:
+            print("These tests fail as the code is: mend them first, or give --despite_failures")
+            return 1
+        options = [f"--deselect={test}" for test in failing]
 
         def notices(mutant: Mutant) -> bool:
             start, copy = time.monotonic(), copies.get()
             try:
-                code = copy.try_mutant(mutant)
-                tail = "" if code in (0, None) else _reason(copy.output())
+                code = copy.try_mutant(mutant, options)
+                by = copy.failed()[:1] if code else []
             finally:
                 copies.put(copy)
             noticed = code is None or code < 0 or code in _NOTICED
             verdict = "noticed    " if noticed else "NOT NOTICED"
-            seconds = time.monotonic() - start
-            print(f"{verdict}  {seconds:4.0f} s  {mutant.file}: {mutant.claim}{tail}", flush=True)
+            seconds = f"{time.monotonic() - start:4.0f} s"
+            print(verdict, seconds, f"{mutant.file}: {mutant.claim}", *by, sep="  ", flush=True)
             return noticed
 
         with ThreadPoolExecutor(jobs) as pool:
             results = list(zip(mutants, pool.map(notices, mutants), strict=True))
     expected = [(mutant, noticed) for mutant, noticed in results if not mutant.explained]
-    explained = [mutant for mutant, noticed in results if mutant.explained and not noticed]
     num_noticed = sum(noticed for _, noticed in expected)
     share = num_noticed / max(len(expected), 1)
     print(f"\n{num_noticed} of {len(expected)} noticed ({share:.1%})")
-    for mutant, noticed in expected:
+    for mutant, noticed in results:
         if not noticed:
-            print(f"  NOT NOTICED  {mutant.file}: {mutant.claim}")
-    for mutant in explained:
-        print(f"  explained    {mutant.file}: {mutant.claim} ({mutant.explained})")
+            verdict = "explained    " if mutant.explained else "NOT NOTICED  "
+            print(f"  {verdict}{mutant.file}: {mutant.claim}", mutant.explained, sep="  ")
     return 0 if share >= ENOUGH or not expected else 1
-
-
-def _reason(output: str) -> str:
-    """Returns the first test that failed, to be added to a line."""
-    failed = re.search(r"^(?:FAILED|ERROR) (?:\S*::)?(\S+)", output, re.MULTILINE)
-    return f"  [{failed[1]}]" if failed else ""
 
 
 def main() -> int:
@@ -266,7 +264,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the mutants")
     parser.add_argument("--check", action="store_true", help="only check the list")
     parser.add_argument(
-        "--no_verify", action="store_true", help="do not run the tests as the code is first"
+        "--despite_failures", action="store_true", help="leave out tests that fail as the code is"
     )
     args = parser.parse_args()
     mutants = read_mutants()
@@ -282,7 +280,7 @@ def main() -> int:
     print(f"{len(mutants)} mutants", flush=True)
     if args.check:
         return 0
-    return measure(mutants, jobs=max(args.jobs, 1), verify=not args.no_verify)
+    return measure(mutants, jobs=max(args.jobs, 1), despite_failures=args.despite_failures)
 
 
 if __name__ == "__main__":

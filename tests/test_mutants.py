@@ -1,5 +1,6 @@
 """The list of mutants fits the code, and the tool that tries them tells what is noticed."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,24 +40,44 @@ def test_a_list_that_no_longer_fits_is_found() -> None:
 def test_what_is_noticed_counts_and_a_copy_is_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen = []
+    codes = {"fails": 1, "passes": 0, "hangs": None, "crashes": -11, "none": 5}
+    seen, failing = [], []
 
-    def run(copy: Copy, arguments: tuple[str, ...], *, timeout: float | None) -> int | None:
+    def run(copy: Copy, arguments: Sequence[str], *, timeout: float | None = None) -> int | None:
+        if "-x" not in arguments:
+            return 0
         seen.append((copy.root / MUTANT.file).read_text())
-        return {"fails": 1, "passes": 0, "hangs": None, "crashes": -11, "none": 5}[arguments[0]]
+        return codes[arguments[1]]
 
     monkeypatch.setattr(Copy, "run", run)
-    mutants = [
-        replace(MUTANT, claim=name, tests=(name,))
-        for name in ("fails", "hangs", "crashes", "passes", "none")
-    ]
-    monkeypatch.setattr(Copy, "output", lambda copy: "FAILED tests/test_x.py::test_y - assert\n")
-    assert measure(mutants, jobs=1, verify=False) == 1
+    monkeypatch.setattr(Copy, "failed", lambda copy: failing)
+    mutants = [replace(MUTANT, claim=name, tests=(name,)) for name in codes]
+    assert measure(mutants, jobs=1) == 1
     assert "3 of 5 noticed (60.0%)" in capsys.readouterr().out
     assert all(MUTANT.new in text for text in seen)
-    explained = replace(mutants[3], explained="it says nothing")
-    assert measure([*mutants[:3], explained], jobs=2, verify=False) == 0
-    assert "explained" in capsys.readouterr().out
+    all_noticed = [mutants[0], replace(mutants[1], explained="it says nothing")]
+    assert measure(all_noticed, jobs=2) == 0
+    assert "it says nothing" in capsys.readouterr().out
     copy = Copy(tmp_path)
     copy.try_mutant(mutants[0])
     assert (copy.root / MUTANT.file).read_text() == (ROOT / MUTANT.file).read_text()
+
+
+def test_no_mutant_is_tried_by_tests_that_fail_anyhow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = []
+
+    def run(copy: Copy, arguments: Sequence[str], *, timeout: float | None = None) -> int | None:
+        tried.append(arguments)
+        (copy.root.parent / "output.txt").write_text(
+            "FAILED tests/test_layout.py::test_x[a b] - assert 1 == 2\n1 failed\n"
+        )
+        return 1
+
+    monkeypatch.setattr(Copy, "run", run)
+    assert measure([MUTANT], jobs=1) == 1
+    assert "mend them first" in capsys.readouterr().out
+    assert len(tried) == 1
+    assert measure([MUTANT], jobs=1, despite_failures=True) == 0
+    assert tried[-1] == ["-x", *MUTANT.tests, "--deselect=tests/test_layout.py::test_x[a b]"]
