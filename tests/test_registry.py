@@ -249,6 +249,12 @@ def test_registry_names_its_file_by_who_calls(tmp_path: Path) -> None:
     assert len(registry.sources["one"].sha256) == 64
 
 
+def test_a_field_of_several_names_holds_them_between_commas() -> None:
+    assert HOOKS.names_in(" one,two , three,") == ["one", "two", "three"]
+    assert HOOKS.names_in("") == []
+    assert CELLS.names_in("one, two") == ["one, two"]
+
+
 @dataclasses.dataclass
 class Remember:
     every_steps: int
