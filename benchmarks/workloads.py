@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-GATES = {"gru": 3, "lstm": 4}
+from charrnn_jax.models.cells import CELLS
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Workload:
         The input side is a table of V rows, which is next to nothing.
         """
         b, t, h, v = self.batch_size, self.length, self.hidden_size, self.vocabulary_size
-        n = GATES[self.cell] * h
+        n = CELLS[self.cell].count_weights(self.embedding_size, h)[1] // h
         if self.kind == "sample":
             return [(t, b, h, n), (t, b, h, v)]
         return [

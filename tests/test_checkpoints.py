@@ -9,8 +9,10 @@ import pytest
 from helpers import assert_bitwise_equal
 from ml_collections import ConfigDict
 
-from charrnn_jax.errors import TrainingError, UserError
+from charrnn_jax.errors import BusyError, TrainingError, UserError
+from charrnn_jax.files import locked
 from charrnn_jax.training.loop import train
+from charrnn_jax.training.replicas import train_replicas
 from charrnn_jax.workdir import checkpoints as checkpoints_lib
 from charrnn_jax.workdir.checkpoints import Checkpoints, best_step
 from charrnn_jax.workdir.run import load_run
@@ -72,15 +74,9 @@ def test_parameters_that_are_not_finite_are_not_saved(
     """The loss is that before the update, so it may still be finite."""
     tiny_config.optimizer.name, tiny_config.optimizer.learning_rate = "sgd", 1e38
     tiny_config.train.checkpoint_every_steps = 1
-    with pytest.raises(TrainingError, match="parameters behind step 1 are not finite"):
+    with pytest.raises(TrainingError, match="parameters after step 1 are not finite"):
         train(tiny_config, tmp_path)
     assert checkpoints_lib.steps(tmp_path) == []
-
-
-def test_two_processes_cannot_train_in_one_workdir(tiny_config: ConfigDict, tmp_path: Path) -> None:
-    with Checkpoints(tmp_path), pytest.raises(UserError, match="another process is training"):
-        train(tiny_config, tmp_path)
-    train(tiny_config, tmp_path)
 
 
 def test_failed_save_is_one_error_and_leaves_the_rest(
@@ -162,3 +158,20 @@ def test_checkpoint_holds_all_that_using_the_model_needs(
     own_file.write_text(text + "!")
     with pytest.raises(UserError, match="is now another text"):
         run.load_dataset()
+
+
+def test_a_workdir_that_another_process_has_is_not_even_looked_at(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    """Its half-written checkpoint would look damaged, and would be moved under that process."""
+    train(tiny_config, tmp_path)
+    half_written = tmp_path / "checkpoints" / "42" / "sha256.json"
+    half_written.write_text("{")
+    with locked(tmp_path, doing="training"):
+        with pytest.raises(BusyError, match="another process is training"):
+            train(tiny_config, tmp_path)
+        assert isinstance(train_replicas([tiny_config], [tmp_path])[0], BusyError)
+    assert half_written.read_text() == "{"
+    assert not (tmp_path / "damaged_checkpoints").exists()
+    with pytest.warns(UserWarning, match="42 is damaged"):
+        train(tiny_config, tmp_path)

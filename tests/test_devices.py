@@ -28,7 +28,7 @@ from charrnn_jax.workdir.run import load_run
 LOSSES_AGREE, ARRAYS_AGREE = 1e-6, 1e-5
 
 
-@pytest.mark.parametrize(("cell", "implementation"), [("lstm", "fused"), ("gru", "scan")])
+@pytest.mark.parametrize(("cell", "implementation"), [("lstm", "fused"), ("rnn", "scan")])
 def test_two_devices_train_the_model_of_one(cell: str, implementation: str) -> None:
     """They share the batch, or the hidden units; what is dropped out is the same."""
     case = {"cell": cell, "implementation": implementation, "dropout": 0.3}
@@ -98,7 +98,7 @@ def test_eight_devices_train_every_cell_in_every_way() -> None:
 
 def test_run_goes_on_with_other_devices(tiny_config: ConfigDict, tmp_path: Path) -> None:
     """One device, then two that share the batch, then two that share the hidden units."""
-    tiny_config.data.batching = "lanes"
+    tiny_config.data.batching, tiny_config.model.cell = "lanes", "rnn"
     for epochs, (data, model) in enumerate([(1, 1), (2, 1), (1, 2)], start=1):
         tiny_config.train.num_epochs = epochs
         tiny_config.train.data_devices, tiny_config.train.model_devices = data, model

@@ -238,7 +238,7 @@ def test_offline_run_uses_the_built_in_corpus_or_ends_with_nothing_left_behind(
         replace(KNOWN_CORPORA["shakespeare"], url="http://127.0.0.1:9/shakespeare.txt"),
     )
     workdir = tmp_path / "run"
-    small = ["--config.data.max_chars=20000", NUM_STEPS + "=1"]
+    small = ["--config.data.max_chars=20000", NUM_STEPS + "=1", "--config.model.cell=rnn"]
     assert main([SMOKE, f"--workdir={workdir}", *small]) == 2
     assert "cannot be downloaded" in last_line_of_error(capsys)
     assert not list(tmp_path.iterdir())
@@ -265,8 +265,8 @@ def test_text_in_any_script_is_trained_on_and_generated(
     file.write_bytes(text.encode())
     workdir = tmp_path / "прогон"
     arguments = [f"--config.data.path={file}", f"--config.data.vocabulary={vocabulary}"]
-    prompt = ["--config.sample.prompt=Привет", NUM_STEPS + "=1"]
-    assert main([SMOKE, f"--workdir={workdir}", *arguments, *prompt]) == 0
+    small = ["--config.sample.prompt=Привет", NUM_STEPS + "=1", "--config.model.cell=rnn"]
+    assert main([SMOKE, f"--workdir={workdir}", *arguments, *small]) == 0
     assert main(["sample", f"--workdir={workdir}", "--prompt=你好", "--num_chars=20"]) == 0
     assert "你好" in capsys.readouterr().out
     assert main(["score", f"--workdir={workdir}", "--text=שלום 🙂"]) == 0

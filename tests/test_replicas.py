@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from helpers import assert_same_run
 from ml_collections import ConfigDict
 
-from charrnn_jax.config import override_values
+from charrnn_jax.config import override_values, to_json
 from charrnn_jax.errors import BusyError, DivergedError, Interrupted, UserError
+from charrnn_jax.files import locked
 from charrnn_jax.models.dropout import Dropout
 from charrnn_jax.training import replicas
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.replicas import program_key, train_replicas
-from charrnn_jax.workdir.checkpoints import Checkpoints
-from charrnn_jax.workdir.json_lines import read_json_lines
+from charrnn_jax.training.train_step import TRACED_FIELDS
+from charrnn_jax.workdir.checkpoints import Checkpoints, steps
+from charrnn_jax.workdir.metadata import CheckpointMetadata
 from charrnn_jax.workdir.run import load_run
 
 VARIANTS: list[dict[str, Any]] = [
@@ -40,32 +45,39 @@ def variants(config: ConfigDict) -> list[ConfigDict]:
     return [override_values(config, variant) for variant in VARIANTS]
 
 
-def arrays(workdir: Path) -> list[np.ndarray]:
-    return [np.asarray(x) for x in jax.tree.leaves(load_run(workdir, checkpoint="latest").params)]
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ConfigDict], Path]:
+    """Trains a config alone, or finds it again; returns the workdir."""
+    workdirs: dict[str, Path] = {}
+
+    def train_alone(config: ConfigDict) -> Path:
+        key = to_json(config)
+        if key not in workdirs:
+            workdirs[key] = tmp_path_factory.mktemp("alone")
+            train(config, workdirs[key])
+        return workdirs[key]
+
+    return train_alone
 
 
-def losses(workdir: Path) -> list[Any]:
-    """All rows, without what depends on the clock."""
-    clock = ("seconds", "epoch/train_seconds", "train/chars_per_second")
-    rows = read_json_lines(workdir / "metrics.jsonl")
-    return [{name: row[name] for name in row if name not in clock} for row in rows]
+def params_of(workdir: Path) -> Any:
+    return load_run(workdir, checkpoint="latest").params
 
 
-@pytest.mark.parametrize("batching", ["chunks", "lanes"])
+@pytest.mark.parametrize(("batching", "cell"), [("chunks", "gru"), ("lanes", "rnn")])
 def test_mapped_replicas_are_bit_for_bit_what_they_are_alone(
-    tiny_config: ConfigDict, tmp_path: Path, batching: str
+    tiny_config: ConfigDict,
+    tmp_path: Path,
+    alone: Callable[[ConfigDict], Path],
+    batching: str,
+    cell: str,
 ) -> None:
-    tiny_config.data.batching = batching
+    tiny_config.data.batching, tiny_config.model.cell = batching, cell
     configs = variants(tiny_config)
     workdirs = [tmp_path / str(index) for index in range(len(configs))]
     assert train_replicas(configs, workdirs, mapping="map") == [None] * len(configs)
     for config, workdir in zip(configs, workdirs, strict=True):
-        alone = tmp_path / f"{workdir.name}-alone"
-        train(config, alone)
-        assert losses(workdir) == losses(alone)
-        for together, apart in zip(arrays(workdir), arrays(alone), strict=True):
-            np.testing.assert_array_equal(together, apart)
-        assert (workdir / "samples.jsonl").read_text() == (alone / "samples.jsonl").read_text()
+        assert_same_run(workdir, alone(config))
 
 
 def test_vmapped_replicas_are_mapped_ones_up_to_rounding(
@@ -76,73 +88,77 @@ def test_vmapped_replicas_are_mapped_ones_up_to_rounding(
     for mapping in ("map", "vmap"):
         train_replicas(configs, [tmp_path / f"{mapping}{i}" for i in range(3)], mapping=mapping)
     for index in range(3):
-        one, other = arrays(tmp_path / f"map{index}"), arrays(tmp_path / f"vmap{index}")
-        for x, y in zip(one, other, strict=True):
-            np.testing.assert_allclose(x, y, atol=1e-5)
+        params = (params_of(tmp_path / f"{mapping}{index}") for mapping in ("map", "vmap"))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), *params)
 
 
 def test_a_killed_group_resumes_from_its_last_common_step(
-    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: ConfigDict,
+    tmp_path: Path,
+    alone: Callable[[ConfigDict], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    undisturbed = [alone(config) for config in variants(tiny_config)]
     tiny_config.train.checkpoint_every_steps = 10
     configs = variants(tiny_config)
-    undisturbed = [tmp_path / f"undisturbed{i}" for i in range(3)]
-    train_replicas(configs, undisturbed, mapping="map")
-
     workdirs = [tmp_path / str(i) for i in range(3)]
-    save, saved = replicas.Loop.save, []
+    save, saved = Checkpoints.save, []
 
-    def save_and_die(loop: Any, state: Any, step: int, **loss: Any) -> None:
+    def save_and_die(*args: Any, metadata: CheckpointMetadata) -> None:
         """Dies after one replica has saved step 20, and before the others have."""
-        save(loop, state, step, **loss)
-        saved.append(step)
+        save(*args, metadata=metadata)
+        saved.append(metadata.step)
         if saved.count(20) == 1:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(replicas.Loop, "save", save_and_die)
+        patch.setattr(Checkpoints, "save", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             train_replicas(configs, workdirs, mapping="map")
-    train_replicas(configs, workdirs, mapping="map")
+    assert [steps(workdir)[-1] for workdir in workdirs] == [20, 10, 10]
+    assert train_replicas(configs, workdirs, mapping="map") == [None] * 3
     for workdir, reference in zip(workdirs, undisturbed, strict=True):
-        assert losses(workdir) == losses(reference)
-        for resumed, whole in zip(arrays(workdir), arrays(reference), strict=True):
-            np.testing.assert_array_equal(resumed, whole)
+        assert_same_run(workdir, reference)
 
 
 def test_a_signal_saves_every_replica_and_each_goes_on_alone(
-    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: ConfigDict,
+    tmp_path: Path,
+    alone: Callable[[ConfigDict], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    heeded_signals: None,
 ) -> None:
     configs = variants(tiny_config)
     workdirs = [tmp_path / str(i) for i in range(3)]
-    choose_program = replicas._choose_program
+    save, signals = Checkpoints.save, [signal.SIGTERM]
 
-    def choose_and_signal(*arguments: Any, **how: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return choose_program(*arguments, **how)
+    def save_and_signal(*args: Any, **kwargs: Any) -> None:
+        save(*args, **kwargs)
+        if signals:
+            os.kill(os.getpid(), signals.pop())
 
-    monkeypatch.setattr(replicas, "_choose_program", choose_and_signal)
-    with pytest.raises(Interrupted) as interrupted:
-        train_replicas(configs, workdirs, mapping="map")
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_signal)
+        with pytest.raises(Interrupted) as interrupted:
+            train_replicas(configs, workdirs, mapping="map")
     assert interrupted.value.exit_code == 128 + signal.SIGTERM
     assert {load_run(w, checkpoint="latest").step for w in workdirs} == {interrupted.value.step}
+    assert interrupted.value.step > 21  # the first that was saved
     train(configs[1], workdirs[1])
-    train(configs[1], tmp_path / "alone")
-    assert losses(workdirs[1]) == losses(tmp_path / "alone")
+    assert_same_run(workdirs[1], alone(configs[1]))
 
 
 def test_a_replica_that_diverges_does_not_stop_the_others(
-    tiny_config: ConfigDict, tmp_path: Path
+    tiny_config: ConfigDict, tmp_path: Path, alone: Callable[[ConfigDict], Path]
 ) -> None:
-    tiny_config.optimizer.name = "sgd"
+    tiny_config.optimizer.name, tiny_config.model.cell = "sgd", "rnn"
     rates = [0.1, 1e30, 0.2]
     configs = [override_values(tiny_config, {"optimizer.learning_rate": r}) for r in rates]
     workdirs = [tmp_path / str(i) for i in range(3)]
     first, second, third = train_replicas(configs, workdirs, mapping="map")
     assert (first, third) == (None, None)
     assert isinstance(second, DivergedError)
-    train(configs[2], tmp_path / "alone")
-    assert losses(workdirs[2]) == losses(tmp_path / "alone")
+    assert_same_run(workdirs[2], alone(configs[2]))
 
 
 def test_runs_go_on_together_from_steps_that_they_have_in_common(
@@ -157,7 +173,7 @@ def test_runs_go_on_together_from_steps_that_they_have_in_common(
 def test_one_run_that_cannot_be_opened_does_not_stop_the_others(
     tiny_config: ConfigDict, tmp_path: Path
 ) -> None:
-    tiny_config.train.num_steps = 2
+    tiny_config.train.num_steps, tiny_config.model.cell = 2, "rnn"
     configs = [override_values(tiny_config, {"seed": seed}) for seed in range(3)]
     workdirs = [tmp_path / str(seed) for seed in range(3)]
     workdirs[1].write_text("no folder")
@@ -168,7 +184,7 @@ def test_one_run_that_cannot_be_opened_does_not_stop_the_others(
         None,
     ]
     workdirs[1].unlink()
-    with Checkpoints(workdirs[1]):  # another process has it
+    with locked(workdirs[1], doing="training"):
         errors = train_replicas(configs, workdirs, mapping="map")
     assert isinstance(errors[1], BusyError)
     assert load_run(workdirs[2]).step == 2
@@ -180,38 +196,38 @@ def test_runs_that_differ_in_more_are_no_replicas(tiny_config: ConfigDict, tmp_p
         train_replicas([tiny_config, other], [tmp_path / "a", tmp_path / "b"])
 
 
+@pytest.mark.parametrize(
+    ("num_bytes", "mapping", "sizes"),
+    [(5.9e5, "map", [2, 1]), (5.9e5, "vmap", [1, 1, 1]), (0.0, "map", [1, 1, 1])],
+)
 def test_groups_are_cut_to_fit_the_memory(
-    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: ConfigDict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_bytes: float,
+    mapping: str,
+    sizes: list[int],
 ) -> None:
-    sizes = []
-    train_group = replicas._train_group
+    """Seen in the order of what is saved: a group saves its first step before its second."""
+    save, saved = Checkpoints.save, []
 
-    def count(loops: Any, *arguments: Any, **how: Any) -> Any:
-        sizes.append(len(loops))
-        return train_group(loops, *arguments, **how)
+    def remembered(*args: Any, **kwargs: Any) -> None:
+        saved.append(kwargs["metadata"].step)
+        save(*args, **kwargs)
 
-    monkeypatch.setattr(replicas, "_train_group", count)
-    monkeypatch.setattr(replicas, "_most_replicas", lambda loop: {"map": 2, "vmap": 1})
-    tiny_config.train.num_steps = 1
-    train_replicas(variants(tiny_config), [tmp_path / str(i) for i in range(3)])
-    assert sizes == [2, 1]
-
-
-def test_the_memory_of_a_group_bounds_its_size(
-    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = replicas.Loop(tiny_config, tmp_path)
-    small = replicas._most_replicas(loop)
-    assert small["map"] > small["vmap"] > 100
-    monkeypatch.setattr(replicas, "_memory_bytes", lambda: 1e6)
-    assert 1 <= replicas._most_replicas(loop)["vmap"] < small["vmap"]
-    monkeypatch.setattr(replicas, "_memory_bytes", lambda: 0.0)
-    assert replicas._most_replicas(loop) == {"map": 1, "vmap": 1}
+    monkeypatch.setattr(replicas, "_memory_bytes", lambda: num_bytes)
+    monkeypatch.setattr(Checkpoints, "save", remembered)
+    tiny_config.model.cell, tiny_config.data.batch_size = "rnn", 20
+    tiny_config.train.num_steps, tiny_config.train.checkpoint_every_steps = 2, 1
+    configs = [override_values(tiny_config, {"seed": seed}) for seed in range(3)]
+    train_replicas(configs, [tmp_path / str(i) for i in range(3)], mapping=mapping)
+    assert saved == [step for size in sizes for step in (1, 2) for _ in range(size)]
 
 
 def test_replicas_share_all_but_the_numbers_a_program_can_take(tiny_config: ConfigDict) -> None:
     keys = {program_key(config) for config in variants(tiny_config)}
     assert len(keys) == 1
+    assert set.union(*map(set, VARIANTS)) == TRACED_FIELDS.keys()
     for change in (
         {"model.dropout": 0.1},
         {"optimizer.weight_decay": 0.1},
@@ -230,7 +246,7 @@ def test_the_faster_way_is_measured_once_and_remembered(
 ) -> None:
     monkeypatch.setattr(replicas, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(replicas, "_MAP_ALONE", ())
-    tiny_config.train.num_steps = 1
+    tiny_config.train.num_steps, tiny_config.model.cell = 1, "rnn"
     configs = [override_values(tiny_config, {"seed": seed}) for seed in range(2)]
     seconds = iter([1.0, 0.5])  # of map, then of vmap
     monkeypatch.setattr(replicas, "_measure", lambda *_: next(seconds))

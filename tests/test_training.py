@@ -21,10 +21,12 @@ from ml_collections import ConfigDict
 from charrnn_jax.config import default_config, flatten, override_values, to_json
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import Interrupted, TrainingError, UserError
-from charrnn_jax.evaluation.metrics import CrossEntropy
+from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
 from charrnn_jax.evaluation.protocols import Carried, evaluate
+from charrnn_jax.generation.rules import Temperature
 from charrnn_jax.generation.sampler import generate
 from charrnn_jax.models.char_rnn import make_model
+from charrnn_jax.registry import HOOKS, LOSSES, RULES, TRAIN_STEPS
 from charrnn_jax.training import dispatch
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.optimizer import make_optimizer
@@ -291,7 +293,11 @@ MAY_CHANGE = {
     "optimizer.schedule",
     "evaluation.batch_size",
     *(f"sample.{name}" for name in default_config().sample),
-    *(f"train.{name}" for name in default_config().train if name != "init_from"),
+    *(
+        f"train.{name}"
+        for name in default_config().train
+        if name not in ("init_from", "loss", "step")
+    ),
 }
 OTHER_VALUES = {
     "data.corpus": "text8",
@@ -308,15 +314,24 @@ OTHER_VALUES = {
     "train.num_steps": 3,
     "train.data_devices": 2,
     "train.model_devices": 1,  # there are two in all
+    "train.loss": "other",
+    "train.step": "other",
+    "train.hooks": "other",
     "evaluation.protocol": "carried",
     "sample.prompt": "fox",
+    "sample.rules": "other",
 }
 
 
 def test_a_run_is_resumed_with_other_values_of_some_fields_and_of_no_others(
-    tiny_config: ConfigDict, tmp_path: Path
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The protocol and the window, too, are part of it: losses under two would be compared."""
+    hook, rule = CallAt(1, lambda *_: None), Temperature(1.0)
+    known = {LOSSES: cross_entropy, TRAIN_STEPS: train_step, HOOKS: lambda _: hook}
+    known[RULES] = lambda _: rule
+    for registry, code in known.items():
+        monkeypatch.setitem(registry._registered, "other", code)
     tiny_config.train.num_steps = 2
     train(tiny_config, tmp_path / "run")
     text = tmp_path / "moved.txt"
@@ -340,7 +355,7 @@ def test_a_resumed_run_keeps_the_vocabulary_that_it_was_saved_with(
     tiny_config.train.num_steps = 1
     train(tiny_config, tmp_path / "plain")
     metadata = checkpoints_lib.read_metadata(tmp_path / "plain", 1)
-    characters = "".join(sorted({"!", *metadata["vocabulary"]["characters"]}))
+    characters = "".join(sorted({"!", *metadata.vocabulary["characters"]}))
     vocabulary = Vocabulary(characters)
     state = create_train_state(
         make_model(tiny_config.model, vocabulary_size=vocabulary.size),
@@ -349,8 +364,9 @@ def test_a_resumed_run_keeps_the_vocabulary_that_it_was_saved_with(
         batch_size=8,
     )
     with Checkpoints(tmp_path / "run") as checkpoints:
-        saved = {**metadata, "vocabulary": vocabulary.to_dict()}
-        checkpoints.save(replace(state, step=jnp.int32(1)), step=1, metadata=saved)
+        saved = replace(metadata, vocabulary=vocabulary.to_dict())
+        params, rest = state.to_trees()
+        checkpoints.save(params, {**rest, "step": jnp.int32(1)}, metadata=saved)
     tiny_config.train.num_steps = 2
     state = train(tiny_config, tmp_path / "run")
     assert state.params["embedding"]["embedding"].shape[0] == vocabulary.size
