@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import jax
@@ -249,6 +250,21 @@ def test_registry_names_its_file_by_who_calls(tmp_path: Path) -> None:
     registry.register("one", 1)
     assert registry.sources["one"].file == str(Path(__file__).resolve())
     assert len(registry.sources["one"].sha256) == 64
+    mine = SimpleNamespace(name="mine")
+    charrnn_jax.register_cell(mine)
+    charrnn_jax.register_protocol(mine)
+    charrnn_jax.register_optimizer("mine", mine)
+    charrnn_jax.register_loss("mine", mine)
+    charrnn_jax.register_train_step("mine", mine)
+    charrnn_jax.register_hook("mine", mine)
+    charrnn_jax.register_rule("mine", mine)
+    assert {each.sources["mine"].file for each in ALL} == {str(Path(__file__).resolve())}
+
+
+def test_a_field_of_several_names_holds_them_between_commas() -> None:
+    assert HOOKS.names_in(" one,two , three,") == ["one", "two", "three"]
+    assert HOOKS.names_in("") == []
+    assert CELLS.names_in("one, two") == ["one, two"]
 
 
 @dataclasses.dataclass

@@ -87,6 +87,8 @@ def test_a_sweep_reports_on_all_units_and_trains_none_twice(
     assert main([*command, "--config.optimizer.momentum=0.5"]) == 2
     assert main([*command, "--config.train.num_steps=20"]) == 2
     assert "was trained with train.num_steps 40, not 20" in capsys.readouterr().err
+    assert main([*command, "--config.optimizer.schedule=linear"]) == 2  # a run alone may change it
+    assert "was trained with optimizer.schedule 'constant'" in capsys.readouterr().err
 
     logs = {file: file.stat().st_mtime_ns for file in (workdir / "logs").iterdir()}
     assert main(command) == 1
@@ -148,13 +150,14 @@ def test_experiment_files_are_registered_before_a_config_is_read(
     assert registered == ["cell.py", "loss.py"]
 
 
-@pytest.mark.parametrize("indices", ["1", "0,1"])
+@pytest.mark.parametrize(("indices", "numbers"), [("1", [1]), ("0-1", [0, 1])])
 def test_an_interrupted_unit_is_not_done_until_it_is_trained_to_the_end(
     experiment: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     heeded_signals: None,
     indices: str,
+    numbers: list[int],
 ) -> None:
     """Whether trained alone or as a replica; then it is the run that was never disturbed."""
     workdir = tmp_path / "sweep"
@@ -169,7 +172,7 @@ def test_an_interrupted_unit_is_not_done_until_it_is_trained_to_the_end(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", save_and_signal)
         assert main(command) == 143
-    units = [load_sweep(workdir)[int(index)] for index in indices.split(",")]
+    units = [load_sweep(workdir)[number] for number in numbers]
     for unit in units:
         assert unit.read_status()["status"] == "waiting"
         assert not unit.is_done()

@@ -1,6 +1,10 @@
 import io
 import itertools
 import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +22,13 @@ from charrnn_jax.experiment import call_experiment, load_experiment
 from charrnn_jax.files import locked
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import initialize_params, make_model
-from charrnn_jax.sweeps import hyper
+from charrnn_jax.reports.sweep.statistics import Result
+from charrnn_jax.sweeps import hyper, local
+from charrnn_jax.sweeps import units as units_lib
 from charrnn_jax.sweeps.jobs import Job, make_jobs
+from charrnn_jax.sweeps.local import Worker, make_workers, run_jobs
 from charrnn_jax.sweeps.table import SweepTable
-from charrnn_jax.sweeps.units import WorkUnit, load_sweep, make_units, save_sweep
+from charrnn_jax.sweeps.units import WorkUnit, load_sweep, make_units, save_sweep, write_report
 
 VALUES = st.lists(st.integers(0, 99), min_size=1, max_size=4)
 
@@ -150,6 +157,82 @@ def test_workers_register_the_experiment_files_of_their_job() -> None:
     for job in jobs:
         assert job.command()[-3:] == [f"--work_unit={job.units[0].index}", *register]
         assert Job(job.units, job.workdir).command() == job.command()[:-2]
+
+
+def test_workers_share_the_cores_or_have_a_card_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    def workers(
+        num_workers: int | None, *, backend: str, num_devices: int = 1
+    ) -> list[tuple[set[int], Mapping[str, str]]]:
+        monkeypatch.setattr(local, "_devices", lambda: (backend, num_devices))
+        return [(set(each.cores), each.environment) for each in make_workers(num_workers)]
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 3, 5, 7}, raising=False)
+    assert workers(None, backend="cpu") == [({core}, {}) for core in (0, 2, 3, 5, 7)]
+    assert workers(2, backend="cpu") == [({0, 3, 7}, {}), ({2, 5}, {})]
+    assert all(cores for cores, _ in workers(7, backend="cpu"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cards = [(set(), {"CUDA_VISIBLE_DEVICES": card}) for card in "0123"]
+    assert workers(None, backend="gpu", num_devices=4) == cards
+    assert workers(2, backend="gpu", num_devices=4) == cards[:2]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
+    assert workers(None, backend="gpu", num_devices=2) == [cards[1], cards[3]]
+    assert workers(None, backend="tpu", num_devices=4) == [(set(), {})]
+
+
+def test_a_unit_whose_process_died_has_failed_and_one_that_ended_is_as_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = units_of(hyper.sweep("seed", range(3)), tmp_path)
+    units[0].write_status("running")
+    units[2].write_status("diverged", message="the loss is nan")
+    command = [sys.executable, "-c", "import sys; print('gone'); sys.exit(3)"]
+    monkeypatch.setattr(Job, "command", lambda job: command)
+    jobs = [Job((unit,), tmp_path) for unit in units]
+    with SweepTable(units, console=Console(file=io.StringIO())) as table:
+        run_jobs(jobs, [Worker(frozenset(), {})] * 2, table=table)
+    statuses = [(unit.read_status()["status"], unit.read_status()["message"]) for unit in units]
+    assert [status for status, _ in statuses] == ["failed", "failed", "diverged"]
+    assert statuses[0][1] == f"its process ended with 3; see {jobs[0].log}"
+    assert statuses[2][1] == "the loss is nan"
+    assert all(job.log.read_text() == "gone\n" for job in jobs)
+
+
+def test_a_unit_of_another_config_is_not_done(tmp_path: Path) -> None:
+    (unit,) = units_of([{"seed": 3}], tmp_path)
+    unit.write_status("done")
+    assert unit.is_done()
+    config = unit.config.copy_and_resolve_references()
+    config.train.num_epochs += 1
+    assert not replace(unit, config=config).is_done()
+    assert not replace(unit, config=config).has_ended()
+
+
+def test_the_scaling_law_of_a_report_counts_parameters_and_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a sweep that varies nothing but sizes and lengths."""
+
+    def read_result(unit: WorkUnit) -> Result:
+        size, num_steps = unit.config.model.hidden_size, unit.config.train.num_steps
+        loss = 1.0 + 3.0 / size**0.5 + 20.0 / (num_steps * 6400) ** 0.3
+        curve = ((num_steps // 2, 9.0), (num_steps, loss))
+        return Result(unit.name, unit.overrides, "done", loss, loss, curve, 1000 * size, 1.0)
+
+    notes: list[str] = []
+    monkeypatch.setattr(WorkUnit, "read_result", read_result)
+    monkeypatch.setattr(
+        units_lib, "write_sweep_report", lambda *_, **settings: notes.extend(settings["notes"])
+    )
+    sizes = hyper.sweep("model.hidden_size", [8, 16, 32])
+    sweep = hyper.product([sizes, hyper.sweep("train.num_steps", [10, 100, 1000])])
+    write_report(units_of(sweep, tmp_path), tmp_path)
+    (note,) = notes
+    assert "fitted to 9 runs (8,000 to 32,000 parameters, 64,000 to 6,400,000 characters" in note
+    notes.clear()
+    write_report(
+        units_of(hyper.product([sweep, hyper.sweep("model.cell", ["gru", "rnn"])])), tmp_path
+    )
+    assert notes == []
 
 
 def test_the_table_says_which_units_still_compile(tmp_path: Path) -> None:

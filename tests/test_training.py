@@ -420,6 +420,14 @@ def test_model_learns_a_text_by_heart(tiny_config: ConfigDict, tmp_path: Path) -
 # --- what is shown and written ------------------------------------------------------------------
 
 
+def test_a_part_of_an_epoch_has_no_row_of_its_own(tiny_config: ConfigDict, tmp_path: Path) -> None:
+    tiny_config.train.num_steps = 25
+    train(tiny_config, tmp_path)
+    rows = rows_without_time(tmp_path)
+    assert [row["step"] for row in rows if "epoch/train_loss" in row] == [21]
+    assert [row["step"] for row in rows if "validation/loss" in row] == [21, 25]
+
+
 def test_initial_loss_far_off_is_a_warning() -> None:
     assert "as it should be" in describe_initial_loss(4.1896, vocabulary_size=66)
     assert "exp(loss) = 65.99" in describe_initial_loss(4.1895, vocabulary_size=66)

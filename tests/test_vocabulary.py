@@ -52,6 +52,9 @@ def test_unknown_characters_are_named_with_their_positions() -> None:
 def test_unk_decodes_to_its_name() -> None:
     assert Vocabulary.build(["ab"]).decode([1, UNK_ID, 2]) == "a[UNK]b"
     assert Vocabulary.build([], kind="bytes").decode([98, UNK_ID, 99]) == "a[UNK]b"
+    halves = [1 + byte for byte in "é".encode()]  # an [UNK] between them parts them for good
+    text = Vocabulary.build([], kind="bytes").decode([halves[0], UNK_ID, halves[1]])
+    assert text == "\ufffd[UNK]\ufffd"
 
 
 def test_ids_outside_the_vocabulary_are_refused() -> None:
