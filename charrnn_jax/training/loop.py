@@ -123,7 +123,10 @@ def choose_train_step(
         LOSSES[config.train.loss] if config.train.loss != "cross_entropy" else None
     )
     if own_step and own_loss:
-        raise UserError("train_step and loss_fn were both given: put the loss into your train_step")
+        raise UserError(
+            "a train step and a loss of your own were both given (train_step and loss_fn, or "
+            "config.train.step and config.train.loss): put the loss into the step"
+        )
     standard = TRAIN_STEPS["standard"]
     if own_step:
         return own_step, False
