@@ -1,5 +1,6 @@
 const page = JSON.parse(document.getElementById("data").textContent);
-const { cell, num_layers: L, hidden_size: H, vocabulary_size: V } = page.model;
+const { cell, num_gates: GATES, last_gate_has_bias: hasBias, num_layers: L, hidden_size: H,
+  vocabulary_size: V } = page.model;
 
 // --- Weights: the order of the bytes is that of `page_weights` in page.py ------------------------
 
@@ -34,13 +35,12 @@ function readMatrix(rows, columns) {
 
 // --- The model: the equations are those of models/cells ------------------------------------------
 
-const GATES = { gru: 3, lstm: 4, rnn: 1 }[cell];
 const table = readMatrix(V, GATES * H); // what every token gives to the gates of the first layer
 const layers = Array.from({ length: L }, (_, l) => ({
   inputKernel: l ? readMatrix(GATES * H, H) : null,
   inputBias: l ? readArray(Float32Array, GATES * H) : null,
   kernel: readMatrix(GATES * H, H),
-  bias: cell === "gru" ? readArray(Float32Array, H) : null,
+  bias: hasBias ? readArray(Float32Array, H) : null,
   a: new Float32Array(4 * Math.ceil(GATES * H / 4)), // the input side of the gates
   q: new Float32Array(4 * Math.ceil(GATES * H / 4)), // their recurrent side
   h: new Float32Array(H),

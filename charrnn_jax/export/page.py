@@ -22,6 +22,7 @@ from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.export.card import make_card, page_description, page_facts
 from charrnn_jax.files import replacing
+from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN
 from charrnn_jax.models.stepping import StepWeights, prepare
 from charrnn_jax.reports.page import make_page
@@ -163,7 +164,7 @@ def write_page(
             "kind": vocabulary.kind,
             "code_points": [ord(character) for character in vocabulary.characters],
         },
-        "model": {name: getattr(model, name) for name in _SIZES},
+        "model": {**{name: getattr(model, name) for name in _SIZES}, **_layout(model.cell)},
         "dtype": dtype,
         "weights": base64.b64encode(page_weights(params, model=model, dtype=dtype).packed).decode(),
     }
@@ -177,6 +178,12 @@ def write_page(
     with replacing(file) as partial:
         # A title may have characters that UTF-8 lacks; all other texts are in the data, as ASCII.
         partial.write_text(html, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def _layout(cell: str) -> dict[str, Any]:
+    """What network.js has to know of the layout of a cell's weights."""
+    fused = CELLS[cell].fused
+    return {"num_gates": len(fused.gates), "last_gate_has_bias": bool(fused.last_bias)}
 
 
 def _read(name: str) -> str:
