@@ -33,7 +33,7 @@ def default_config() -> ConfigDict:
     config.data.vocabulary = "characters"  # "characters" (Unicode code points) or "bytes"
     config.data.max_chars = 0  # only the first so many characters (bytes) of the text; 0: all
     config.data.validation_fraction = 0.1  # of the characters, from the end
-    config.data.test_fraction = 0.0  # of the characters, behind the validation split
+    config.data.test_fraction = 0.0  # of the characters, after the validation split
     config.data.batching = "chunks"  # "chunks": shuffled, zero carry; "lanes": contiguous, carried
     config.data.batch_size = 64  # sequences
     config.data.sequence_length = 100  # characters predicted a sequence

@@ -82,6 +82,8 @@ def _running(file: str) -> Iterator[types.ModuleType]:
         raise UserError(f"{file} does not run: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
+        if str(path.parent) not in sys.path:  # for what it imports later, inside a function
+            sys.path.append(str(path.parent))
 
 
 def _find(module: types.ModuleType, function: str) -> Callable[..., Any]:

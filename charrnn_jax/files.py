@@ -78,7 +78,7 @@ def locked(folder: Path, *, doing: str) -> Iterator[None]:
 
     Args:
       folder: the folder.
-      doing: what others are told that this process does, as in "another process is training in".
+      doing: what this process does, for the errors of others, such as "training".
 
     Raises:
       UserError: the folder cannot be made.
@@ -86,8 +86,7 @@ def locked(folder: Path, *, doing: str) -> Iterator[None]:
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = lock(folder, doing=doing)
+        descriptor = _make_and_lock(folder, doing=doing)
     except BusyError:
         raise
     except OSError as error:
@@ -95,10 +94,20 @@ def locked(folder: Path, *, doing: str) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(descriptor)
         with contextlib.suppress(OSError):  # something is in it
             for path in made:
                 path.rmdir()
+        os.close(descriptor)
+
+
+def _make_and_lock(folder: Path, *, doing: str) -> int:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = lock(folder, doing=doing)
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == folder.stat().st_ino:
+                return descriptor
+        os.close(descriptor)  # of a folder that its last process has just removed
 
 
 def _is_alive(process: int) -> bool:

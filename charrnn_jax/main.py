@@ -19,7 +19,7 @@ from charrnn_jax.errors import Interrupted, TrainingError, UserError
 
 # What each does; it is the module of its name in `charrnn_jax.commands` ("import" is `import_`).
 COMMANDS = {
-    "train": "train a model, or go on with a run (the default)",
+    "train": "train a model, or resume a run (the default)",
     "evaluate": "loss of a whole split, by protocol",
     "sample": "generate text",
     "score": "loss of a given text",

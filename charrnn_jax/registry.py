@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 from charrnn_jax.errors import UserError
 
 T = TypeVar("T")
+Recorded = dict[str, dict[str, dict[str, str]]]  # field -> name -> {"file": ..., "sha256": ...}
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,10 @@ class Registry(Generic[T]):
                 f"a {self.kind} cannot be called {name!r}: use letters, digits, _ and -"
             )
         source = _source(sys._getframe(depth).f_code.co_filename)
-        taken = name in self._built_in or self.sources.get(name, source).file != source.file
-        if taken:
+        known = self.sources.get(name, source)
+        # A cell of a notebook has another name each time it is edited and run.
+        is_other_file = known.file != source.file and known.sha256 and source.sha256
+        if name in self._built_in or is_other_file:
             by = self.sources[name].file if name in self.sources else "charrnn_jax"
             raise UserError(f"there is a {self.kind} called {name!r} already, from {by}: rename it")
         self._registered[name] = value
@@ -196,32 +199,32 @@ def register_rule(name: str, make: Callable[..., Any]) -> None:
     RULES.register(name, make, depth=2)
 
 
-def registered_files() -> tuple[str, ...]:
-    """Returns the files that have registered something in this process."""
-    sources = [source for registry in ALL for source in registry.sources.values()]
-    return tuple(sorted({source.file for source in sources if source.sha256}))
+def has_registered() -> bool:
+    """Whether anything was registered in this process."""
+    return any(registry.sources for registry in ALL)
 
 
-def describe_registered(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def describe_registered(config: Mapping[str, Any]) -> Recorded:
     """Returns what a run records of the names that it uses, as plain data for JSON.
 
     Args:
       config: {"section.field": value}.
 
     Returns:
-      {"model.cell": {"mine": SHA-256 of the file}, ...}, built-in names left out.
+      {"model.cell": {"mine": {"file": its name, "sha256": in hex}}, ...}; built-in names left out.
     """
-    recorded: dict[str, dict[str, str]] = {}
+    recorded: Recorded = {}
     for registry in ALL:
         for name in registry.names_in(config[registry.field]):
             if name in registry.sources:
                 source = registry.sources[name]
                 file = Path(source.file).name  # its folder is nobody else's business
-                recorded.setdefault(registry.field, {})[name] = f"{file} {source.sha256}".strip()
+                about = {"file": file, "sha256": source.sha256}
+                recorded.setdefault(registry.field, {})[name] = about
     return recorded
 
 
-def compare_registered(recorded: Mapping[str, Mapping[str, str]], *, needed: str = "") -> None:
+def compare_registered(recorded: Recorded, *, needed: str = "") -> None:
     """Compares what a run recorded with what is registered now; warns where a file has changed.
 
     Args:
@@ -233,11 +236,10 @@ def compare_registered(recorded: Mapping[str, Mapping[str, str]], *, needed: str
     """
     for registry in ALL:
         for name, source in recorded.get(registry.field, {}).items():
-            file, _, sha256 = source.partition(" ")
             if name not in registry:
                 if registry.field == needed:
-                    raise registry.missing(name, file=file)
-            elif sha256 and name in registry.sources and registry.sources[name].sha256 != sha256:
+                    raise registry.missing(name, file=source["file"])
+            elif registry.sources[name].sha256 != source["sha256"]:
                 warnings.warn(
                     f"{registry.sources[name].file} has changed since it registered the "
                     f"{registry.kind} {name!r} for this run",

@@ -22,6 +22,7 @@ from charrnn_jax.main import main
 from charrnn_jax.models.cells import Cell
 from charrnn_jax.models.recurrence import Recurrence, choose_form
 from charrnn_jax.registry import ALL, CELLS, HOOKS, OPTIMIZERS, PROTOCOLS, Registry
+from charrnn_jax.training.replicas import program_key
 from charrnn_jax.workdir.checkpoints import read_metadata, steps
 
 ELMAN = '''
@@ -76,7 +77,7 @@ def experiment(tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.Monk
         "from charrnn_jax.config import from_json\n"
         f"def get_config(): return from_json({charrnn_jax.config.to_json(tiny_config)!r})\n"
     )
-    file = tmp_path / "mine.py"
+    file = tmp_path / "my cell.py"
     file.write_text(ELMAN)
     return file
 
@@ -94,13 +95,13 @@ def test_run_with_an_own_cell_needs_the_file_that_registers_it_and_warns_if_it_c
     workdir = tmp_path / "run"
     assert main([f"--config={experiment}", f"--workdir={workdir}"]) == 0
     recorded = read_metadata(workdir, steps(workdir)[-1]).registered
-    assert recorded["model.cell"]["gated_elman"].startswith("mine.py ")
+    assert recorded["model.cell"]["gated_elman"]["file"] == "my cell.py"
     sample = ["sample", f"--workdir={workdir}", "--num_chars=5"]
     forget()
     assert main(sample) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "'gated_elman'" in error
-    assert "mine.py" in error
+    assert "my cell.py" in error
     assert "--config=FILE" in error
     assert main([*sample, f"--config={experiment}"]) == 0
     assert "changed" not in capsys.readouterr().err
@@ -109,7 +110,7 @@ def test_run_with_an_own_cell_needs_the_file_that_registers_it_and_warns_if_it_c
     with warnings.catch_warnings():
         warnings.simplefilter("always")  # the command shows it
         assert main([*sample, f"--config={experiment}"]) == 0
-    assert "mine.py has changed since" in capsys.readouterr().err
+    assert "my cell.py has changed since" in capsys.readouterr().err
 
 
 def test_no_code_is_taken_out_of_a_workdir(experiment: Path, tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_no_code_is_taken_out_of_a_workdir(experiment: Path, tmp_path: Path) -> 
     assert main([f"--config={experiment}", f"--workdir={tmp_path / 'run'}"]) == 0
     texts = [file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()]
     assert not any(
-        b"GatedElman" in text or str(tmp_path / "mine.py").encode() in text for text in texts
+        b"GatedElman" in text or str(tmp_path / "my cell.py").encode() in text for text in texts
     )
 
 
@@ -227,7 +228,7 @@ def test_a_name_is_taken_once_but_its_file_may_run_again(experiment: Path, tmp_p
     register_file(str(experiment))
     other = tmp_path / "other.py"
     other.write_text(ELMAN)
-    with pytest.raises(UserError, match=r"already, from .*mine.py"):
+    with pytest.raises(UserError, match=r"already, from .*my cell.py"):
         register_file(str(other))
     with pytest.raises(UserError, match="'gru' already"):
         charrnn_jax.register_cell(CELLS["gru"])
@@ -391,3 +392,129 @@ def test_warning_only_where_the_content_differs(experiment: Path, tmp_path: Path
         warnings.simplefilter("error")
         charrnn_jax.load_run(workdir)
     assert "gated_elman" not in HOOKS
+
+
+class OddCarry(nn.RNNCellBase):
+    """A carry that is a dict: h [B, H], how much was read [B] from 1 on, and slots [B, 3, H]."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, carry: Any, x: jax.Array) -> Any:
+        read = carry["read"] + 1
+        slots = 0.5 * carry["slots"] + nn.Dense(self.features, name="w")(x)[:, None]
+        h = jnp.tanh(slots.sum(1) / read[:, None] + nn.Dense(self.features, name="u")(carry["h"]))
+        return {"h": h, "read": read, "slots": slots}, h
+
+    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
+        h = jnp.zeros((*input_shape[:-1], self.features))
+        slots = jnp.zeros((*input_shape[:-1], 3, self.features))
+        return {"h": h, "read": jnp.ones(input_shape[:-1]), "slots": slots}
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+def test_carry_of_any_shape_trains_from_its_first_value_and_is_sampled_row_by_row(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    charrnn_jax.register_cell(Cell("odd", OddCarry, "h = ...", recurrent=("u",)))
+    tiny_config.model.cell, tiny_config.train.num_steps = "odd", 3
+    tiny_config.train.data_devices = 2
+    state = charrnn_jax.train(tiny_config, tmp_path / "run")
+    # Chunks: the carry began anew, and 20 characters were read.
+    np.testing.assert_array_equal(state.carry[0]["read"], np.full(8, 21.0))
+    run = charrnn_jax.load_run(tmp_path / "run")
+    sampler = charrnn_jax.Sampler(run.params, model=run.model, vocabulary=run.vocabulary)
+    prompts = ["The quick", "T", "The "]  # as many as there are slots
+    together = sampler.generate(prompts, num_chars=20)
+    assert [s.text for s in together] == [
+        sampler.generate([prompt], num_chars=20)[0].text for prompt in prompts
+    ]
+    with pytest.raises(UserError, match="does not begin with zeros"):
+        charrnn_jax.export(run, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_what_is_no_hook_is_refused_before_anything_is_written(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    for hook in (print, Remember(-1), 3):
+        with pytest.raises(UserError, match="is no hook"):
+            charrnn_jax.train(tiny_config, tmp_path / "run", hooks=[hook])
+    charrnn_jax.register_hook("print", lambda config: print)
+    tiny_config.train.hooks = "print"
+    with pytest.raises(UserError, match="is no hook"):
+        charrnn_jax.train(tiny_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_hook_that_fails_in_one_replica_does_not_end_the_others(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    @dataclasses.dataclass
+    class FailsForSeed1:
+        seed: int
+        every_steps: int = 2
+
+        def __call__(self, step: int, state: Any, metrics: Any) -> None:
+            if self.seed == 1:
+                raise RuntimeError("no more")
+
+    charrnn_jax.register_hook("fails", lambda config: FailsForSeed1(config.seed))
+    tiny_config.train.hooks, tiny_config.train.num_steps = "fails", 4
+    configs = [tiny_config.copy_and_resolve_references() for _ in range(3)]
+    for seed, config in enumerate(configs):
+        config.seed = seed
+    workdirs = [tmp_path / str(seed) for seed in range(3)]
+    first, failed, last = charrnn_jax.train_replicas(configs, workdirs)
+    assert (first, str(failed), last) == (None, "no more", None)
+    assert [charrnn_jax.load_run(workdirs[seed]).step for seed in (0, 2)] == [4, 4]
+
+
+def test_runs_whose_code_may_read_the_config_share_no_program(tiny_config: ConfigDict) -> None:
+    """A registered optimizer or step would see the first run's numbers in all of them."""
+    charrnn_jax.register_optimizer("mine", lambda config, **_: [])
+    charrnn_jax.register_train_step("mine", lambda state, batch: (state, {}))
+    for field, shares in (("optimizer.name", False), ("train.step", False), ("seed", True)):
+        keys = set()
+        for rate in (0.1, 0.2):
+            config = tiny_config.copy_and_resolve_references()
+            config.optimizer.learning_rate = rate
+            config.update_from_flattened_dict({field: 1 if field == "seed" else "mine"})
+            keys.add(program_key(config))
+        assert (len(keys) == 1) == shares
+    config.train.step = "mine"
+    with pytest.raises(UserError, match="trained alone"):
+        charrnn_jax.train_replicas([config], ["nowhere"])
+
+
+def test_cell_of_a_notebook_may_be_edited_and_run_again() -> None:
+    for number in (1, 2):
+        exec(
+            compile(
+                "import charrnn_jax\ncharrnn_jax.register_loss('mine', len)",
+                f"<cell {number}>",
+                "exec",
+            ),
+            {},
+        )
+
+
+def test_training_without_a_validation_split_evaluates_nothing(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    tiny_config.train.num_steps, tiny_config.data.validation_fraction = 3, 0.0
+    assert int(charrnn_jax.train(tiny_config, tmp_path).step) == 3
+    assert charrnn_jax.load_run(tmp_path).loss is None
+
+
+def test_protocol_that_loses_a_character_is_noticed(tiny_config: ConfigDict) -> None:
+    class Short(Expensive):
+        def losses(self, params: Any, tokens: np.ndarray, *, model: Any) -> Any:
+            yield np.zeros(len(tokens) - 2, np.float32)
+
+    model = charrnn_jax.make_model(tiny_config.model, vocabulary_size=5)
+    with pytest.raises(ValueError, match="3 losses for 4 characters"):
+        charrnn_jax.evaluate({}, np.arange(5), model=model, protocol=Short())

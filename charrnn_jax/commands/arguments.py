@@ -93,6 +93,14 @@ def register_experiments(args: argparse.Namespace) -> None:
             register_file(file)
 
 
+def experiment_files(args: argparse.Namespace) -> tuple[str, ...]:
+    """The files, as absolute paths, that a worker has to run for what they register."""
+    from charrnn_jax.registry import has_registered
+
+    files = [*args.register, *([args.config.partition(":")[0]] if args.config else [])]
+    return tuple(str(Path(file).resolve()) for file in files) if has_registered() else ()
+
+
 def unk_flag(parser: argparse.ArgumentParser) -> None:
     """What to do with unknown characters."""
     parser.add_argument(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from charrnn_jax.commands.arguments import (
     baseline_flag,
+    experiment_files,
     load_config,
     positive,
     register_experiments,
@@ -46,7 +47,6 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if search is None:
         return
     from charrnn_jax.files import locked
-    from charrnn_jax.registry import registered_files
     from charrnn_jax.sweeps.jobs import Job
     from charrnn_jax.sweeps.local import make_workers, run_jobs
     from charrnn_jax.sweeps.table import SweepTable, describe_counts
@@ -54,7 +54,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     units, workdir = search.units, search.workdir
     print(f"{search.num_trials} trials in {workdir}; {len(units)} of them were begun before")
-    jobs = (Job((unit,), workdir, experiments=registered_files()) for unit in search.remaining())
+    jobs = (
+        Job((unit,), workdir, experiments=experiment_files(args)) for unit in search.remaining()
+    )
     with (
         locked(workdir, doing="running a sweep"),
         SweepTable(units, num_units=search.num_trials) as table,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from charrnn_jax.commands.arguments import (
     baseline_flag,
+    experiment_files,
     load_config,
     positive,
     register_experiments,
@@ -102,7 +103,6 @@ def _launch(
     options: dict[str, str | bool],
 ) -> None:
     """Has worker processes train what is not done, and reports; a dry run only shows the jobs."""
-    from charrnn_jax.registry import registered_files
     from charrnn_jax.reports.sweep.statistics import find_baseline, group
     from charrnn_jax.sweeps.jobs import make_jobs
     from charrnn_jax.sweeps.local import make_workers, run_jobs
@@ -117,7 +117,9 @@ def _launch(
     todo = _to_train(units, tasks, retry_failed=args.retry_failed)
     workers = make_workers(args.workers) if args.launcher == "local" else []
     num_workers = len(workers) or args.workers or max(len(todo), 1)
-    jobs = make_jobs(todo, workdir=workdir, num_workers=num_workers, experiments=registered_files())
+    jobs = make_jobs(
+        todo, workdir=workdir, num_workers=num_workers, experiments=experiment_files(args)
+    )
     num_done = sum(unit.is_done() for unit in units)
     print(f"{len(units)} work units in {workdir}: {num_done} done, {len(todo)} to be trained")
     if args.dry_run:

@@ -1,4 +1,4 @@
-"""`charrnn train`: trains a model, or goes on with a run."""
+"""`charrnn train`: trains a model, or resumes a run."""
 
 import argparse
 import shlex

@@ -43,7 +43,7 @@ class Protocol:
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Protocol":
         """Makes one with the settings of a `config.evaluation` section."""
-        raise NotImplementedError
+        return cls()
 
     @property
     def label(self) -> str:
@@ -60,7 +60,7 @@ class Protocol:
 
         Args:
           params: parameters of the model.
-          tokens: [1 + n] ids; the first is context only.
+          tokens: [1 + n] ids, n at least 1; the first is context only.
           model: the module.
 
         Yields:
@@ -96,7 +96,7 @@ class Cold(Protocol):
 
     def losses(self, params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
         num_chars = len(tokens) - 1
-        length = min(self.window, max(num_chars, 1))
+        length = min(self.window, num_chars)
         rows = min(self.batch_size, -(-num_chars // length))
         zero_carry = model.initialize_carry(rows)
         for batch, num_targets in _segments(tokens, rows=rows, length=length):
@@ -110,17 +110,13 @@ class Carried(Protocol):
 
     name: ClassVar[str] = "carried"
 
-    @classmethod
-    def from_config(cls, config: ConfigDict) -> "Carried":
-        return cls()
-
     @property
     def description(self) -> str:
         return "one pass over the split, the carry kept from beginning to end"
 
     def losses(self, params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
         carry = model.initialize_carry(1)
-        length = min(_SEGMENT, max(len(tokens) - 1, 1))
+        length = min(_SEGMENT, len(tokens) - 1)
         for batch, num_targets in _segments(tokens, rows=1, length=length):
             carry, losses = eval_step(params, carry, batch, model=model)
             yield jax.device_get(losses).reshape(-1)[:num_targets]
@@ -186,8 +182,17 @@ def evaluate(
 
     Returns:
       The loss, summed in float64, and the number of characters, n.
+
+    Raises:
+      ValueError: the protocol did not give a loss for each of the n characters.
     """
-    result = CrossEntropy(0.0, 0)
+    result, num_chars = CrossEntropy(0.0, 0), max(len(tokens) - 1, 0)
+    if not num_chars:
+        return result
     for losses in protocol.losses(params, tokens, model=model):
         result += CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
+    if result.count != num_chars:
+        raise ValueError(
+            f"protocol {protocol.name!r} gave {result.count} losses for {num_chars} characters"
+        )
     return result

@@ -17,11 +17,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 from safetensors.numpy import save
 
 from charrnn_jax.data.vocabulary import UNK_ID
+from charrnn_jax.errors import UserError
 from charrnn_jax.export import standalone
 from charrnn_jax.export.card import (
     SAMPLE_CHARS,
@@ -67,10 +69,8 @@ def write_folder(folder: Path, params: Any, *, card: ModelCard) -> None:
       UserError: the folder holds something, or the vocabulary lacks a character of the prompt.
     """
     with creating(folder) as partial:
-        with _no_source_lines():
-            functions = make_functions(card.model)
-        for name, function in functions.items():
-            (partial / f"{name}.stablehlo").write_bytes(function.serialize())
+        for name, program in _make_programs(card.model).items():
+            (partial / f"{name}.stablehlo").write_bytes(program)
         weights = jax.device_get(flatten_dict(params, sep="/"))
         about = {"model": json.dumps(model_settings(card.model))}
         (partial / "weights.safetensors").write_bytes(save(weights, metadata=about))
@@ -85,6 +85,24 @@ def write_folder(folder: Path, params: Any, *, card: ModelCard) -> None:
         )
         text = readme(card, contents)
         (partial / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _make_programs(model: CharRNN) -> dict[str, bytearray]:
+    carry = model.initialize_carry(1)
+    if any(np.any(leaf) for leaf in jax.tree.leaves(carry)):
+        raise UserError(
+            f"the carry of the cell {model.cell!r} does not begin with zeros, as generate.py of an "
+            "exported folder does: such a model cannot be exported"
+        )
+    with _no_source_lines():
+        functions = make_functions(model)
+    try:
+        return {name: function.serialize() for name, function in functions.items()}
+    except ValueError as error:
+        raise UserError(
+            f"the carry of the cell {model.cell!r} cannot be exported ({error}): make it of "
+            "tuples, lists and dicts"
+        ) from error
 
 
 def _sample(params: Any, *, card: ModelCard) -> str:

@@ -42,7 +42,7 @@ class SampleState:
     """Everything that generation carries from one character to the next.
 
     Attributes:
-      carry: the recurrent state, behind every token but the last.
+      carry: the recurrent state, after every token but the last.
       token: [B] int32, the last token: the next input.
       key: [B] random keys, one a row; they never change.
       position: [B] int32, characters drawn so far; the noise of the next is drawn with
@@ -94,7 +94,7 @@ def prime(
     carry, last = _read_prompts(weights, prompts, lengths=lengths, model=model)
     memory = start_memory(rules, prompts, lengths)
     state = SampleState(carry, last, key, jnp.zeros_like(last), memory)
-    # Committed to a device, as it will be behind a step: else the first step would compile apart.
+    # Committed to a device, as it will be after a step: else the first step would compile apart.
     return jax.device_put(state, last.sharding)
 
 
@@ -110,7 +110,7 @@ def _read_prompts(
 def read(
     weights: Any, state: SampleState, *, tokens: jax.Array, lengths: jax.Array, model: CharRNN
 ) -> SampleState:
-    """Reads texts behind a state, as if they had been drawn, but for the memory of the rules.
+    """Reads texts after a state, as if they had been drawn, but for the memory of the rules.
 
     Args:
       weights: of the model, from `prepare`.
@@ -132,8 +132,12 @@ def _read_all_but_last(
     def read_column(carry: Carry, column: tuple[jax.Array, jax.Array]) -> tuple[Carry, None]:
         token, position = column
         new_carry, _ = step(weights, carry, token, model=model)
-        unread = (position < lengths - 1)[:, None]
-        return jax.tree.map(lambda new, old: jnp.where(unread, new, old), new_carry, carry), None
+        unread = position < lengths - 1
+
+        def choose_rows(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(unread.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        return jax.tree.map(choose_rows, new_carry, carry), None
 
     carry, _ = jax.lax.scan(read_column, carry, (tokens.T, jnp.arange(tokens.shape[1])))
     return carry, jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
@@ -148,7 +152,7 @@ def _sample_steps(
     rules: Rules,
     size: int,
 ) -> tuple[SampleState, Drawn]:
-    """Returns (next state, what was drawn [size, B]; behind num_steps anything)."""
+    """Returns (next state, what was drawn [size, B]; after num_steps anything)."""
     positions = state.position[None] + jnp.arange(size)[:, None]  # [N, B]
     keys = jax.vmap(jax.vmap(jax.random.fold_in), (None, 0))(state.key, positions)
     draw = partial(jax.random.gumbel, shape=(model.vocabulary_size,))
@@ -233,7 +237,7 @@ class Sampler:
           prompts: texts; an empty one stands for a line break, the start of a line (for the first
             known character if the text has no line breaks). The same prompt several times gives
             several different samples.
-          num_chars: to write behind each prompt at most (for a vocabulary of bytes: bytes).
+          num_chars: to write after each prompt at most (for a vocabulary of bytes: bytes).
           best_of: texts that are written for each prompt; the one with the lowest loss a character,
             by the model itself, is returned.
           seed: same seed, same text.
@@ -334,7 +338,7 @@ class Sampler:
         )
 
     def read(self, state: SampleState, tokens: np.ndarray) -> SampleState:
-        """Reads a text of ids behind a state of one row, as if it had been drawn."""
+        """Reads a text of ids after a state of one row, as if it had been drawn."""
         padded, lengths = jax.device_put(pad([tokens]))
         return read(self._weights(1), state, tokens=padded, lengths=lengths, model=self.model)
 

@@ -110,7 +110,7 @@ class CharRNN(nn.Module):
         return tuple(new_carry), outputs
 
     def initialize_carry(self, batch_size: int) -> Carry:
-        """Returns the zero carry for B sequences."""
+        """Returns the carry before the first character, for B sequences."""
         cell = CELLS[self.cell]
         return tuple(
             cell.initialize_carry(batch_size, self.hidden_size) for _ in range(self.num_layers)

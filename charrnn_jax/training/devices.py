@@ -96,15 +96,20 @@ def own_rows(batch_size: int) -> slice:
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     """Returns where each array of a state belongs, as a tree of the same structure.
 
-    Only names and the last axes count, so that there may be more axes before them.
+    There may be more axes before those of the model.
     """
+    hidden_size = state.model.hidden_size
+    own = jax.tree.leaves(jax.eval_shape(lambda: state.model.initialize_carry(1)))
+    carry_axes = iter([leaf.ndim for leaf in own])
 
     def sharding(path: tuple[Any, ...], leaf: jax.Array) -> NamedSharding:
         names = [getattr(entry, "name", getattr(entry, "key", None)) for entry in path]
-        axes: tuple[str, ...] = ()
+        axes: tuple[str | None, ...] = ()
         if names[0] == "carry":
-            axes = ("data", "model")  # [B, H]
-        elif "cell" in names and leaf.shape[-1:] == (state.model.hidden_size,):
+            num_axes = next(carry_axes)  # [B, H], or another shape that begins with B
+            units = ("model",) if num_axes > 1 and leaf.shape[-1] == hidden_size else ()
+            axes = ("data", *[None] * (num_axes - 1 - len(units)), *units)
+        elif "cell" in names and leaf.shape[-1:] == (hidden_size,):
             axes = ("model",)  # kernels [E or H, H] and biases [H], and their moments
         return NamedSharding(mesh, P(*[None] * (leaf.ndim - len(axes)), *axes))
 
@@ -152,7 +157,7 @@ def _make_whole(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 class SignalAgreement:
-    """A signal that came to one process becomes a decision of all, behind the same call.
+    """A signal that came to one process becomes a decision of all, after the same call.
 
     What each has received is compared on the devices and read one call later, so nobody waits.
     """

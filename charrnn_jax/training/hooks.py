@@ -2,8 +2,9 @@
 
 A hook is a callable (step, state, metrics) with an attribute `every_steps`. It is called after
 every so many steps and after the last one. The loop stops for hooks and for nothing else, so its
-schedule follows from them. `metrics` are numbers by name: those of the last step ("train/loss",
-...) and what the hooks before have added ("validation/loss").
+schedule follows from them. `metrics` has values by name: those of the last step ("train/loss", ...)
+and what the hooks before have added ("validation/loss"). Every process of a job calls its hooks.
+The arrays of the state are used again by the next step: a hook that keeps any must copy them.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from charrnn_jax.config import flatten
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.protocols import evaluate, make_protocol
 from charrnn_jax.generation.sampler import generate
-from charrnn_jax.registry import HOOKS, RULES, describe_registered
+from charrnn_jax.registry import RULES, describe_registered
 from charrnn_jax.training.devices import gather
 from charrnn_jax.training.progress import Progress
 from charrnn_jax.training.recorder import Recorder
@@ -167,7 +168,7 @@ def make_hooks(
         Evaluate(evaluate_every, setup, recorder, progress),
         Sample(every.sample_every_steps or epoch, setup, progress, samples),
         *(Save(steps, setup, recorder, checkpoints) for steps in save_every),
-        *(HOOKS[name](setup.config) for name in HOOKS.names_in(every.hooks)),
+        *setup.hooks,
     ]
 
 

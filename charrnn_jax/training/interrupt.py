@@ -41,4 +41,4 @@ class InterruptRequest:
         with contextlib.suppress(
             OSError
         ):  # its reader may be gone: the state is saved all the same
-            os.write(2, b"\nSaving behind this step; once more stops at once, without saving.\n")
+            os.write(2, b"\nSaving after this step; once more stops at once, without saving.\n")

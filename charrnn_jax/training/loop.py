@@ -38,7 +38,7 @@ from charrnn_jax.training.interrupt import InterruptRequest
 from charrnn_jax.training.optimizer import make_schedule
 from charrnn_jax.training.progress import Progress
 from charrnn_jax.training.recorder import Recorder
-from charrnn_jax.training.setup import Setup, make_setup
+from charrnn_jax.training.setup import Setup, check_hooks, make_setup
 from charrnn_jax.training.train_step import LossFn, TrainState, TrainStep
 from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.json_lines import JsonLines
@@ -76,6 +76,7 @@ def train(
       Interrupted: a signal came; the state is saved.
     """
     validate(config)
+    check_hooks(hooks)
     step_fn, is_standard = choose_train_step(config, train_step=train_step, loss_fn=loss_fn)
     workdir = Path(workdir)
     with locked_for_training(workdir, text=config.data.path):
@@ -200,7 +201,12 @@ class Training:
         self.recorder.flush()
         metrics = dict(self.recorder.last)
         for hook in self.schedule.due(step, also_save=bool(signal_number)):
-            hook(step, state, metrics)
+            try:
+                hook(step, state, metrics)
+            except Exception:
+                # Once the state is saved, the signal ends training whatever a hook has to say.
+                if not (signal_number and self.checkpoints.latest == step):
+                    raise
             self.recorder.resume_timing()  # the seconds that are saved hold all that was before
         if signal_number:
             self.checkpoints.wait()

@@ -36,6 +36,7 @@ from charrnn_jax.data.dataset import Dataset
 from charrnn_jax.errors import DivergedError, Interrupted, TrainingError, UserError
 from charrnn_jax.files import replacing
 from charrnn_jax.models.cells import CELLS
+from charrnn_jax.registry import OPTIMIZERS, TRAIN_STEPS
 from charrnn_jax.training.dispatch import Call, make_run_steps, put_on_device
 from charrnn_jax.training.interrupt import InterruptRequest
 from charrnn_jax.training.loop import Training, choose_train_step, start_training
@@ -58,10 +59,11 @@ _MEMORY_FRACTION = 0.6  # of what is free, that a group may take by our estimate
 def program_key(config: ConfigDict) -> str:
     """Returns what runs must have in common to be replicas: all but the values of traced numbers.
 
-    A train step of one's own knows nothing of traced numbers, so such runs share nothing.
+    A registered train step knows nothing of traced numbers, and a registered optimizer may read
+    them from the config, so such runs share nothing.
     """
     key = config.copy_and_resolve_references()
-    if config.train.step != "standard":
+    if config.train.step in TRAIN_STEPS.sources or config.optimizer.name in OPTIMIZERS.sources:
         return to_json(key)
     fields = flatten(config)
     for name, traced in TRACED_FIELDS.items():
@@ -89,6 +91,11 @@ def train_replicas(
     """
     if len({program_key(config) for config in configs}) > 1:
         raise UserError(f"replicas may differ in {', '.join(TRACED_FIELDS)} alone")
+    if configs and configs[0].train.step in TRAIN_STEPS.sources:
+        raise UserError(
+            f"config.train.step is {configs[0].train.step!r}: a run with a registered train step "
+            "is trained alone"
+        )
     folders = [Path(workdir) for workdir in workdirs]
     ended: list[Exception | None] = [None] * len(configs)
     with ExitStack() as stack:
@@ -211,6 +218,9 @@ def _train_group(
                     ended[index] = error
                 except Interrupted:
                     pass  # the others are to be saved, too
+                except Exception as error:  # of a hook, such as a full disk
+                    training.progress.say(f"{type(error).__name__}: {error}")
+                    ended[index] = error
             if signal_number is not None:
                 raise Interrupted(signal_number, call.stop)
             if all(ended[index] for index in group):

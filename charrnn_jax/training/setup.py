@@ -3,8 +3,10 @@
 Whatever is wrong with either is said here, before anything is written.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -15,11 +17,13 @@ from charrnn_jax.data.batches import Batches, make_batches
 from charrnn_jax.data.dataset import Dataset, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.protocols import make_protocol
+from charrnn_jax.generation.choice import make_rules
 from charrnn_jax.generation.prompts import encode_prompt
 from charrnn_jax.models.char_rnn import make_model
 from charrnn_jax.models.products import can_train_in_bfloat16
 from charrnn_jax.processes import first_then_others, from_first, say_once
-from charrnn_jax.registry import compare_registered
+from charrnn_jax.registry import HOOKS, RULES, compare_registered
 from charrnn_jax.training.devices import make_mesh, place_state
 from charrnn_jax.training.dispatch import choose_steps_per_call
 from charrnn_jax.training.optimizer import make_optimizer
@@ -42,6 +46,7 @@ class Setup:
       state: the state before the first step, where it belongs on the mesh.
       num_steps: steps of the whole training.
       steps_per_call: steps that the device does in one call, at most.
+      hooks: the registered hooks of the config; see `training.hooks`.
       origin: the run whose weights it starts from; None: it starts from random weights.
       label: its name, if it is one of several runs in this process; else "".
     """
@@ -54,6 +59,7 @@ class Setup:
     state: TrainState
     num_steps: int
     steps_per_call: int
+    hooks: tuple[Any, ...] = ()
     origin: Origin | None = None
     label: str = ""
 
@@ -61,7 +67,7 @@ class Setup:
 def make_setup(
     config: ConfigDict, workdir: Path, *, dataset: Dataset | None = None, label: str = ""
 ) -> Setup:
-    """Makes what a run starts from. Writes nothing; prints what has changed since it was saved.
+    """Makes what a run starts from. Writes nothing; prints what is different from before.
 
     Args:
       config: config of the run, validated.
@@ -82,7 +88,7 @@ def make_setup(
     batches = make_batches(
         dataset.splits["train"], batching=config.data.batching, seed=config.seed, **size
     )
-    _check_prompt(config.sample.prompt, dataset.vocabulary)
+    _check_names(config, dataset.vocabulary)
     num_steps = config.train.num_steps or config.train.num_epochs * batches.steps_per_epoch
     mesh = make_mesh(
         data_devices=config.train.data_devices,
@@ -113,6 +119,7 @@ def make_setup(
         state=place_state(state, mesh),
         num_steps=num_steps,
         steps_per_call=config.train.steps_per_call or choose_steps_per_call(state.model, **size),
+        hooks=_make_hooks(config),
         origin=origin,
         label=label,
     )
@@ -149,8 +156,28 @@ def _load_dataset(
     )
 
 
-def _check_prompt(prompt: str, vocabulary: Vocabulary) -> None:
+def _check_names(config: ConfigDict, vocabulary: Vocabulary) -> None:
+    """Makes what hooks will make later, so that it fails here if it does."""
+    make_protocol(config.evaluation)
+    make_rules(vocabulary, own=RULES.names_in(config.sample.rules))
     try:
-        encode_prompt(prompt, vocabulary)
+        encode_prompt(config.sample.prompt, vocabulary)
     except UserError as error:
         raise UserError(f"set another --config.sample.prompt: {error}") from error
+
+
+def _make_hooks(config: ConfigDict) -> tuple[Any, ...]:
+    hooks = tuple(HOOKS[name](config) for name in HOOKS.names_in(config.train.hooks))
+    check_hooks(hooks)
+    return hooks
+
+
+def check_hooks(hooks: Sequence[Any]) -> None:
+    """Raises UserError for what is no hook."""
+    for hook in hooks:
+        every_steps = getattr(hook, "every_steps", None)
+        if not (callable(hook) and isinstance(every_steps, int) and every_steps >= 0):
+            raise UserError(
+                f"{hook!r} is no hook: it must be callable as hook(step, state, metrics), with an "
+                "attribute every_steps of at least 0"
+            )

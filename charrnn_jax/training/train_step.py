@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,7 +33,8 @@ class TrainState:
       key: never changes; step k draws its randomness from fold_in(key, k).
       model: static.
       optimizer: static.
-      reset_every_steps: static; the carry is set to zero before every so many steps.
+      reset_every_steps: static; the carry is that of `initialize_carry` again before every so many
+        steps.
     """
 
     step: jax.Array
@@ -157,7 +159,8 @@ def train_step(
       "gradient_norm" before clipping).
     """
     reset = state.step % state.reset_every_steps == 0
-    carry = jax.tree.map(lambda c: jnp.where(reset, jnp.zeros_like(c), c), state.carry)
+    first_carry = state.model.initialize_carry(batch.inputs.shape[0])
+    carry = jax.tree.map(partial(jnp.where, reset), first_carry, state.carry)
     dropout_key = jax.random.fold_in(state.key, state.step)
     hyper = hyper or TracedHyperparameters()
     model = state.model.clone(**hyper.model)

@@ -35,7 +35,7 @@ class JsonLines:
             return
         try:
             with open(self._file, "a", encoding="utf-8") as out:
-                # Behind a row that failed there may be half a line: that must not cost this one.
+                # After a row that failed there may be half a line: that must not cost this one.
                 out.write("\n" * self._failed + _to_line(row))
             self._failed = False
         except OSError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from charrnn_jax.data.dataset import CorpusIdentity
+from charrnn_jax.registry import Recorded
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class CheckpointMetadata:
     num_params: int | None = None
     origin: Origin | None = None
     imported: bool = False
-    registered: dict[str, dict[str, str]] = field(default_factory=dict)
+    registered: Recorded = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as plain data for JSON."""
@@ -62,7 +63,7 @@ class CheckpointMetadata:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "CheckpointMetadata":
-        """Rebuilds it from `to_dict()`; what this version does not know is left out.
+        """Rebuilds it from `to_dict()`; fields that this version does not know are left out.
 
         Raises:
           KeyError, TypeError: it is not the metadata of a checkpoint.

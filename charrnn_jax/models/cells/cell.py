@@ -92,7 +92,8 @@ class Cell:
     Attributes:
       name: that a config uses.
       module: Flax module, `module(features=H)`: (carry, x [B, E]) -> (carry, y [B, H]), with
-        `initialize_carry` as flax.linen's cells have it.
+        `initialize_carry` as flax.linen's cells have it. A carry is made of arrays [B, ...] in
+        tuples, lists and dicts; those that end in H are shared among devices.
       equations: one step in the names of the parameters; vectors are rows, @ is the matrix product.
       recurrent: the parameters that multiply the carry, by their first name in the module's tree.
       carry: what the carry holds, in the letters of the equations.
@@ -116,7 +117,7 @@ class Cell:
         return _count_weights(self, input_size, hidden_size)
 
     def initialize_carry(self, batch_size: int, hidden_size: int) -> Any:
-        """Returns the zero carry for B sequences."""
+        """Returns the carry before the first character, for B sequences."""
         module = self.module(features=hidden_size, parent=None)
         return module.initialize_carry(jax.random.key(0), (batch_size, hidden_size))
 
