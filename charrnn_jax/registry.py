@@ -239,7 +239,7 @@ def compare_registered(recorded: Recorded, *, needed: str = "") -> None:
             if name not in registry:
                 if registry.field == needed:
                     raise registry.missing(name, file=source["file"])
-            elif registry.sources[name].sha256 != source["sha256"]:
+            elif name in registry.sources and registry.sources[name].sha256 != source["sha256"]:
                 warnings.warn(
                     f"{registry.sources[name].file} has changed since it registered the "
                     f"{registry.kind} {name!r} for this run",

@@ -261,6 +261,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Do the tests notice one-line mistakes?")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="mutants at once")
     parser.add_argument("--only", metavar="TEXT", help="mutants with this in the claim or file")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="only every Nth mutant: a quick estimate"
+    )
     parser.add_argument("--list", action="store_true", help="print the mutants")
     parser.add_argument("--check", action="store_true", help="only check the list")
     parser.add_argument(
@@ -270,6 +273,7 @@ def main() -> int:
     mutants = read_mutants()
     if args.only:
         mutants = [each for each in mutants if args.only in each.claim or args.only in each.file]
+    mutants = mutants[:: max(args.every, 1)]
     if args.list:
         for mutant in mutants:
             print(f"{mutant.file}: {mutant.claim}  [{shlex.join(mutant.tests)}]")
