@@ -85,6 +85,7 @@ def test_evaluation_file_never_mixes_the_losses_of_two_checkpoints(
         (first, "carried", ()),
         (first, "cold", ("carried",)),
         (second, "cold", ()),
+        (second, "cold", ()),  # over a loss that is not its own any more
     ):
         command = ["evaluate", f"--workdir={workdir}", f"--checkpoint={run.step}"]
         assert main([*command, f"--protocol={protocol}"]) == 0
@@ -96,6 +97,10 @@ def test_evaluation_file_never_mixes_the_losses_of_two_checkpoints(
             for name in (protocol, *kept)
         }
         assert losses == pytest.approx(expected, rel=1e-6)
+        file = (workdir / "evaluation.json").read_text()
+        if run is second:
+            spoiled = file.replace(str(losses[names[protocol]]), "9.0")
+            (workdir / "evaluation.json").write_text(spoiled)
 
 
 def test_sample_is_deterministic_and_takes_several_prompts(
