@@ -25,6 +25,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import default_config
+from charrnn_jax.registry import ALL
 
 if TYPE_CHECKING:
     from selenium import webdriver
@@ -64,6 +65,14 @@ def heeded_signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    for registry in ALL:
+        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+        monkeypatch.setattr(registry, "sources", dict(registry.sources))
 
 
 @pytest.fixture(scope="session")

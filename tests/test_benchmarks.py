@@ -25,6 +25,7 @@ def run_benchmarks(output: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_benchmarks_write_a_row_for_every_peer_that_can_do_a_workload(tmp_path: Path) -> None:
     run_benchmarks(tmp_path, "--only=T3,S1,I1", "--peers=fused,fused_16")
     workloads = json.loads((tmp_path / "benchmarks.json").read_text())["workloads"]

@@ -14,7 +14,7 @@ from helpers import SMOKE, last_line_of_error
 
 from charrnn_jax.commands.arguments import _default_workdir
 from charrnn_jax.data.corpora import KNOWN_CORPORA
-from charrnn_jax.evaluation.protocols import evaluate
+from charrnn_jax.evaluation.protocols import evaluate, make_protocol
 from charrnn_jax.main import main
 from charrnn_jax.workdir.checkpoints import steps
 from charrnn_jax.workdir.run import load_run
@@ -92,10 +92,11 @@ def test_evaluation_file_never_mixes_the_losses_of_two_checkpoints(
         entry = json.loads((workdir / "evaluation.json").read_text())["validation"]
         assert entry["step"] == run.step
         losses = {name: loss["nats_per_char"] for name, loss in entry["losses"].items()}
-        expected = {
-            names[name]: evaluate(run.params, tokens, model=run.model, protocol=name).nats_per_char
-            for name in (protocol, *kept)
-        }
+        expected = {}
+        for name in (protocol, *kept):
+            record = make_protocol(run.config.evaluation, name)
+            loss = evaluate(run.params, tokens, model=run.model, protocol=record)
+            expected[names[name]] = loss.nats_per_char
         assert losses == pytest.approx(expected, rel=1e-6)
         file = (workdir / "evaluation.json").read_text()
         if run is second:
@@ -155,7 +156,7 @@ def test_score_agrees_with_its_characters(
         ([SMOKE, "--workdir=TEXT"], "is no folder: give another --workdir"),
         ([SMOKE, "--config.data.path=.", "--workdir=run"], "is inside the folder of the text"),
         ([SMOKE, "--config.train.num_steps=99999999999"], "must be at most 2147483647"),
-        ([str(SMOKE).replace("smoke", "quick") + ":lstm"], "quick.py knows no argument"),
+        ([str(SMOKE).replace("smoke", "quick") + ":lstm"], "quick.py takes no argument"),
         (["sample"], "which run?"),
         (["sample", "--workdir=/absent"], "holds no checkpoint"),
         (["sample", "--workdir=RUN", "--temperature=-1"], "'-1' is no float of at least 0"),
@@ -165,7 +166,7 @@ def test_score_agrees_with_its_characters(
         (["sample", "--workdir=RUN", "--checkpoint=3"], "has no checkpoint '3'"),
         (["sample", "--workdir=RUN", "--config.seed=1"], "what is '--config.seed=1'"),
         (["evaluate", "--workdir=RUN", "--split=test"], "has no test split"),
-        (["evaluate", "--workdir=RUN", "--protocol=hot"], "invalid choice: 'hot'"),
+        (["evaluate", "--workdir=RUN", "--protocol=hot"], "'hot': no such protocol is registered"),
         (["score", "--workdir=RUN"], "one of the arguments --text --text_file is required"),
         (["score", "--workdir=RUN", "--text=T"], "give two or more"),
         (["corpora", "--all"], "what is '--all'"),
@@ -220,7 +221,7 @@ def test_unk_skip_drops_what_the_model_does_not_know(
     command = [f"--workdir={trained}", "--unk=skip"]
     assert main(["sample", *command, "--prompt=The é", "--num_chars=5"]) == 0
     assert main(["score", *command, "--text=The é fox"]) == 0
-    assert "(7 characters behind the first" in capsys.readouterr().out
+    assert "(7 characters after the first" in capsys.readouterr().out
 
 
 def test_loss_that_is_not_finite_is_one_line_and_exit_code_1(

@@ -19,6 +19,7 @@ def test_notebook_is_its_source() -> None:
     assert notebook.metadata["accelerator"] == "GPU"
 
 
+@pytest.mark.slow
 def test_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     """In a process of its own: a notebook's kernel has no business with this one's settings."""
     pytest.importorskip("nbclient")

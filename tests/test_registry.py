@@ -25,6 +25,8 @@ from charrnn_jax.registry import ALL, CELLS, HOOKS, OPTIMIZERS, PROTOCOLS, Regis
 from charrnn_jax.training.replicas import program_key
 from charrnn_jax.workdir.checkpoints import read_metadata, steps
 
+pytestmark = pytest.mark.usefixtures("own_registries")
+
 ELMAN = '''
 import charrnn_jax
 import sibling
@@ -59,14 +61,6 @@ def get_config():
     config.model.cell = "gated_elman"
     return config
 '''
-
-
-@pytest.fixture(autouse=True)
-def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it."""
-    for registry in ALL:
-        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-        monkeypatch.setattr(registry, "sources", dict(registry.sources))
 
 
 @pytest.fixture

@@ -100,7 +100,10 @@ def test_any_text_makes_a_safe_folder_of_its_own(value: str) -> None:
         ([{"evaluation.window": 8}, {"evaluation.window": 9}], "losses could not be compared"),
         ([{"model.cel": "gru"}], "did you mean config.model.cell"),
         ([{"model.hidden_size": "many"}], "must be of type int"),
-        ([{"model.cell": "gru"}, {"model.cell": "tree"}], "work unit 1, cell=tree: .*one of gru"),
+        (
+            [{"model.cell": "gru"}, {"model.cell": "tree"}],
+            "work unit 1, cell=tree: .*there are gru",
+        ),
     ],
 )
 def test_wrong_sweeps_are_errors_before_anything_runs(sweep: Any, message: str) -> None:

@@ -128,8 +128,13 @@ def make_model(config: ConfigDict, *, vocabulary_size: int) -> CharRNN:
     Raises:
       UserError: the cell is not registered, or cannot be computed as the config asks for.
     """
-    choose_form(CELLS[config.cell], implementation=config.implementation, dtype=config.dtype)
+    check_model(config)
     return CharRNN(vocabulary_size=vocabulary_size, **config.to_dict())
+
+
+def check_model(config: ConfigDict) -> None:
+    """Raises UserError if a `config.model` section names no cell, or a form that the cell lacks."""
+    choose_form(CELLS[config.cell], implementation=config.implementation, dtype=config.dtype)
 
 
 def initialize_params(model: CharRNN, key: jax.Array) -> Any:

@@ -22,6 +22,7 @@ import numpy as np
 
 from charrnn_jax.config import from_dict, override_values, validate
 from charrnn_jax.errors import Interrupted, UserError
+from charrnn_jax.models.char_rnn import check_model
 from charrnn_jax.sweeps.hyper import Overrides
 from charrnn_jax.sweeps.plan import REDUCTION_FACTOR, Plan, Space
 from charrnn_jax.sweeps.space import (
@@ -285,7 +286,9 @@ def _trials(study: optuna.Study, plan: Plan) -> list[FrozenTrial]:
 
 def _goes_together(plan: Plan, overrides: Overrides) -> bool:
     try:
-        validate(override_values(plan.config, overrides))
+        config = override_values(plan.config, overrides)
+        validate(config)
+        check_model(config.model)
     except UserError:
         return False
     return True

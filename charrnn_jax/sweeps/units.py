@@ -20,6 +20,7 @@ from charrnn_jax.config import diff, from_dict, from_json, override_values, vali
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.protocols import make_protocol
 from charrnn_jax.files import replacing
+from charrnn_jax.models.char_rnn import check_model
 from charrnn_jax.reports.sweep.report import write_sweep_report
 from charrnn_jax.reports.sweep.statistics import Result
 from charrnn_jax.sweeps.hyper import Overrides
@@ -137,6 +138,7 @@ def make_units(config: ConfigDict, sweep: Sequence[Overrides], *, workdir: Path)
             )
         try:
             validate(unit_config)
+            check_model(unit_config.model)
         except UserError as error:
             raise UserError(f"work unit {index}, {name}: {error}") from error
         units[name] = WorkUnit(index, name, overrides, unit_config, workdir / "units" / name)
