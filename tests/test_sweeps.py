@@ -102,7 +102,7 @@ def test_any_text_makes_a_safe_folder_of_its_own(value: str) -> None:
         ([{"model.hidden_size": "many"}], "must be of type int"),
         (
             [{"model.cell": "gru"}, {"model.cell": "tree"}],
-            "work unit 1, cell=tree: .*there are gru",
+            "unit 1, cell=tree: .*there are gru",
         ),
     ],
 )
