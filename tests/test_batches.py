@@ -86,7 +86,7 @@ def test_iteration_from_any_step_goes_on_as_if_it_had_never_stopped(batching: st
 
 
 @pytest.mark.parametrize("batching", ["chunks", "lanes"])
-@pytest.mark.parametrize("num_chars", [3, 20, 60])
+@pytest.mark.parametrize("num_chars", [3, 20, 60, 111])
 def test_too_short_text_says_what_would_fit(batching: str, num_chars: int) -> None:
     sizes = {"batch_size": 16, "sequence_length": 10}
     with pytest.raises(UserError, match="too few for one batch of 16 x 10") as error:

@@ -18,6 +18,17 @@ from charrnn_jax.errors import UserError
 from charrnn_jax.experiment import load_experiment, override
 
 
+def test_the_default_is_the_tutorials_model_and_procedure() -> None:
+    """https://www.tensorflow.org/text/tutorials/text_generation"""
+    config = default_config()
+    model, data, optimizer = config.model, config.data, config.optimizer
+    assert (model.cell, model.embedding_size, model.hidden_size) == ("gru", 256, 1024)
+    assert (model.num_layers, model.dropout, model.dtype) == (1, 0.0, "float32")
+    assert (data.batch_size, data.sequence_length, data.batching) == (64, 100, "chunks")
+    assert (optimizer.name, optimizer.learning_rate, optimizer.epsilon) == ("adam", 1e-3, 1e-7)
+    assert (optimizer.beta1, optimizer.beta2, config.train.num_epochs) == (0.9, 0.999, 20)
+
+
 def test_every_field_has_a_rule_and_a_valid_default() -> None:
     assert flatten(default_config()).keys() == config_lib._RULES.keys()
     validate(default_config())

@@ -384,6 +384,7 @@ def test_nothing_is_written_when_the_prompt_or_the_text_cannot_be_used(
     tiny_config.sample.prompt = "漢字"
     with pytest.raises(UserError, match="'漢' at position 0"):
         train(tiny_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     tiny_config.sample.prompt = ""
     tiny_config.data.batch_size = 1000
     with pytest.raises(UserError, match="too few for one batch"):
