@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +261,13 @@ def test_offline_run_uses_the_built_in_corpus_or_ends_with_nothing_left_behind(
         assert main([SMOKE, f"--workdir={workdir}", *offline, f"{NUM_STEPS}={num_steps}"]) == 0
         assert "WARNING: the corpus 'shakespeare'" in capsys.readouterr().out
         assert load_run(workdir).corpus.instead_of == "shakespeare"
+    # Also when the corpus that was wanted has come since.
+    text = b"ROMEO:\n" * 1000
+    known = replace(KNOWN_CORPORA["shakespeare"], size=7000, sha256=sha256(text).hexdigest())
+    monkeypatch.setitem(KNOWN_CORPORA, "shakespeare", known)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shakespeare.txt").write_bytes(text)
+    assert main(["evaluate", f"--workdir={workdir}"]) == 0
 
 
 @pytest.mark.parametrize("vocabulary", ["characters", "bytes"])
