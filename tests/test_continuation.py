@@ -75,7 +75,7 @@ class Only(Rule):
 
 
 def test_a_character_spread_over_as_many_writings_as_it_has_bytes_is_one_piece() -> None:
-    """Whatever came before it, and behind the last byte whatever comes after."""
+    """Whatever came before it, and after the last byte whatever follows."""
     vocabulary = Vocabulary(kind="bytes")
     model = CharRNN(vocabulary.size, E, H)
     params = initialize_params(model, jax.random.key(0))

@@ -39,7 +39,7 @@ def obvious_end(text: str, stop: list[str], num_chars: int) -> tuple[str, str]:
 @example("aaab", ["aab"], 9, [3, 1])
 @example("abaab", ["abab", "aab"], 9, [1])
 @example("ab\nab\na", ["ab\n", "bb"], 9, [2])
-@example("aab", ["b"], 2, [3])  # complete only behind the last character
+@example("aab", ["b"], 2, [3])  # complete only after the last character
 @example("ab", ["b"], 2, [2])  # complete with it
 @example("ab", ["ab\n"], 2, [1])  # the text ends while it is held back
 @example("aaaaaaab", ["aab"], 5, [4])  # of the piece that is cut, what is held counts

@@ -20,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from charrnn_jax.data.batches import Batch
+from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
 from charrnn_jax.models.char_rnn import Carry, CharRNN, forward
 from charrnn_jax.registry import PROTOCOLS
@@ -184,7 +185,7 @@ def evaluate(
       The loss, summed in float64, and the number of characters, n.
 
     Raises:
-      ValueError: the protocol did not give a loss for each of the n characters.
+      UserError: the protocol did not give a loss for each of the n characters.
     """
     result, num_chars = CrossEntropy(0.0, 0), max(len(tokens) - 1, 0)
     if not num_chars:
@@ -192,7 +193,8 @@ def evaluate(
     for losses in protocol.losses(params, tokens, model=model):
         result += CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
     if result.count != num_chars:
-        raise ValueError(
-            f"protocol {protocol.name!r} gave {result.count} losses for {num_chars} characters"
+        raise UserError(
+            f"protocol {protocol.name!r} gave {result.count} losses for {num_chars} characters: it "
+            "must yield one for each"
         )
     return result

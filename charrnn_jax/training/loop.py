@@ -79,10 +79,9 @@ def train(
     check_hooks(hooks)
     step_fn, is_standard = choose_train_step(config, train_step=train_step, loss_fn=loss_fn)
     workdir = Path(workdir)
+    step_fn = jax.jit(step_fn)  # by itself it is traced once, however often it is used
     with locked_for_training(workdir, text=config.data.path):
         setup = make_setup(config, workdir)
-        # Jitted by itself it is traced once, however often it is looked at and put into loops.
-        step_fn = jax.jit(step_fn)
         _check_train_step(step_fn, setup)
         say_once(setup.dataset.describe())
         say_once(summary(setup.state.model))
@@ -115,7 +114,7 @@ def choose_train_step(
     """Returns (the train step with its loss, whether they are the standard ones).
 
     Raises:
-      UserError: there is an own step and an own loss, of which the step would know nothing.
+      UserError: both were given, though a step of your own would ignore the loss.
     """
     own_step = train_step or (
         TRAIN_STEPS[config.train.step] if config.train.step != "standard" else None
