@@ -1,1 +1,4 @@
-"""Speed and memory beside other libraries: `python -m benchmarks`. Needs the extra `benchmarks`."""
+"""Speed and memory compared with other libraries: `python -m benchmarks`.
+
+Needs the extra `benchmarks`.
+"""

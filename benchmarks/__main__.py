@@ -1,8 +1,8 @@
-"""`python -m benchmarks`: every workload for us and for each peer that is installed.
+"""`python -m benchmarks`: measures every workload for this project and each installed peer.
 
-One process after the other, in rounds, so that what the machine does meanwhile hits all alike.
-Writes OUTPUT/benchmarks.json and benchmarks.md after every workload; --curves also curves.json and
-curves.png: the time of a step over hidden size, batch size and length.
+The processes run one after the other, in rounds, so that other load on the machine affects all
+peers alike. Writes OUTPUT/benchmarks.json and benchmarks.md after every workload. --curves writes
+curves.json and curves.png instead: the time of a step over hidden size, batch size and length.
 """
 
 import argparse
@@ -63,12 +63,12 @@ def _parse() -> argparse.Namespace:
         "--only", type=names_of(WORKLOADS), default=list(WORKLOADS), metavar="T1,S1"
     )
     parser.add_argument("--peers", type=names_of(PEERS), default=list(PEERS), metavar="torch,fused")
-    parser.add_argument("--rounds", type=int, default=3, help="processes a peer and workload")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of measuring in a process")
-    parser.add_argument("--min_runs", type=int, default=3, help="at least, in a process")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per peer and workload")
+    parser.add_argument("--seconds", type=float, default=5.0, help="time to measure in a process")
+    parser.add_argument("--min_runs", type=int, default=3, help="fewest runs in a process")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    parser.add_argument("--curves", action="store_true", help="the curves instead of the table")
-    parser.add_argument("--tiny", action="store_true", help="tiny models: only tests the programs")
+    parser.add_argument("--curves", action="store_true", help="measure the curves, not the table")
+    parser.add_argument("--tiny", action="store_true", help="tiny models, to test the programs")
     return parser.parse_args()
 
 
@@ -82,7 +82,7 @@ def _applies(peer: Peer, workload: Workload) -> bool:
 
 
 def _measure(workload: Workload, peer: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Runs one peer in its own process; a failure is a result, too."""
+    """Runs one peer in its own process; a failure is also a result."""
     request = {
         "workload": asdict(workload),
         "peer": peer,
@@ -90,7 +90,7 @@ def _measure(workload: Workload, peer: str, args: argparse.Namespace) -> dict[st
         "min_runs": args.min_runs,
     }
     command = [sys.executable, "-m", "benchmarks.measure", json.dumps(request)]
-    # Start-ups are cold: no program compiled before is found.
+    # Starts are cold: no program that was compiled before is used.
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     start = time.time()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

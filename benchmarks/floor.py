@@ -1,4 +1,4 @@
-"""The floor: nothing but the matrix products that a workload cannot do without, in XLA."""
+"""The floor: only the matrix products that a workload cannot do without, in XLA."""
 
 import time
 from typing import Any
@@ -9,15 +9,15 @@ import numpy as np
 
 from benchmarks.workloads import Workload
 
-_MOST_REPEATS = 100  # of a product, in one loop on the device
+_MOST_REPEATS = 100  # repeats of a product in one loop on the device
 
 
 def floor_seconds(workload: Workload) -> float:
-    """Returns the seconds of its products, each taken as often as it is needed.
+    """Returns the seconds that the products of a workload take.
 
-    Every product is in its fastest arrangement: either operand may be stored transposed, and the
-    two exchanged. What is needed at every step is timed in a loop on the device, where a call would
-    take longer than a small product does.
+    Every product is timed in its fastest arrangement: each operand may be stored transposed, and
+    the two may be exchanged. Products of every step are timed in a loop on the device, because a
+    call would take longer than a small product.
     """
     return sum(
         count
@@ -33,7 +33,7 @@ def floor_seconds(workload: Workload) -> float:
 def _product_seconds(
     m: int, k: int, n: int, transposed: tuple[bool, bool], repeats: int, dtype: str
 ) -> float:
-    """[M, K] @ [K, N], either stored transposed; median of three runs, two before to warm up."""
+    """Returns the median time of [M, K] @ [K, N] over three runs, after two runs to warm up."""
     contracting = ((0 if transposed[0] else 1,), (1 if transposed[1] else 0,))
 
     def dot(a: Any, b: Any) -> Any:

@@ -1,6 +1,7 @@
-"""Measures one peer at one workload, `python -m benchmarks.measure REQUEST`, both as JSON.
+"""Measures one peer on one workload: `python -m benchmarks.measure REQUEST`.
 
-A process for each, so that no library disturbs another's threads or memory.
+Request and result are JSON. Each measurement has its own process, so that no library disturbs
+another's threads or memory.
 """
 
 import importlib
@@ -16,7 +17,12 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "tensorflow", "
 
 
 def main(request: dict) -> dict:
-    """request: workload (fields), peer, seconds to measure for, at least how many runs."""
+    """Returns the measurements.
+
+    Args:
+      request: "workload" (the fields of a `Workload`), "peer" (a name), "seconds" (how long to
+        measure) and "min_runs" (the fewest runs).
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if request["peer"] in ("tensorflow", "keras_jax"):
         os.environ["KERAS_BACKEND"] = "jax" if request["peer"] == "keras_jax" else "tensorflow"
@@ -38,7 +44,7 @@ def main(request: dict) -> dict:
     first, first_at = time.perf_counter() - start, time.time()
     seconds: list[float] = []
     if workload.kind != "start":
-        program.run()  # a second one to warm up
+        program.run()  # a second run to warm up
         per_run = 16 if request["peer"] == "fused_16" else 1
         end = time.perf_counter() + request["seconds"]
         while len(seconds) < request["min_runs"] or (
@@ -69,12 +75,12 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held, its imports included."""
+    """Returns the most memory that this process has used, including its imports, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def device_peak_bytes() -> int | None:
-    """Of the accelerator, by whichever library has used it."""
+    """Returns the peak memory of the accelerator, as the library that used it reports it."""
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

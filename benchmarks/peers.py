@@ -1,9 +1,9 @@
 """The programs that are compared: each does the whole work of a workload with one library.
 
-All have the same equations (GRU with the reset gate behind the recurrent product), shapes, loss and
-Adam. A library is imported only by its own peer. `make_train` and `make_sample` return a function
-that does the work once and waits for the end; of several forms that a library offers, the fastest
-of a trial is taken and named in the note.
+All have the same equations (GRU with the reset gate after the recurrent product), shapes, loss and
+Adam. A library is imported only by its own peer. A peer returns a `Program`, which does the work
+once and waits for the result. If a library offers several forms, the fastest one in a trial is used
+and named in the note.
 """
 
 import time
@@ -16,16 +16,16 @@ import numpy as np
 from benchmarks.workloads import Workload
 
 LEARNING_RATE = 1e-3
-NUM_CHARS = 1_115_394  # of the text, as in Tiny Shakespeare
+NUM_CHARS = 1_115_394  # length of the text, as in Tiny Shakespeare
 
 
 class Program(NamedTuple):
     """A prepared workload.
 
     Attributes:
-      run: does it once, to the end.
-      num_params: of the model.
-      note: which form was taken.
+      run: function that does the work once and waits for the result.
+      num_params: number of model parameters.
+      note: form of the program that was chosen.
     """
 
     run: Callable[[], Any]
@@ -39,7 +39,7 @@ def make_tokens(workload: Workload) -> np.ndarray:
 
 
 def make_batches(workload: Workload) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Eight batches (inputs, targets) [B, T], int32."""
+    """Returns eight batches (inputs, targets), each [B, T] int32."""
     length, count = workload.length + 1, workload.batch_size * 8
     rng = np.random.default_rng(0)
     pieces = rng.integers(1, workload.vocabulary_size, (count, length), dtype=np.int32)
@@ -47,7 +47,7 @@ def make_batches(workload: Workload) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def fastest(forms: dict[str, Callable[[], Program]]) -> Program:
-    """Tries every form, two runs to warm up and three to compare; makes the fastest anew."""
+    """Returns a new program of the fastest form, timed over three runs after two to warm up."""
 
     def seconds_of(program: Program) -> float:
         program.run(), program.run()
@@ -115,7 +115,7 @@ def _our_train(workload: Workload, implementation: str, steps_per_call: int = 1)
         next_stop=lambda step: 1 << 30,
         on_device=True,
     )
-    next(queue)  # it has one step only
+    next(queue)  # the first call has only one step
 
     def run() -> None:
         nonlocal state
@@ -161,19 +161,19 @@ def _our_input(workload: Workload) -> Program:
 
 
 def scan(workload: Workload) -> Program:
-    """Ours, `implementation="scan"`."""
+    """This project, `implementation="scan"`."""
     return (_our_train if workload.kind != "sample" else _our_sample)(workload, "scan")
 
 
 def fused(workload: Workload) -> Program:
-    """Ours, `implementation="fused"`, the default."""
+    """This project, `implementation="fused"`, the default."""
     if workload.kind == "input":
         return _our_input(workload)
     return (_our_train if workload.kind != "sample" else _our_sample)(workload, "fused")
 
 
 def fused_16(workload: Workload) -> Program:
-    """Ours, 16 steps in a call of the device."""
+    """This project, with 16 steps in one call of the device."""
     return _our_train(workload, "fused", 16)
 
 
@@ -181,7 +181,7 @@ def fused_16(workload: Workload) -> Program:
 
 
 def flax(workload: Workload) -> Program:
-    """flax.linen's own `nn.RNN` over its own cell, Optax Adam, jitted, donated."""
+    """flax.linen's `nn.RNN` over its own cell, with Optax's Adam, jitted and donated."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -292,7 +292,7 @@ def _torch_sample(workload: Workload) -> Program:
 
 
 def torch(workload: Workload) -> Program:
-    """PyTorch, eager: `nn.GRU`, `nn.LSTM`, fused Adam; autocast for bfloat16."""
+    """PyTorch in eager mode: `nn.GRU` or `nn.LSTM`, fused Adam, autocast for bfloat16."""
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -318,7 +318,7 @@ def torch(workload: Workload) -> Program:
 
 
 def cycle_iterator(items: Any, use: Callable[[Any], Any]) -> Callable[[], Any]:
-    """Returns a function that uses the next item, from the beginning again after the last."""
+    """Returns a function that uses the next item and starts again after the last one."""
     iterator = iter(items)
 
     def run() -> Any:
@@ -346,7 +346,7 @@ def _keras_model(workload: Workload) -> Any:
 
 
 def _tensorflow_sample(workload: Workload) -> Program:
-    """The tutorial's one-step model: a tf.function called for every character from Python."""
+    """The tutorial's one-step model: a tf.function that Python calls for every character."""
     import keras
     import tensorflow as tf
 
@@ -375,7 +375,7 @@ def _tensorflow_sample(workload: Workload) -> Program:
 
 
 def tensorflow(workload: Workload) -> Program:
-    """The tutorial's model in Keras on TensorFlow, with the compiled step of its last section."""
+    """The tutorial's Keras model on TensorFlow, with the compiled step of its last section."""
     import keras
     import tensorflow as tf
 
@@ -409,7 +409,7 @@ def tensorflow(workload: Workload) -> Program:
 
 
 def keras_jax(workload: Workload) -> Program:
-    """The same Keras model on JAX, by `train_on_batch`."""
+    """The same Keras model on JAX, trained with `train_on_batch`."""
     import keras
 
     model = _keras_model(workload)
@@ -421,23 +421,23 @@ def keras_jax(workload: Workload) -> Program:
 
 
 class Peer(NamedTuple):
-    """A peer: its function, the modules it needs, the kinds and types of workloads it can do."""
+    """A peer: its function, and the modules, kinds of workloads and number types it supports."""
 
     make: Callable[[Workload], Program]
     modules: tuple[str, ...]
     kinds: tuple[str, ...]
     dtypes: tuple[str, ...] = ("float32",)
-    only: tuple[str, ...] = ()  # names of workloads; (): all of its kinds
+    only: tuple[str, ...] = ()  # names of workloads; (): all workloads of its kinds
 
 
-# What a rule of drawing costs, next to "fused".
+# The cost of each rule of drawing, compared with "fused".
 _RULES: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "top_k": {"top_k": 20},
     "top_p": {"top_p": 0.95},
     "min_p": {"min_p": 0.05},
     "no_repeat": {"no_repeat": 30},
-    "pattern": {"pattern": "[!-Z]{1001,}"},  # which cannot end within 1000
+    "pattern": {"pattern": "[!-Z]{1001,}"},  # cannot end within 1000 characters
     "stop": {"stop": ["ABC"]},
 }
 _OURS = ("jax", "flax", "optax", "charrnn_jax.training.dispatch")

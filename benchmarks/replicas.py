@@ -1,10 +1,10 @@
-"""Many seeds at the price of few: a sweep of replicas beside the same runs, one command each.
+"""Measures a sweep of many seeds as replicas against the same runs, one command each.
 
   python -m benchmarks.replicas
 
-Sixteen seeds of a GRU with 128 units on Tiny Shakespeare. Whole wall time of the commands, start
-and compiling included, each side with an empty cache of its own, sides alternating; and whether the
-losses are equal. Writes benchmarks/results/replicas/replicas.json and .md.
+Sixteen seeds of a GRU with 128 units on Tiny Shakespeare. It measures the wall-clock time of the
+whole commands, including start and compilation, and compares the losses. Each side has its own
+empty cache, and the sides alternate. Writes benchmarks/results/replicas/replicas.json and .md.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def get_hyper(hyper):
 
 
 def main() -> None:
-    """Measures both sides, alternating, and writes what it found."""
+    """Measures both sides in turn and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num_replicas", type=int, default=16)
     parser.add_argument("--num_steps", type=int, default=500)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def measure(place: Path, num_replicas: int, *, num_steps: int) -> dict:
-    """Seconds of both sides, and the largest difference between their losses in nats/char."""
+    """Returns the seconds of both sides, and the largest difference of their losses, nats/char."""
     experiment = place / "experiment.py"
     experiment.write_text(EXPERIMENT.format(num_steps=num_steps, num_replicas=num_replicas))
     alone = sum(
@@ -87,7 +87,7 @@ def measure(place: Path, num_replicas: int, *, num_steps: int) -> dict:
 
 
 def run(cache: Path, *arguments: str) -> float:
-    """Seconds of a command; what it compiles it keeps in `cache`."""
+    """Returns the seconds of a command, which keeps its compiled programs in `cache`."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
     command = [sys.executable, "-m", "charrnn_jax.main", *arguments]
     start = time.perf_counter()
@@ -96,7 +96,7 @@ def run(cache: Path, *arguments: str) -> float:
 
 
 def losses(workdir: Path) -> list[float]:
-    """Of the training and validation, in order."""
+    """Returns the training and validation losses of a run in order, nats/char."""
     rows = read_json_lines(workdir / "metrics.jsonl")
     names = ("train/loss", "validation/loss")
     return [row[name] for row in rows for name in names if name in row]

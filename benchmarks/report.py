@@ -1,4 +1,4 @@
-"""Results as a markdown table and as plots."""
+"""Results as Markdown tables and as plots."""
 
 import platform
 from pathlib import Path
@@ -33,7 +33,7 @@ def median(run: dict[str, Any]) -> float:
 
 
 def workload_table(workload: Workload, runs: dict[str, list[dict[str, Any]]]) -> str:
-    """One workload: a row a peer. Spread: from the lowest to the highest decile, of the median."""
+    """Returns the table of one workload, one row for each peer."""
     floor = all_seconds(runs.get("floor", []))
     best = float(np.median(floor)) if floor else None
     reference = all_seconds(runs.get("torch", []))
@@ -75,7 +75,7 @@ def workload_table(workload: Workload, runs: dict[str, list[dict[str, Any]]]) ->
 
 
 def whole(results: dict[str, Any]) -> str:
-    """The whole page."""
+    """Returns the whole page as Markdown."""
     workloads = results["workloads"].values()
     all_runs = [run for entry in workloads for runs in entry["runs"].values() for run in runs]
     versions: dict[str, str] = {}
@@ -87,10 +87,11 @@ def whole(results: dict[str, Any]) -> str:
             "# Benchmarks",
             "",
             f"{results['machine']}; {', '.join(f'{k} {v}' for k, v in versions.items())}.",
-            "Written by `python -m benchmarks`; what each peer is stands in `peers.py`. Medians of "
-            "all runs of all processes; spread: from the lowest to the highest decile, of the "
-            "median. % of floor: the products alone, in this run, over the median. First run: with "
-            "compilation. Memory: the most the process grew above its imports, compiler included.",
+            "Written by `python -m benchmarks`; `peers.py` describes the peers. Medians of all "
+            "runs of all processes. Spread: from the lowest to the highest decile, relative to the "
+            "median. % of floor: time of the products alone, measured together with the peers, "
+            "divided by the median. First run: including compilation. Memory: largest growth of "
+            "the process after its imports, including the compiler.",
             "",
             *tables,
         ]
@@ -98,7 +99,7 @@ def whole(results: dict[str, Any]) -> str:
 
 
 def plot_curves(results: dict[str, Any], file: Path) -> None:
-    """Time of a step over one size after the other, both axes logarithmic."""
+    """Plots the time of a step over each size in turn, with both axes logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -117,9 +118,9 @@ def plot_curves(results: dict[str, Any], file: Path) -> None:
         axis.set_xticks(xs, [str(x) for x in xs])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("seconds a training step")
+    axes[0].set_ylabel("seconds per training step")
     axes[0].legend()
-    figure.suptitle("GRU, H256 B32 T64 but for what is varied; " + results["machine"], fontsize=9)
+    figure.suptitle("GRU, H256 B32 T64 except the varied size; " + results["machine"], fontsize=9)
     figure.tight_layout()
     figure.savefig(file, dpi=120)
 

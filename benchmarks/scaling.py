@@ -1,10 +1,11 @@
-"""`python -m benchmarks.scaling`: how training gets faster with more cores, devices or processes.
+"""`python -m benchmarks.scaling`: how training speeds up with more cores, devices or processes.
 
-Strong scaling: the same step, shared by more. On a CPU by processes of one core each; on
-accelerators by the devices of one process. And what a model of the cost needs: time and memory of a
-step over hidden size, batch size and length, and the time of an all-reduce over its bytes.
+Strong scaling: the same step is shared by more devices. On a CPU these are processes of one core
+each; on accelerators they are the devices of one process. It also measures what a cost model needs:
+time and memory of a step over hidden size, batch size and length, and the time of an all-reduce
+over its bytes.
 
-Every point is measured in processes of its own. Writes OUTPUT/scaling.json, .md and .png.
+Every point is measured in its own processes. Writes OUTPUT/scaling.json, .md and .png.
 """
 
 import argparse
@@ -79,12 +80,12 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of measuring a point")
-    parser.add_argument("--tiny", action="store_true", help="tiny models: only tests the programs")
+    parser.add_argument("--seconds", type=float, default=5.0, help="time to measure a point")
+    parser.add_argument("--tiny", action="store_true", help="tiny models, to test the programs")
     parser.add_argument(
         "--output", type=Path, default=Path("benchmarks/results/scaling"), metavar="DIR"
     )
-    parser.add_argument("--request", help=argparse.SUPPRESS)  # of one process: JSON
+    parser.add_argument("--request", help=argparse.SUPPRESS)  # JSON for one process of a point
     return parser.parse_args()
 
 
@@ -96,7 +97,7 @@ def _run(
     num_devices: int,
     on_one_core: bool,
 ) -> dict[str, Any]:
-    """Starts the processes of one point; returns what the first has measured."""
+    """Starts the processes of one point; returns the measurements of the first process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
@@ -139,8 +140,8 @@ def _measure(
     process_id: int,
     on_one_core: bool,
 ) -> dict[str, Any]:
-    """One process of a point: of a training step, or without a workload of all-reduces."""
-    if on_one_core:  # before JAX counts them
+    """Measures in one process of a point: a training step or, without a workload, all-reduces."""
+    if on_one_core:  # before JAX counts the cores
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[process_id % len(cores)]})
     from charrnn_jax.processes import join_processes
@@ -156,7 +157,7 @@ def _measure(
         "seconds": median,
         "spread": spread,
         "chars_per_second": Workload(**workload).chars / median,
-        # Above the imports, but with the compiler; None: the device does not say.
+        # Growth after the imports, including the compiler. None: the device does not report it.
         "host_bytes": peak_bytes() - before,
         "device_bytes": device_peak_bytes(),
     }
@@ -217,7 +218,7 @@ def _make_step(workload: Workload, num_devices: int) -> Callable[[], Any]:
 
 
 def _all_reduces(seconds: float) -> dict[str, Any]:
-    """Sums arrays of the processes, so that each has the sum."""
+    """Times sums of arrays over all processes, for each size."""
     import jax
 
     from charrnn_jax.training import devices
@@ -238,9 +239,9 @@ def _wait_for(function: Callable[[Any], Any], array: Any) -> None:
 
 
 def _time(run: Callable[[], Any], seconds: float) -> tuple[float, float]:
-    """Returns the median of several runs, and from their lowest to their highest decile.
+    """Returns the median of several runs, and the distance from their lowest to highest decile.
 
-    How many is found before, in the first process: all must run equally often.
+    The first process determines the number of runs, because all must run equally often.
     """
     from charrnn_jax.processes import from_first
 
@@ -268,7 +269,7 @@ def _write(results: dict[str, Any], folder: Path) -> None:
 
 
 def latency_and_rate(points: list[dict[str, Any]]) -> tuple[float, float]:
-    """Fits seconds = latency + bytes / rate to all-reduces; weighs small and large ones alike."""
+    """Fits seconds = latency + bytes / rate to all-reduces; small and large ones count equally."""
     sizes = np.array([point["bytes"] for point in points], float)
     seconds = np.array([point["seconds"] for point in points])
     columns = np.stack([np.ones_like(sizes), sizes], axis=1) / seconds[:, None]
@@ -280,8 +281,8 @@ def _page(results: dict[str, Any]) -> str:
     lines = [
         "# Scaling",
         "",
-        f"{results['machine']}. Written by `python -m benchmarks.scaling`; medians, and from the "
-        "lowest to the highest decile. On a CPU every device is a process on a core of its own.",
+        f"{results['machine']}. Written by `python -m benchmarks.scaling`. Medians; spread: from "
+        "the lowest to the highest decile. On a CPU, every device is a process with its own core.",
         "",
         "| step | devices | time | spread | chars/s | speed-up | efficiency |",
         "|---|---|---|---|---|---|---|",
@@ -339,7 +340,7 @@ def _plot(results: dict[str, Any], file: Path) -> None:
     for axis, points in results["sizes"].items():
         xs = np.array([point["x"] for point in points])
         sizes.loglog(xs / xs[0], [point["seconds"] for point in points], "o-", label=axis)
-    sizes.set(xlabel="times its smallest value", ylabel="seconds a step")
+    sizes.set(xlabel="multiple of the smallest value", ylabel="seconds per step")
     if "all_reduce" in results:
         points = results["all_reduce"]["points"]
         xs = np.array([point["bytes"] for point in points])
@@ -347,7 +348,7 @@ def _plot(results: dict[str, Any], file: Path) -> None:
         reduce.loglog(xs, [point["seconds"] for point in points], "o", label="measured")
         reduce.loglog(xs, latency + xs / rate, ":", color="gray", label="latency + bytes / rate")
         reduce.legend(fontsize=8)
-    reduce.set(xlabel="bytes", ylabel="seconds an all-reduce of two processes")
+    reduce.set(xlabel="bytes", ylabel="seconds per all-reduce of two processes")
     for axis in (speed, sizes, reduce):
         axis.grid(alpha=0.3)
     speed.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""What is measured: sizes of models and batches, and how much arithmetic they are."""
+"""The workloads that are measured: sizes of models and batches, and their arithmetic."""
 
 from dataclasses import dataclass, replace
 
@@ -10,15 +10,15 @@ class Workload:
     """One row of the table.
 
     Attributes:
-      name: T.: a whole training step; S.: sampling; I1: the input pipeline; C1: cold start.
+      name: name; T: a whole training step; S: sampling; I1: the input pipeline; C1: a cold start.
       kind: "train", "sample", "input" or "start".
-      about: in a few words.
+      about: short description.
       cell: "gru" or "lstm".
       hidden_size: H.
       embedding_size: E.
       batch_size: B.
-      length: T, or the characters that are sampled.
-      dtype: of the operands of products.
+      length: T, or the number of characters to sample.
+      dtype: number type of the operands of products.
       vocabulary_size: V.
     """
 
@@ -35,9 +35,9 @@ class Workload:
 
     @property
     def products(self) -> list[tuple[int, int, int, int]]:
-        """(how often, M, K, N) of the products [M, K] @ [K, N] the work cannot do without.
+        """(count, M, K, N) of the products [M, K] @ [K, N] that the work cannot do without.
 
-        The input side is a table of V rows, which is next to nothing.
+        The input side is left out: it is a table of V rows and costs next to nothing.
         """
         b, t, h, v = self.batch_size, self.length, self.hidden_size, self.vocabulary_size
         n = CELLS[self.cell].count_weights(self.embedding_size, h)[1] // h
@@ -86,7 +86,7 @@ CURVES = {
 
 
 def tiny(workload: Workload) -> Workload:
-    """The same at a size at which only the programs are tested."""
+    """Returns the workload at a size that only tests the programs."""
     return replace(
         workload,
         hidden_size=16,

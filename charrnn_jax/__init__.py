@@ -1,6 +1,63 @@
 """charrnn_jax: character-level language models with recurrent networks, in JAX and Flax.
 
-The names that a notebook needs; each is imported when it is first used.
+The names that a notebook or a script needs. Each is imported when it is first used, so importing the
+package does no work.
+
+Config and data
+  default_config       every field of a config, with its default
+  load_dataset         a `config.data` section -> corpus, vocabulary and splits
+  load_corpus          a known corpus, a file, a folder or a glob -> text
+  Vocabulary           characters or bytes <-> token ids
+  UNK_ID               id of characters that are not in the vocabulary
+  make_batches         tokens -> batches: shuffled chunks, or contiguous lanes
+  Batch                inputs and targets of one step
+
+Models
+  CharRNN              embedding -> recurrent layers -> dense
+  make_model           a `config.model` section -> CharRNN
+  initialize_params    draws the parameters of a model
+  forward              (params, carry, tokens) -> (carry, logits)
+  activations          outputs of every recurrent unit after every token
+  summary              table of layers and parameter counts
+  Cell                 what the package knows of a recurrent cell
+
+Training
+  train                trains a config in a workdir, or resumes the run there
+  train_replicas       trains runs that differ in seed or rates as one program
+  TrainState           everything that training continues from
+  create_train_state   the state before the first step
+  train_step           (state, batch) -> (state, metrics)
+  make_optimizer       a `config.optimizer` section -> Optax optimizer
+  cross_entropy        loss of every prediction, in nats
+  CrossEntropy         a sum of losses and its count
+
+Evaluation
+  evaluate             loss of a text under a protocol
+  Cold                 protocol: windows, each from a zero carry
+  Carried              protocol: one pass that keeps the carry
+  Protocol             what a protocol has to have
+
+Generation
+  generate             continues prompts
+  Sampler              continues prompts, again and again, or piece by piece
+  Continuation         a text with its state: write, read, branch, save
+  make_rules           temperature, top_k, pattern, ... -> sampling rules
+  Rule                 what a sampling rule has to have
+  prime                reads prompts -> state for `sample_step`
+  sample_step          draws one token for each text
+  prepare              weights, laid out for one step at a time
+
+Runs on disk
+  load_run             opens a run: params, model, vocabulary, config
+  read_json_lines      reads metrics.jsonl or samples.jsonl
+  load_sweep           the runs of a sweep
+  import_run           makes a run of weights from PyTorch or Keras
+  export               writes a model as a folder that needs only jax
+  export_page          writes a model as one web page
+
+Your own code, by a name for the config
+  register_cell, register_loss, register_optimizer, register_train_step, register_hook,
+  register_rule, register_protocol
 """
 
 from importlib import import_module
@@ -101,6 +158,10 @@ _NAMES = {
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_MODULE_OF)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__"})
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""Compiled programs are kept on disk, so that a command that ran before starts at once.
+"""Keeps compiled programs on disk, so that a command that has run before does not compile again.
 
-For the command line; a library must not change JAX's settings for its users.
+For the command line only: a library must not change JAX's settings for its users.
 """
 
 import hashlib
@@ -11,17 +11,23 @@ from pathlib import Path
 import jax
 
 from charrnn_jax.data.corpora import cache_folder
+from charrnn_jax.messages import PROGRESS
 
 
 def keep_compiled_programs() -> None:
-    """Turns JAX's persistent cache on, unless the user or the environment has set it already."""
+    """Turns on JAX's persistent cache, unless the user or the environment has already set it."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla" / _machine()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    PROGRESS.debug(f"compiled programs are kept in {folder}")
 
 
 def _machine() -> str:
-    """A program for a CPU may use instructions that another CPU lacks: each kind has its folder."""
+    """Returns a name for this kind of CPU, to keep its programs apart from those of other kinds.
+
+    A program may use instructions that another kind of CPU lacks.
+    """
     features = f"{platform.machine()} {platform.processor()}"
     cpuinfo = Path("/proc/cpuinfo")
     if os.access(cpuinfo, os.R_OK):

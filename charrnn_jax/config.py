@@ -1,7 +1,7 @@
-"""The schema: every field of an experiment, once, with its unit and default.
+"""The schema: every field of a config, with its unit and default.
 
-The config says WHAT is trained; where it is written (`--workdir`) is no part of it. Two levels,
-scalars, strings and tuples only. Knows nothing of the code that reads it.
+A config says what is trained; where the run is written (`--workdir`) is not part of it. It has two
+levels and holds only numbers and strings. This module knows nothing of the code that reads it.
 """
 
 import difflib
@@ -17,79 +17,79 @@ from charrnn_jax.errors import UserError
 
 
 def default_config() -> ConfigDict:
-    """Returns every field with its default: the TensorFlow tutorial's model and procedure.
+    """Returns a config with all defaults: the TensorFlow tutorial's model and procedure.
 
     The config is locked: a field that is not in the schema cannot be set.
 
     Source: "Text generation with an RNN", https://www.tensorflow.org/text/tutorials/text_generation
     """
     config = ConfigDict()
-    config.seed = 0  # seeds initialisation, shuffling, dropout and the samples on the way
+    config.seed = 0  # seed of initialisation, shuffling, dropout and samples; at least 0
 
     config.data = ConfigDict()
-    config.data.corpus = "shakespeare"  # a name that `charrnn corpora` lists
-    config.data.offline_corpus = ""  # used with a warning if `corpus` cannot be had; "": an error
-    config.data.path = ""  # own text instead of `corpus`: a file, a folder, a glob, or "-" (stdin)
+    config.data.corpus = "shakespeare"  # a name from `charrnn corpora`; may be "" if `path` is set
+    config.data.offline_corpus = ""  # used, with a warning, if `corpus` is unavailable; "": none
+    config.data.path = ""  # instead of `corpus`: a file, folder, glob, or "-" (stdin); "": none
     config.data.vocabulary = "characters"  # "characters" (Unicode code points) or "bytes"
-    config.data.max_chars = 0  # only the first so many characters (bytes) of the text; 0: all
-    config.data.validation_fraction = 0.1  # of the characters, from the end
-    config.data.test_fraction = 0.0  # of the characters, after the validation split
+    config.data.max_chars = 0  # characters (or bytes) to use, from the start of the text; 0: all
+    config.data.validation_fraction = 0.1  # share of the text, before the test split; 0 to below 1
+    config.data.test_fraction = 0.0  # share of the text, at its end; from 0 to below 1
     config.data.batching = "chunks"  # "chunks": shuffled, zero carry; "lanes": contiguous, carried
-    config.data.batch_size = 64  # sequences
-    config.data.sequence_length = 100  # characters predicted a sequence
+    config.data.batch_size = 64  # sequences in a batch, over all devices; at least 1
+    config.data.sequence_length = 100  # characters predicted per sequence; at least 1
 
     config.model = ConfigDict()
     config.model.cell = "gru"  # "gru", "lstm", "rnn", or a registered cell
-    config.model.embedding_size = 256  # units
-    config.model.hidden_size = 1024  # units a layer
-    config.model.num_layers = 1  # recurrent layers
-    config.model.input_dropout = 0.0  # rate on the embedding
-    config.model.dropout = 0.0  # rate on the output of every recurrent layer
-    config.model.dropout_noise = "step"  # drawn for every "step", or "locked" for a whole sequence
-    config.model.implementation = "auto"  # "auto", "scan", "fused" or "parallel", as cells have it
-    config.model.init_scale = 1.0  # factor of all matrices as they are drawn
-    config.model.dtype = "float32"  # of the operands of products; or "bfloat16", sums in float32
+    config.model.embedding_size = 256  # units of the embedding of a character; at least 1
+    config.model.hidden_size = 1024  # units of each recurrent layer; at least 1
+    config.model.num_layers = 1  # recurrent layers; at least 1
+    config.model.input_dropout = 0.0  # dropout rate on the embedding; from 0 to below 1
+    config.model.dropout = 0.0  # dropout rate on the output of each recurrent layer; 0 to below 1
+    config.model.dropout_noise = "step"  # "step": drawn per character; "locked": once per sequence
+    config.model.implementation = "auto"  # "auto" (the cell's best), "scan", "fused" or "parallel"
+    config.model.init_scale = 1.0  # factor of all matrices at initialisation; above 0
+    config.model.dtype = "float32"  # type of the operands of products: "float32" or "bfloat16"
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"  # "adam", "adamw", "rmsprop", "sgd", or a registered one
-    config.optimizer.learning_rate = 1e-3  # peak
+    config.optimizer.name = "adam"  # "adam", "adamw", "rmsprop", "sgd", or a registered optimizer
+    config.optimizer.learning_rate = 1e-3  # peak learning rate; above 0
     config.optimizer.schedule = "constant"  # after warm-up: "constant", "linear" or "cosine"
-    config.optimizer.warmup_steps = 0  # steps, linear from peak / warmup_steps to the peak
-    config.optimizer.final_fraction = 0.0  # of the peak, at the end of a linear or cosine schedule
-    config.optimizer.clip_norm = 0.0  # global norm of the gradient; 0: no clipping
-    config.optimizer.weight_decay = 0.0  # on matrices; decoupled for adamw, else added to gradient
-    config.optimizer.beta1 = 0.9  # adam, adamw: decay of the mean
-    config.optimizer.beta2 = 0.999  # adam, adamw: decay of the squared mean
-    config.optimizer.epsilon = 1e-7  # adam, adamw, rmsprop; Keras's default
-    config.optimizer.rms_decay = 0.9  # rmsprop: decay of the squared mean; Keras's default
-    config.optimizer.momentum = 0.0  # sgd
+    config.optimizer.warmup_steps = 0  # training steps of linear warm-up to the peak; 0: none
+    config.optimizer.final_fraction = 0.0  # linear, cosine: last rate / peak; from 0 to below 1
+    config.optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0: no clipping
+    config.optimizer.weight_decay = 0.0  # of matrices; decoupled in adamw, otherwise L2; 0: none
+    config.optimizer.beta1 = 0.9  # adam, adamw: decay rate of the mean gradient; from 0 to below 1
+    config.optimizer.beta2 = 0.999  # adam, adamw: decay rate of the squared gradient; 0 to below 1
+    config.optimizer.epsilon = 1e-7  # adam, adamw, rmsprop: added to the denominator; above 0
+    config.optimizer.rms_decay = 0.9  # rmsprop: decay rate of the squared gradient; 0 to below 1
+    config.optimizer.momentum = 0.0  # sgd: momentum, from 0 to below 1; 0: none
 
     config.train = ConfigDict()
-    config.train.init_from = ""  # workdir of another run, to start from its best weights; "": none
-    config.train.loss = "cross_entropy"  # that is minimised: this, or a registered loss
+    config.train.init_from = ""  # workdir of a run whose best weights to start from; "": none
+    config.train.loss = "cross_entropy"  # loss to minimise: "cross_entropy", or a registered loss
     config.train.step = "standard"  # "standard", or a registered train step
-    config.train.hooks = ""  # registered hooks, with commas between them
-    config.train.num_epochs = 20  # passes over the training split
-    config.train.num_steps = 0  # ends after so many steps instead; 0: num_epochs decides
-    config.train.data_devices = 0  # that share a batch; 0: all accelerators, or one CPU a process
-    config.train.model_devices = 1  # that share the hidden units
-    config.train.steps_per_call = 0  # steps at once on the device; 0: several if they are small
-    config.train.log_every_steps = 50  # steps whose mean loss is one row of metrics.jsonl
-    config.train.evaluate_every_steps = 0  # steps; 0: once an epoch; saves a checkpoint, too
-    config.train.sample_every_steps = 0  # steps; 0: once an epoch
-    config.train.checkpoint_every_steps = 0  # steps; 0: once an epoch
+    config.train.hooks = ""  # names of registered hooks, separated by commas; "": none
+    config.train.num_epochs = 20  # passes over the training split; at least 1
+    config.train.num_steps = 0  # training steps in all; 0: as many as num_epochs takes
+    config.train.data_devices = 0  # devices that share a batch; 0: all, or on CPUs one per process
+    config.train.model_devices = 1  # devices that share the hidden units; at least 1
+    config.train.steps_per_call = 0  # training steps in one call of the device; 0: chosen by size
+    config.train.log_every_steps = 50  # steps averaged in one row of metrics.jsonl; at least 1
+    config.train.evaluate_every_steps = 0  # steps between evaluations, which save too; 0: one epoch
+    config.train.sample_every_steps = 0  # steps between samples; 0: one epoch
+    config.train.checkpoint_every_steps = 0  # steps between checkpoints; 0: one epoch
 
     config.evaluation = ConfigDict()
-    config.evaluation.protocol = "cold"  # while training: "cold", "carried", or registered
-    config.evaluation.window = 256  # characters of a window of the cold protocol
-    config.evaluation.batch_size = 64  # windows at once
+    config.evaluation.protocol = "cold"  # in training: "cold", "carried", or a registered protocol
+    config.evaluation.window = 256  # characters in a window of the cold protocol; at least 1
+    config.evaluation.batch_size = 64  # windows evaluated at once by the cold protocol; at least 1
 
     config.sample = ConfigDict()
-    config.sample.prompt = "ROMEO:"  # text; "": a line break, the start of a line
-    config.sample.num_chars = 400  # characters of a sample on the way
-    config.sample.temperature = 1.0  # 0: greedy
-    config.sample.rules = ""  # registered rules of drawing, with commas between them
-    config.sample.num_samples = 1  # samples at once
+    config.sample.prompt = "ROMEO:"  # text to continue; "": a line break, the start of a line
+    config.sample.num_chars = 400  # characters per sample during training; at least 1
+    config.sample.temperature = 1.0  # 0 (always the likeliest character), or from 1e-6 to 1e6
+    config.sample.rules = ""  # names of registered rules of drawing, separated by commas; "": none
+    config.sample.num_samples = 1  # samples drawn each time during training; at least 1
     return config.lock()
 
 
@@ -109,8 +109,8 @@ def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
 _POSITIVE = (lambda value: value > 0, "above 0")
 _ANY = (lambda value: True, "")
 
-# What a value must be, field by field; a test holds that no field of the schema is missing here.
-# Fields that hold registered names are checked by their registries.
+# The valid values of each field; a test checks that no field of the schema is missing. Registered
+# names are checked by their registries.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": _at_least(0),
     "data.corpus": _ANY,
@@ -172,12 +172,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-_TYPES = {int: int, float: int | float, str: str}  # of a default -> of a value
-_LARGEST = 2**31 - 1  # the largest integer that fits JAX's default type
+_TYPES = {int: int, float: int | float, str: str}  # type of a default -> valid types
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "text"}
+_LARGEST = 2**31 - 1  # the largest int32, JAX's default integer type
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-    """Returns {"section.field": value} in the order of the schema."""
+    """Returns a config as {"section.field": value}, in the order of the schema."""
     flat = {}
     for name, value in config.items():
         if isinstance(value, Mapping | ConfigDict):
@@ -188,10 +189,10 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks every field by itself and the fields that depend on each other.
+    """Checks each field, and the fields that depend on each other.
 
     Raises:
-      UserError: names the field, its value and what it must be.
+      UserError: a value is not valid; the message names the field, the value and the valid values.
     """
     flat, defaults = flatten(config), flatten(default_config())
     for name, (accepts, requirement) in _RULES.items():
@@ -199,9 +200,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{name} is missing; start from charrnn_jax.default_config()")
         value, default = flat[name], defaults[name]
         if isinstance(value, bool) or not isinstance(value, _TYPES[type(default)]):
-            raise UserError(
-                f"config.{name} is {value!r}; it must be of type {type(default).__name__}"
-            )
+            raise UserError(f"config.{name} is {value!r}; it must be {TYPE_NAMES[type(default)]}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"config.{name} is {value}; it must be a finite number")
         if isinstance(value, int) and value > _LARGEST:
@@ -229,31 +228,31 @@ def validate(config: ConfigDict) -> None:
 
 
 def to_json(config: ConfigDict) -> str:
-    """Returns the config as indented JSON, fields in the order of the schema."""
+    """Returns a config as indented JSON, with fields in the order of the schema."""
     return json.dumps(config.to_dict(), indent=2)
 
 
 def from_json(text: str) -> ConfigDict:
-    """Rebuilds a config from `to_json`; see `from_dict`."""
+    """Rebuilds a config from the text of `to_json`; see `from_dict`."""
     return from_dict(json.loads(text))
 
 
 def from_dict(saved: Mapping[str, Any]) -> ConfigDict:
-    """Rebuilds a config from `to_dict()`; fields added to the schema since then get their default.
+    """Rebuilds a config from its `to_dict()`; fields added to the schema since get their default.
 
     Raises:
-      UserError: a field that the schema does not have, or one of another type.
+      UserError: a field is not in the schema, or its value has the wrong type.
     """
     config = default_config()
     try:
         config.update(saved)
     except (KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"saved config does not fit this version's schema: {error}") from error
+        raise UserError(f"the saved config does not fit this version's schema: {error}") from error
     return config
 
 
 def diff(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Returns {"section.field": (old value, new value)} where the two differ."""
+    """Returns the fields that differ, as {"section.field": (old value, new value)}."""
     before, after = flatten(old), flatten(new)
     return {
         name: (before.get(name), after.get(name))
@@ -263,10 +262,14 @@ def diff(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
 
 
 def override_values(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """Returns a copy with other values of some fields: {"section.field": value}.
+    """Returns a copy of a config with new values for some fields.
+
+    Args:
+      config: the config.
+      overrides: new values, as {"section.field": value}.
 
     Raises:
-      UserError: a field that is not there, or a value of another type.
+      UserError: a field is not in the schema, or its new value has the wrong type.
     """
     config = config.copy_and_resolve_references()
     flat = flatten(config)
@@ -276,13 +279,18 @@ def override_values(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
         try:
             config.update_from_flattened_dict({name: value})
         except TypeError as error:
-            kind = type(flat[name]).__name__
-            raise UserError(f"config.{name} is {value!r}; it must be of type {kind}") from error
+            kind = TYPE_NAMES[type(flat[name])]
+            raise UserError(f"config.{name} is {value!r}; it must be {kind}") from error
     return config
 
 
 def no_such_field(name: str, flat: Mapping[str, Any]) -> UserError:
-    """Returns the error for a field that is not in the schema. flat: {"section.field": value}."""
+    """Returns the error for a field that is not in the schema.
+
+    Args:
+      name: the field, as "section.field".
+      flat: the config that should have it, as {"section.field": value}.
+    """
     near = difflib.get_close_matches(name, flat, n=1)
-    hint = f"did you mean config.{near[0]}?" if near else "see config.json of a run"
+    hint = f"did you mean config.{near[0]}?" if near else "config.json of a run lists all fields"
     return UserError(f"there is no field config.{name}; {hint}")

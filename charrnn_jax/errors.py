@@ -1,21 +1,21 @@
-"""The errors this project raises on purpose, each with the exit code it ends a command with.
+"""Errors that are raised on purpose, each with the exit code that it gives a command.
 
-Anything else that escapes is a bug, and keeps its traceback.
+Any other exception is a bug and keeps its traceback.
 """
 
 
 class UserError(ValueError):
-    """Bad usage, config or data: one line that says what, where and what to do. Exit code 2."""
+    """Bad usage, config or data; one line says what, where and what to do. Exit code 2."""
 
     exit_code = 2
 
 
 class BusyError(UserError):
-    """Another process has the folder."""
+    """Another process is using the folder."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: a loss that is not finite, or a state that cannot be saved. Exit 1."""
+    """Training failed: the loss is not finite, or the state cannot be saved. Exit code 1."""
 
     exit_code = 1
 
@@ -27,7 +27,7 @@ class DivergedError(TrainingError):
 class Interrupted(BaseException):
     """A signal ended training after the state was saved. Exit code 128 + signal number.
 
-    Like KeyboardInterrupt it is no `Exception`, so that no handler swallows it by accident.
+    Like KeyboardInterrupt it is not an `Exception`, so that no handler catches it by accident.
     """
 
     def __init__(self, signal_number: int, step: int):

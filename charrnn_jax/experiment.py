@@ -1,12 +1,13 @@
-"""An experiment file, and the flags of a command line that change it -> a config.
+"""An experiment file, and the command-line flags that change its fields -> a config.
 
-An experiment is a Python file with `get_config() -> ConfigDict`, or `get_config(arg)` for
---config=FILE:ARG. It may register code of its own (see `registry`) and import files beside it.
+An experiment is a Python file that defines `get_config() -> ConfigDict`, or `get_config(arg)` for
+--config=FILE:ARG. It may register code (see `registry`) and import files from its own folder. The
+experiments that come with the package are presets, found by name alone: --config=quick.
 """
 
-import glob
 import inspect
 import os
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -17,19 +18,45 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from charrnn_jax.config import flatten, no_such_field
+from charrnn_jax.config import TYPE_NAMES, flatten, no_such_field
 from charrnn_jax.errors import UserError
 
 
-def load_experiment(file: str, arg: str = "") -> ConfigDict:
-    """Returns the config of an experiment file, locked.
+def presets() -> dict[str, Path]:
+    """Returns the experiments that come with the package: name -> file."""
+    package = Path(__file__).parent
+    # A wheel has them inside the package, a clone beside it.
+    folders = (package / "presets", package.parent / "experiments")
+    folder = next(filter(Path.is_dir, folders), folders[0])
+    return {file.stem: file for file in sorted(folder.glob("*.py"))}
+
+
+def find_experiment(name: str) -> Path:
+    """Returns the absolute path of an experiment.
 
     Args:
-      file: path of the file.
-      arg: argument of its `get_config`.
+      name: path of a file, or name of a preset. If both exist, the file is meant.
 
     Raises:
-      UserError: the file is not there, does not run, or has no `get_config` that takes `arg`.
+      UserError: there is no such file and no such preset.
+    """
+    if os.path.isfile(name):
+        return Path(name).resolve()
+    if (preset := presets().get(name)) is None:
+        known = ", ".join(presets())
+        raise UserError(f"there is no experiment file {name!r}; the presets are {known}")
+    return preset.resolve()
+
+
+def load_experiment(file: str, arg: str = "") -> ConfigDict:
+    """Returns the locked config of an experiment.
+
+    Args:
+      file: path of the file, or name of a preset.
+      arg: argument for its `get_config`; "": none, or an empty one if it takes one.
+
+    Raises:
+      UserError: the file is missing, does not run, or has no `get_config` that takes `arg`.
     """
     with _running(file) as module:
         get_config = _find(module, "get_config")
@@ -43,20 +70,25 @@ def load_experiment(file: str, arg: str = "") -> ConfigDict:
 
 
 def call_experiment(file: str, function: str, argument: Any) -> Any:
-    """Returns what a function of an experiment file returns, such as `get_hyper(hyper)`.
+    """Calls a function of an experiment file and returns its value.
+
+    Args:
+      file: path of the file.
+      function: name of the function, such as "get_hyper".
+      argument: the function's only argument.
 
     Raises:
-      UserError: the file is not there, does not run, or has no such function.
+      UserError: the file is missing, does not run, or has no such function.
     """
     with _running(file) as module:
         return _find(module, function)(argument)
 
 
 def register_file(file: str) -> None:
-    """Runs an experiment file for what it registers.
+    """Runs an experiment file for the names that it registers.
 
     Raises:
-      UserError: the file is not there, or does not run.
+      UserError: the file is missing or does not run.
     """
     with _running(file):
         pass
@@ -64,14 +96,11 @@ def register_file(file: str) -> None:
 
 @contextmanager
 def _running(file: str) -> Iterator[types.ModuleType]:
-    """Runs a file as a module, with its folder on the path, and reports errors by its name."""
-    if not os.path.isfile(file):
-        there = ", ".join(sorted(glob.glob("experiments/*.py"))) or "none in ./experiments"
-        raise UserError(f"there is no experiment file {file!r}; there are {there}")
-    path = Path(file).resolve()
+    """Runs a file as a module, with its folder on the import path; errors name the file."""
+    path = find_experiment(file)
     module = types.ModuleType(f"experiment {path.stem}")
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses look for their module
+    sys.modules[module.__name__] = module  # dataclasses look their module up here
     sys.path.insert(0, str(path.parent))
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
@@ -82,7 +111,7 @@ def _running(file: str) -> Iterator[types.ModuleType]:
         raise UserError(f"{file} does not run: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
-        if str(path.parent) not in sys.path:  # for what it imports later, inside a function
+        if str(path.parent) not in sys.path:  # for imports inside functions
             sys.path.append(str(path.parent))
 
 
@@ -93,16 +122,17 @@ def _find(module: types.ModuleType, function: str) -> Callable[..., Any]:
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
-    """Sets fields from arguments of the form --config.SECTION.FIELD=VALUE.
+    """Sets fields of a config from arguments of the form --config.SECTION.FIELD=VALUE.
 
     Raises:
-      UserError: an argument of another form, a field that is not there, or a value of another type.
+      UserError: an argument has another form, its field does not exist, or its value has the wrong
+        type.
     """
     flat = flatten(config)
     for argument in arguments:
         name, equals, _ = argument.removeprefix("--config.").partition("=")
         if not (argument.startswith("--config.") and equals):
-            raise UserError(f"what is {argument!r}? Fields are set by --config.SECTION.FIELD=VALUE")
+            raise UserError(f"what is {argument!r}? Set a field by --config.SECTION.FIELD=VALUE")
         if name not in flat:
             raise no_such_field(name, flat)
     values = flags.FlagValues()
@@ -112,5 +142,9 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     try:
         values(["charrnn", *arguments])
     except flags.Error as error:
+        if wrong := re.match(r"flag --config\.([\w.]+)=(.*): ", str(error), re.DOTALL):
+            name, value = wrong.groups()
+            kind = TYPE_NAMES[type(flat[name])]
+            raise UserError(f"config.{name} is {value!r}; it must be {kind}") from error
         raise UserError(" ".join(str(error).split())) from error
     return config

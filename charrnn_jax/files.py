@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and locks on folders."""
 
 import contextlib
 import fcntl
@@ -14,9 +14,9 @@ from charrnn_jax.errors import BusyError, UserError
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Gives the path of a neighbour to write to; renames it to `file` once all went well.
+    """Yields a temporary path next to `file` to write to, and renames it to `file` on success.
 
-    The folder is made if it is not there. Killed or failed in the middle, `file` is what it was.
+    The folder is created if it is missing. If the process fails or is killed, `file` is unchanged.
     """
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def replacing(file: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, file)
     except OSError as error:
-        if error.filename == str(partial):  # nobody knows it by that name
+        if error.filename == str(partial):  # a name that the user has not seen
             raise OSError(error.errno, error.strerror, str(file)) from error
         raise
     finally:
@@ -33,20 +33,20 @@ def replacing(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def creating(folder: Path) -> Iterator[Path]:
-    """Gives a new neighbour to write files to; renames it to `folder` once all went well.
+    """Yields a temporary folder next to `folder` to fill, and renames it to `folder` on success.
 
-    Killed or failed in the middle, there is no `folder`; an empty one counts as none.
+    If the process fails or is killed, `folder` does not appear. An existing `folder` must be empty.
 
     Raises:
-      UserError: there is something already; it is left as it is.
+      UserError: `folder` exists and is not empty; it is left unchanged.
     """
     folder = folder.resolve()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{folder} is there already: delete it, or give another folder")
+        raise UserError(f"{folder} already exists: delete it, or give another folder")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     for remains in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
         if not _is_alive(int(remains.name.split(".")[-2])):
-            shutil.rmtree(remains, ignore_errors=True)  # of a process that was killed here
+            shutil.rmtree(remains, ignore_errors=True)  # left by a process that was killed
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -56,10 +56,14 @@ def creating(folder: Path) -> Iterator[Path]:
 
 
 def lock(folder: Path, *, doing: str) -> int:
-    """Locks a folder until the process ends or closes the descriptor that is returned.
+    """Locks a folder until the process ends or closes the returned file descriptor.
+
+    Args:
+      folder: an existing folder.
+      doing: what a process that holds this lock does, such as "training"; used in the error.
 
     Raises:
-      BusyError: another process has it.
+      BusyError: another process holds the lock.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -72,17 +76,17 @@ def lock(folder: Path, *, doing: str) -> int:
 
 @contextmanager
 def locked(folder: Path, *, doing: str) -> Iterator[None]:
-    """Keeps other processes out of a folder, which is made if it is not there.
+    """Holds the lock of a folder, and creates the folder if it is missing.
 
-    Folders that were made for it and are still empty at the end are removed again.
+    Folders that were created for this and are still empty at the end are removed.
 
     Args:
       folder: the folder.
-      doing: what this process does, for the errors of others, such as "training".
+      doing: what a process that holds this lock does, such as "training"; used in the error.
 
     Raises:
-      UserError: the folder cannot be made.
-      BusyError: another process has it.
+      UserError: the folder cannot be created.
+      BusyError: another process holds the lock.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -94,7 +98,7 @@ def locked(folder: Path, *, doing: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # something is in it
+        with contextlib.suppress(OSError):  # not empty
             for path in made:
                 path.rmdir()
         os.close(descriptor)
@@ -107,7 +111,7 @@ def _make_and_lock(folder: Path, *, doing: str) -> int:
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == folder.stat().st_ino:
                 return descriptor
-        os.close(descriptor)  # of a folder that its last process has just removed
+        os.close(descriptor)  # the last process has just removed this folder
 
 
 def _is_alive(process: int) -> bool:
@@ -115,4 +119,4 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except OSError as error:
         return isinstance(error, PermissionError)
-    return process != os.getpid()  # it had our number
+    return process != os.getpid()  # a dead process that had the same id

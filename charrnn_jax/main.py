@@ -1,4 +1,4 @@
-"""The command line: a table of commands, nothing else.
+"""The command line: a table of commands.
 
 python -m charrnn_jax.main [COMMAND] --config=FILE[:ARG] --workdir=DIR [--config.SECTION.FIELD=V]
 """
@@ -6,6 +6,7 @@ python -m charrnn_jax.main [COMMAND] --config=FILE[:ARG] --workdir=DIR [--config
 import argparse
 import errno
 import io
+import logging
 import os
 import re
 import signal
@@ -15,25 +16,39 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
+from charrnn_jax import __version__
 from charrnn_jax.errors import Interrupted, TrainingError, UserError
+from charrnn_jax.messages import PROGRESS
 
-# What each does; it is the module of its name in `charrnn_jax.commands` ("import" is `import_`).
+# Name -> help. Each is the module of its name in `charrnn_jax.commands` ("import" is `import_`).
 COMMANDS = {
     "train": "train a model, or resume a run (the default)",
-    "evaluate": "loss of a whole split, by protocol",
+    "evaluate": "compute the loss on a whole split",
     "sample": "generate text",
-    "score": "loss of a given text",
-    "sweep": "train all work units of an experiment's get_hyper, then report on them",
-    "search": "a sweep over an experiment's get_search, within a budget",
-    "export": "a model for places without this code: a folder, or a web page",
-    "import": "a model of PyTorch or Keras becomes a run",
-    "corpora": "known corpora, and which are here",
+    "score": "compute the loss of a given text",
+    "sweep": "train all work units of an experiment's get_hyper, and write a report",
+    "search": "search the space of an experiment's get_search, within a budget",
+    "export": "export a model as a folder or a web page",
+    "import": "turn a model of PyTorch or Keras into a run",
+    "config": "print a preset, to be copied and edited, or list the presets",
+    "corpora": "list the known corpora and where each one is",
 }
+
+_FIRST_STEPS = """\
+no command and no config. To begin:
+  charrnn --config=quick                                  train a small model, in minutes
+  charrnn --config=own_text --config.data.path=FILE       the same on your own text
+  charrnn sample --workdir=runs/quick --prompt="ROMEO:"   let it write
+  charrnn config                                          list the presets
+  charrnn --help                                          list the commands"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit code: 0; 1 training failed; 2 bad usage, config or data;
-    129, 130 or 143 after a hang-up, Ctrl-C or SIGTERM; 141 when the reader of our output went."""
+    """Runs one command and returns its exit code.
+
+    The code is 0 for success, 1 if training failed, 2 for bad usage, config or data, 129, 130 or
+    143 after a hang-up, Ctrl-C or SIGTERM, and 141 if the reader of the output has gone.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell: >&-
@@ -42,12 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # any text can be shown on any terminal
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    if argv == ["--version"]:
+        print(f"charrnn_jax {__version__}")
+        return 0
     try:
+        if not argv:
+            raise UserError(_FIRST_STEPS)
         name = argv.pop(0) if argv and not argv[0].startswith("-") else "train"
         if name not in COMMANDS:
-            raise UserError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
+            raise UserError(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
         command = import_module(f"charrnn_jax.commands.{name.replace('import', 'import_')}")
         args, overrides = _make_parser(name, command).parse_known_args(argv)
+        PROGRESS.setLevel(
+            logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
+        )
         command.run(args, overrides)
         return 0
     except (UserError, TrainingError) as error:
@@ -56,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return interrupted.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:  # a folder that cannot be read or written, a full disk
@@ -64,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), (TrainingError if full else UserError).exit_code)
     except RuntimeError as error:
         if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
-            raise  # JAX's word for it has had several types
+            raise  # out of memory has had several types in JAX, so the message decides
         hint = "out of memory: try a smaller --config.data.batch_size or --config.model.hidden_size"
         return _fail(hint, TrainingError.exit_code)
 
@@ -88,6 +111,9 @@ def _make_parser(name: str, command: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     command.add_flags(parser)
+    group = parser.add_argument_group("messages").add_mutually_exclusive_group()
+    group.add_argument("--quiet", action="store_true", help="show results and warnings only")
+    group.add_argument("--verbose", action="store_true", help="show what is done, and where")
     return parser
 
 

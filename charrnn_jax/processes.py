@@ -1,7 +1,7 @@
 """The processes of a job: which one is first, and how they agree.
 
-All processes of a job run the same program, and all must come to every computation on what they
-share. Only the first writes and prints. Alone, a process is the first of one.
+All processes of a job run the same program, and all must take part in every computation on shared
+arrays. Only the first process writes and prints. A single process is the first of one.
 """
 
 import os
@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from charrnn_jax.errors import Interrupted, TrainingError, UserError
+from charrnn_jax.messages import PROGRESS
 
 T = TypeVar("T")
 
@@ -29,19 +30,20 @@ def join_processes(
     process_id: int | None = None,
     heartbeat_timeout_seconds: int = 100,
 ) -> None:
-    """Makes this process one of a job of several. Must come before anything that uses a device.
+    """Joins this process to a job of several. Call it before anything that uses a device.
 
     Args:
-      coordinator: HOST:PORT of the first process; None: JAX finds all three (Slurm, TPU, GKE).
-      num_processes: of the job.
-      process_id: of this one, from 0.
-      heartbeat_timeout_seconds: after which a process that was killed is missed; the others then
+      coordinator: HOST:PORT of the first process; None: JAX finds it, and the two numbers below,
+        from Slurm, a TPU pod or GKE.
+      num_processes: number of processes in the job.
+      process_id: number of this process, from 0.
+      heartbeat_timeout_seconds: seconds until a killed process counts as lost. The others then
         abort, and the job has to be started again.
 
     Raises:
-      UserError: the others, or the job, cannot be found.
+      UserError: the job or its other processes cannot be found.
     """
-    # In order: two programs at once could mix up what they send.
+    # One program at a time: two programs that run at once could mix up their messages.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
@@ -52,19 +54,22 @@ def join_processes(
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"cannot join the other processes ({' '.join(str(error).split())[:200]}): outside of "
-            "Slurm, TPU pods and GKE give all of them the same --coordinator=HOST:PORT and "
-            "--num_processes=N, and each its --process_id=I"
+            f"cannot join the other processes ({' '.join(str(error).split())[:200]}): outside "
+            "Slurm, TPU pods and GKE, give every process the same --coordinator=HOST:PORT and "
+            "--num_processes=N, and its own --process_id=I"
         ) from error
 
 
 @contextmanager
 def one_fails_all_end() -> Iterator[None]:
-    """Ends this process at once if it fails alone: to leave in order it would wait for the others,
-    which wait for it. When it is gone they abort; at the latest after the heartbeat timeout."""
+    """Ends this process at once if it fails alone.
+
+    A normal exit would wait for the other processes, which wait for this one. Once it is gone they
+    abort, at the latest after the heartbeat timeout.
+    """
     try:
         yield
-    except (UserError, Interrupted):  # come to all of them
+    except (UserError, Interrupted):  # raised in all processes
         raise
     except BaseException as error:
         if jax.process_count() == 1:
@@ -74,23 +79,26 @@ def one_fails_all_end() -> Iterator[None]:
         else:
             traceback.print_exc()
         if is_first_process():
-            time.sleep(2)  # the others may have the same to say, and abort without the first
+            time.sleep(2)  # others may have the same error to print, and abort when this ends
         os._exit(TrainingError.exit_code)
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Returns whether this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
 def say_once(text: str) -> None:
-    """Prints, in the first process."""
+    """Reports progress in the first process only."""
     if is_first_process():
-        print(text)
+        PROGRESS.info(text)
 
 
 def from_first(function: Callable[[], T]) -> T:
-    """Calls a function in the first process; returns its (picklable) value, or raises, in all."""
+    """Calls a function in the first process; all processes return its value or raise its error.
+
+    The value must be picklable.
+    """
     if jax.process_count() == 1:
         return function()
     outcome: tuple[Any, Exception | None] = None, None
@@ -109,10 +117,12 @@ def from_first(function: Callable[[], T]) -> T:
 
 
 def first_then_others(function: Callable[[], T]) -> T:
-    """Calls a function in every process, first in the first: what it caches is there for the rest.
+    """Calls a function in every process and returns its value.
+
+    The first process goes first, so that the others can use what it has cached.
 
     Raises:
-      UserError: it failed in another process.
+      UserError: the function failed in another process.
     """
     if jax.process_count() == 1:
         return function()
@@ -128,5 +138,5 @@ def first_then_others(function: Callable[[], T]) -> T:
     if own_error:
         raise own_error
     if np.any(failed):
-        raise UserError(f"process {np.argmax(failed)} of the job failed: see what it says")
+        raise UserError(f"process {np.argmax(failed)} of the job failed: see its output")
     return results[0]

@@ -1,13 +1,13 @@
-"""Names that a config may contain, and the code that each stands for.
+"""Names that a config may contain, and the code that each one stands for.
 
-What is built in is declared here by name, so that a config can be checked without importing it, and
-provided by the module that has it. An experiment file, or any program that uses this package, adds
-its own:
+Built-in names are declared here, so that a config can be checked without importing their code; the
+module that defines the code provides it. An experiment file, or any program that uses this package,
+registers its own:
 
     charrnn_jax.register_cell(Cell("mine", MyCell, ...))  # then config.model.cell = "mine"
 
-A config and a workdir hold names only, never code. A run records which file registered each name
-that it uses, with the SHA-256 of that file; opening the run with another version of it warns.
+A config and a workdir hold names, never code. A run records the file that registered each name it
+uses, and the SHA-256 of that file. If the file has changed, opening the run gives a warning.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ class Source:
     """The file that registered a name.
 
     Attributes:
-      file: its path; of a notebook, a name that is no file.
-      sha256: of its content, in hex; "" if it is no file.
+      file: path of the file; in a notebook, a name that is not a file.
+      sha256: SHA-256 of its content, in hex; "" if it is not a file.
     """
 
     file: str
@@ -38,13 +38,13 @@ class Source:
 
 
 class Registry(Generic[T]):
-    """The code of one kind that a config may name.
+    """Code of one kind, by the names that a config may use.
 
     Args:
-      kind: what the names stand for, as it is called in messages: "cell".
-      field: the config's field that holds such a name.
-      built_in: names of what this package provides.
-      several: the field may hold any number of names, with commas between them.
+      kind: what a name stands for, such as "cell"; used in messages.
+      field: config field that holds such a name, as "section.field".
+      built_in: names that this package provides.
+      several: whether the field may hold any number of names, separated by commas.
     """
 
     def __init__(self, kind: str, *, field: str, built_in: Sequence[str], several: bool = False):
@@ -66,7 +66,11 @@ class Registry(Generic[T]):
         return name in self._built_in or name in self._registered
 
     def __getitem__(self, name: str) -> T:
-        """Raises UserError: nothing has this name; says which names there are."""
+        """Returns the code of a name.
+
+        Raises:
+          UserError: the name is not registered; the message lists the names that are.
+        """
         if name in self._provided:
             return self._provided[name]
         if name in self._registered:
@@ -74,48 +78,55 @@ class Registry(Generic[T]):
         raise self.missing(name)
 
     def provide(self, name: str, value: T) -> None:
-        """Gives a built-in name its code; for the module that has it."""
+        """Sets the code of a built-in name; for the module that defines it."""
         if name not in self._built_in:
             raise ValueError(f"{name!r} is not among the built-in names of registry.py")
         self._provided[name] = value
 
     def names_in(self, value: str) -> list[str]:
-        """Returns the names in the value of a field."""
+        """Returns the names in a value of the field."""
         if not self._several:
             return [value]
         return [name.strip() for name in value.split(",") if name.strip()]
 
     def missing(self, name: str, *, file: str = "") -> UserError:
-        """Returns the error for a name that nothing has. file: what registered it before."""
+        """Returns the error for a name that is not registered.
+
+        Args:
+          name: the name.
+          file: file that registered the name when the run was made; "": not known.
+        """
         where = f" (the run was made with {file})" if file else ""
         return UserError(
             f"config.{self.field} is {name!r}: no such {self.kind} is registered{where}; there are "
-            f"{', '.join(self) or 'none built in'}, and those of an experiment file that is named "
-            "with --config=FILE, or imported"
+            f"{', '.join(self) or 'none yet'}. To use your own, give the file that registers it as "
+            "--config=FILE, or import it"
         )
 
     def register(self, name: str, value: T, *, depth: int = 1) -> None:
-        """Gives `value` a name. The same file may do so again; another name is needed elsewhere.
+        """Registers code under a name. Only the file that took a name may register it again.
 
         Args:
-          name: letters, digits, "_" and "-".
+          name: a name of letters, digits, "_" and "-".
           value: the code.
-          depth: calls between this one and the file that registers.
+          depth: number of calls between the registering file and this function, 1 for a direct one.
 
         Raises:
-          UserError: the name is taken, or is no such name.
+          UserError: the name is taken or not valid.
         """
         if not name.replace("_", "").replace("-", "").isalnum():
             raise UserError(
-                f"a {self.kind} cannot be called {name!r}: use letters, digits, _ and -"
+                f"the {self.kind} name {name!r} is not valid: use letters, digits, _ and -"
             )
         source = _source(sys._getframe(depth).f_code.co_filename)
         known = self.sources.get(name, source)
-        # A cell of a notebook has another name each time it is edited and run.
+        # A notebook cell gets a new file name each time it is edited and run.
         is_other_file = known.file != source.file and known.sha256 and source.sha256
         if name in self._built_in or is_other_file:
             by = self.sources[name].file if name in self.sources else "charrnn_jax"
-            raise UserError(f"there is a {self.kind} called {name!r} already, from {by}: rename it")
+            raise UserError(
+                f"the {self.kind} {name!r} is already registered by {by}: choose another name"
+            )
         self._registered[name] = value
         self.sources[name] = source
 
@@ -143,75 +154,89 @@ ALL = (CELLS, OPTIMIZERS, LOSSES, TRAIN_STEPS, HOOKS, PROTOCOLS, RULES)
 
 
 def register_cell(cell: Any) -> None:
-    """Makes a `Cell` available as `config.model.cell`, under its own name."""
+    """Registers a cell for `config.model.cell`.
+
+    Args:
+      cell: a `Cell`, registered under its own name.
+    """
     CELLS.register(cell.name, cell, depth=2)
 
 
 def register_optimizer(name: str, make: Callable[..., Any]) -> None:
-    """Makes an optimizer available as `config.optimizer.name`.
+    """Registers an optimizer for `config.optimizer.name`.
 
     Args:
-      name: that the config uses.
-      make: (config.optimizer, learning_rate=, weight_decay=) -> a sequence of Optax
-        transformations, such as [optax.lion(learning_rate)]. The learning rate is the schedule of
-        the config, step -> rate. Clipping comes before, as the config says.
+      name: name that the config uses.
+      make: function (config.optimizer, learning_rate=, weight_decay=) -> sequence of Optax
+        transformations, such as [optax.lion(learning_rate)]. The learning rate is the config's
+        schedule, a function of the step. The gradient is already clipped as the config says.
     """
     OPTIMIZERS.register(name, make, depth=2)
 
 
 def register_loss(name: str, loss_fn: Callable[..., Any]) -> None:
-    """Makes a loss available as `config.train.loss`.
+    """Registers a loss for `config.train.loss`.
 
     Args:
-      name: that the config uses.
-      loss_fn: (logits [B, T, V], targets [B, T]) -> losses [B, T]; their mean is minimised.
+      name: name that the config uses.
+      loss_fn: function (logits [B, T, V], targets [B, T]) -> losses [B, T], whose mean is
+        minimised.
     """
     LOSSES.register(name, loss_fn, depth=2)
 
 
 def register_train_step(name: str, train_step: Callable[..., Any]) -> None:
-    """Makes a train step available as `config.train.step`; see `charrnn_jax.train`."""
+    """Registers a train step for `config.train.step`.
+
+    Args:
+      name: name that the config uses.
+      train_step: function (state, batch) -> (state, metrics); see `charrnn_jax.train`.
+    """
     TRAIN_STEPS.register(name, train_step, depth=2)
 
 
 def register_hook(name: str, make: Callable[..., Any]) -> None:
-    """Makes a hook available for `config.train.hooks`.
+    """Registers a hook for `config.train.hooks`.
 
     Args:
-      name: that the config uses.
-      make: (config) -> hook; see `charrnn_jax.train`.
+      name: name that the config uses.
+      make: function (config) -> hook; see `charrnn_jax.train`.
     """
     HOOKS.register(name, make, depth=2)
 
 
 def register_protocol(protocol: Any) -> None:
-    """Makes an evaluation protocol available, under its own name; see `evaluation.protocols`."""
+    """Registers an evaluation protocol for `config.evaluation.protocol`.
+
+    Args:
+      protocol: a subclass of `Protocol`, registered under its own name.
+    """
     PROTOCOLS.register(protocol.name, protocol, depth=2)
 
 
 def register_rule(name: str, make: Callable[..., Any]) -> None:
-    """Makes a rule of drawing available for `config.sample.rules` and `charrnn sample --rule`.
+    """Registers a rule of drawing for `config.sample.rules` and `charrnn sample --rule`.
 
     Args:
-      name: that the config uses.
-      make: (vocabulary) -> rule; see `generation.rules.Rule`.
+      name: name that the config uses.
+      make: function (vocabulary) -> `Rule`.
     """
     RULES.register(name, make, depth=2)
 
 
 def has_registered() -> bool:
-    """Whether anything was registered in this process."""
+    """Returns whether any code was registered in this process."""
     return any(registry.sources for registry in ALL)
 
 
 def describe_registered(config: Mapping[str, Any]) -> Recorded:
-    """Returns what a run records of the names that it uses, as plain data for JSON.
+    """Returns a record of the registered names that a run uses, as plain data for JSON.
 
     Args:
-      config: {"section.field": value}.
+      config: config of the run, as {"section.field": value}.
 
     Returns:
-      {"model.cell": {"mine": {"file": its name, "sha256": in hex}}, ...}; built-in names left out.
+      {"model.cell": {"mine": {"file": its name, "sha256": in hex}}, ...}, without built-in names.
     """
     recorded: Recorded = {}
     for registry in ALL:
@@ -225,14 +250,14 @@ def describe_registered(config: Mapping[str, Any]) -> Recorded:
 
 
 def compare_registered(recorded: Recorded, *, needed: str = "") -> None:
-    """Compares what a run recorded with what is registered now; warns where a file has changed.
+    """Compares the record of a run with what is registered now, and warns about changed files.
 
     Args:
-      recorded: by `describe_registered`.
-      needed: the field without whose code the run cannot be used.
+      recorded: record of the run, from `describe_registered`.
+      needed: field whose code the run cannot be used without, such as "model.cell"; "": none.
 
     Raises:
-      UserError: a name that is needed is not registered.
+      UserError: the name in the needed field is not registered.
     """
     for registry in ALL:
         for name, source in recorded.get(registry.field, {}).items():

@@ -1,16 +1,16 @@
-"""Which learning rate? Seven of them by a factor of two, for Adam and for SGD, three seeds each.
+"""Which learning rate? Seven rates a factor of two apart, for Adam and SGD, three seeds each.
 
 charrnn sweep --config=experiments/learning_rate.py
 
-Measured, validation carried, means of three seeds: Adam is best at 0.016 with 1.701 nats/char (one
-seed of three fails at 0.032), SGD at 8 with 1.771.
+Measured, validation carried, mean of three seeds: Adam is best at 0.016 with 1.701 nats/char (one
+of three seeds fails at 0.032), SGD at 8 with 1.771.
 """
 
 from charrnn_jax.config import default_config
 
 
 def get_config():
-    """Returns the config that the work units have in common."""
+    """Returns the config that all work units share."""
     config = default_config()
     config.data.batching = "lanes"
     config.data.batch_size = 16
@@ -27,7 +27,7 @@ def get_config():
 
 
 def get_hyper(hyper):
-    """Returns the work units: rates around the usual ones of either optimizer."""
+    """Returns the work units: rates around the usual ones of each optimizer."""
     rates = hyper.chainit(
         [
             hyper.product(

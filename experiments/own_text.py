@@ -1,11 +1,11 @@
-"""A model of your own text: a file, a folder, a glob or standard input.
+"""A model of your own text, from a file, a folder, a glob or standard input.
 
   python -m charrnn_jax.main --config=experiments/own_text.py --config.data.path=FILE
 
-The model and the procedure of quick.py, for any text: the vocabulary is what the text uses, and
-samples begin at the start of a line. Ten epochs: by the speed of quick.py about six minutes for a
-million characters on two CPU cores. A short text (under about 20,000 characters) is learned by
-heart: the best checkpoint is kept, so stop when the validation loss rises, or set
+The model and the training procedure are those of quick.py. The vocabulary is taken from the text,
+and samples begin at the start of a line. Ten epochs take, at the speed of quick.py, about six
+minutes for a million characters on two CPU cores. A short text (under about 20,000 characters) is
+learned by heart. The best checkpoint is kept, so stop when the validation loss rises, or set
 --config.model.dropout=0.3.
 """
 

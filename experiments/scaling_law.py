@@ -1,4 +1,4 @@
-"""How the loss falls with parameters and with characters read: a grid, and a fitted law.
+"""How the loss falls with parameters and characters read: a grid of runs, and a fitted law.
 
 charrnn sweep --config=experiments/scaling_law.py
 
@@ -10,7 +10,7 @@ from charrnn_jax.config import default_config
 
 
 def get_config():
-    """Returns the config that the work units have in common."""
+    """Returns the config that all work units share."""
     config = default_config()
     config.data.batching = "lanes"
     config.data.batch_size = 16
@@ -23,7 +23,7 @@ def get_config():
     config.optimizer.clip_norm = 1.0
     config.optimizer.weight_decay = 0.01
     config.optimizer.beta2 = 0.99
-    config.train.evaluate_every_steps = 10_000  # at the end alone: a schedule cut short says less
+    config.train.evaluate_every_steps = 10_000  # only at the end, when the schedule is complete
     config.train.sample_every_steps = 10_000
     config.train.checkpoint_every_steps = 250
     config.evaluation.protocol = "carried"
@@ -31,8 +31,8 @@ def get_config():
 
 
 def get_hyper(hyper):
-    """Returns the work units: 5 sizes (9,000 to 268,000 parameters) times 4 lengths of training,
-    each with a schedule of its own, two seeds."""
+    """Returns the work units: 5 sizes (9,000 to 268,000 parameters), 4 lengths of training, each
+    with its own schedule, and two seeds."""
     return hyper.product(
         [
             hyper.sweep("model.hidden_size", [16, 32, 64, 128, 256]),

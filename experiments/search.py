@@ -1,17 +1,17 @@
-"""Which values suit a small GRU of Tiny Shakespeare? 24 trials of at most 1,000 steps.
+"""Which values suit a small GRU on Tiny Shakespeare? 24 trials of at most 1,000 steps.
 
   charrnn search --config=experiments/search.py --num_trials=24
 
-Trials are compared after 100, 300 and 900 steps, where only the best third continues: the first
-evaluation has to be late enough to say something about the last. A trial gets steps, not seconds,
-so larger layers are at an advantage.
+Trials are compared after 100, 300 and 900 steps, and only the best third continue. The first
+evaluation must be late enough to say something about the last one. A trial is limited in steps, not
+seconds, which favours larger layers.
 """
 
 from charrnn_jax.config import default_config
 
 
 def get_config():
-    """Returns the config that the trials have in common."""
+    """Returns the config that all trials share."""
     config = default_config()
     config.data.batching = "lanes"
     config.data.batch_size = 16
@@ -29,7 +29,7 @@ def get_config():
 
 
 def get_search(space):
-    """Returns the space: field -> values."""
+    """Returns the space of the search, field -> values."""
     return {
         "optimizer.learning_rate": space.loguniform(3e-4, 1e-1),
         "optimizer.weight_decay": space.loguniform(1e-3, 1.0),

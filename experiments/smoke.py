@@ -1,4 +1,4 @@
-"""Seconds: every part of a run at the smallest size, for tests and CI. Learns nothing useful.
+"""Every part of a run at the smallest size, in seconds, for tests and CI. Learns nothing useful.
 
   python -m charrnn_jax.main --config=experiments/smoke.py
 
@@ -9,7 +9,7 @@ from charrnn_jax.config import UserError, default_config
 
 
 def get_config(arg: str = ""):
-    """Returns the config; see the module for the argument."""
+    """Returns the config; the argument is described at the top of the file."""
     config = default_config()
     if arg == "builtin":
         config.data.corpus = "python-stdlib"

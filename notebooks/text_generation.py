@@ -16,10 +16,10 @@
 # %% [markdown]
 # # Text generation with an RNN, in JAX
 #
-# The path of the TensorFlow tutorial
+# This notebook follows the TensorFlow tutorial
 # [Text generation with an RNN](https://www.tensorflow.org/text/tutorials/text_generation), section
 # by section, with `charrnn_jax`. A recurrent network reads Shakespeare one character at a time and
-# learns to predict the next one; calling it again and again on its own predictions writes new text.
+# learns to predict the next one. Calling it repeatedly on its own predictions generates new text.
 #
 # On Colab: *Runtime > Change runtime type* and choose a GPU or TPU.
 
@@ -48,8 +48,8 @@ import charrnn_jax
 print(jax.__version__, jax.devices())
 
 # %% [markdown]
-# Everything that can be set is in one config. These are the tutorial's values; the small ones are
-# there to run the notebook in a minute (set the environment variable `CHARRNN_NOTEBOOK_SMALL`).
+# All settings are in one config. The values are the tutorial's. To run the notebook in a minute
+# with small values, set the environment variable `CHARRNN_NOTEBOOK_SMALL`.
 
 # %%
 config = charrnn_jax.default_config()
@@ -67,9 +67,9 @@ if os.environ.get("CHARRNN_NOTEBOOK_SMALL"):
 # ## The Shakespeare dataset
 #
 # ### Read the data
-# `data.corpus` names a known corpus; for your own text set `data.path` to a file, a folder or a
-# glob. The text is looked for in `$CHARRNN_DATA_DIR` or your cache folder, else downloaded; its
-# checksum is verified.
+# `data.corpus` names a known corpus; for your own text, set `data.path` to a file, a folder or a
+# glob. A known corpus is read from `$CHARRNN_DATA_DIR` or your cache folder, or downloaded if it is
+# not there. Its checksum is verified.
 
 # %%
 dataset = charrnn_jax.load_dataset(config.data)
@@ -79,8 +79,8 @@ print(dataset.describe())
 # ## Process the text
 #
 # ### Vectorize the text
-# A `Vocabulary` turns characters into ids and back. Id 0 is `[UNK]`, for characters that it does
-# not know.
+# A `Vocabulary` turns characters into ids and back. Id 0 is `[UNK]`, which stands for characters
+# that it does not know.
 
 # %%
 example_texts = ["abcdefg", "xyz"]
@@ -94,11 +94,11 @@ print([vocabulary.decode(row) for row in ids])
 # %% [markdown]
 # ### The prediction task
 # Given all characters so far, what is the most probable next one? The input is a sequence of
-# characters, and the model predicts the character behind each of them.
+# characters, and the model predicts the character that follows each of them.
 #
 # ### Create training examples and targets
-# The text is cut into chunks of `sequence_length + 1` characters. The input is a chunk without its
-# last character, the target the chunk without its first.
+# The text is split into chunks of `sequence_length + 1` characters. The input is a chunk without
+# its last character, the target the chunk without its first.
 
 # %%
 word = charrnn_jax.Vocabulary.build(["Tensorflow"])
@@ -110,8 +110,8 @@ print("Target:", list(word.decode(example.targets)))
 
 # %% [markdown]
 # ### Create training batches
-# Chunks are shuffled anew each epoch and packed into batches. A batch is a function of the step, so
-# a run that is resumed goes on with just the batch that would have come next.
+# Chunks are shuffled again for each epoch and packed into batches. A batch depends only on the
+# step, so a resumed run continues with exactly the batch that would have come next.
 
 # %%
 batches = charrnn_jax.make_batches(
@@ -128,9 +128,9 @@ print("Target:", repr(vocabulary.decode(batch.targets[0])))
 
 # %% [markdown]
 # ## Build the model
-# Embedding, GRU, dense layer. `config.model.cell = "lstm"` makes it an LSTM, `num_layers` stacks
-# them.
-# The recurrent state, the *carry*, goes in and comes out, so the same model trains and generates.
+# The model is an embedding, a GRU and a dense layer. `config.model.cell = "lstm"` makes the GRU an
+# LSTM, and `config.model.num_layers` stacks several layers. The recurrent state, the *carry*, is
+# both an input and an output, so the same model trains and generates.
 
 # %%
 model = charrnn_jax.make_model(config.model, vocabulary_size=vocabulary.size)
@@ -146,7 +146,7 @@ carry, logits = charrnn_jax.forward(params, carry, batch.inputs, model=model)
 print(logits.shape, "# (batch_size, sequence_length, vocabulary_size)")
 
 # %% [markdown]
-# To get a prediction, *sample* from the distribution: its most likely character at every step can
+# To get a prediction, *sample* from the distribution. Always taking the most likely character can
 # easily get the model stuck in a loop.
 
 # %%
@@ -158,7 +158,7 @@ print("Next character predictions:\n", repr(vocabulary.decode(sampled_ids)))
 # ## Train the model
 #
 # ### Attach an optimizer, and a loss function
-# The loss is the cross-entropy from logits. An untrained model should not be sure of anything:
+# The loss is the cross-entropy of the logits. An untrained model should not be sure of anything, so
 # `exp(mean loss)` is about the size of the vocabulary.
 
 # %%
@@ -169,8 +169,8 @@ print("Vocabulary size: ", vocabulary.size)
 
 # %% [markdown]
 # ### Execute the training
-# `train` does the rest: Adam, checkpoints, validation, a sample after each epoch. Interrupt it and
-# run the cell again: it goes on where it stopped.
+# `train` does the rest: Adam, checkpoints, validation and a sample after each epoch. If you
+# interrupt it and run the cell again, it resumes where it stopped.
 
 # %%
 workdir = os.environ.get("CHARRNN_NOTEBOOK_WORKDIR") or tempfile.mkdtemp(prefix="charrnn-")
@@ -178,9 +178,10 @@ state = charrnn_jax.train(config, workdir)
 
 # %% [markdown]
 # ## Generate text
-# `load_run` opens the best checkpoint; `prepare` lays its weights out for generating. `sample_step`
-# makes a single step prediction: it takes the state (the carry, the last character and the random
-# key) and gives the next state and character. Rules say how it is chosen; `[UNK]` never is.
+# `load_run` opens the best checkpoint, and `prepare` converts its weights to a layout for
+# generation. `sample_step` makes a prediction of one step: it takes the state (the carry, the last
+# character and the random key) and returns the next state and character. Rules determine how the
+# character is chosen; `[UNK]` is never chosen.
 
 # %%
 run = charrnn_jax.load_run(workdir)
@@ -207,7 +208,8 @@ print("ROMEO:" + "".join(characters))
 
 # %% [markdown]
 # A `Sampler` keeps the weights and runs fifty such steps in one call of the device, for one prompt
-# or for many. The first text compiles; the time of the second is the time of generating.
+# or for several. The first text includes the compilation; the second one shows the time of
+# generation alone.
 
 # %%
 sampler = charrnn_jax.Sampler(run.params, model=run.model, vocabulary=run.vocabulary)
@@ -218,8 +220,9 @@ print(samples[0].prompt + samples[0].text)
 print("_" * 80 + f"\nRun time: {time.time() - start:.2f} s")
 
 # %% [markdown]
-# Five texts at once take little longer than one. Prompts may differ in length: each gives exactly
-# what it would give alone. A lower temperature is more predictable, a higher one more surprising.
+# Five texts at once take little longer than one. Prompts may differ in length; each gives exactly
+# the text that it would give alone. A lower temperature makes the text more predictable, a higher
+# one more surprising.
 
 # %%
 prompts = ["ROMEO:", "ROMEO:", "JULIET:", "First Citizen:\nWe", "O"]
@@ -231,9 +234,9 @@ print(f"Run time: {time.time() - start:.2f} s")
 
 # %% [markdown]
 # ## Export the generator
-# The folder holds the model as programs of XLA, its weights and a `generate.py` that needs nothing
-# of this package. Reload it in another process (on the CPU: the device is taken), and generate 100
-# characters:
+# The exported folder holds the model as XLA programs, its weights, and a `generate.py` that does
+# not need this package. Load it in another process (on the CPU, because the device is in use) and
+# generate 100 characters:
 
 # %%
 exported = tempfile.mkdtemp()
@@ -244,8 +247,8 @@ print(subprocess.run(generate, env=environment, stdout=subprocess.PIPE, text=Tru
 
 # %% [markdown]
 # ## Advanced: customized training
-# Teacher forcing keeps bad predictions from being fed back, so the model never learns to recover
-# from its mistakes. To try something else, give `train` your own loss function ...
+# Teacher forcing never feeds bad predictions back to the model, so the model does not learn to
+# recover from its mistakes. To try something else, pass your own loss function to `train` ...
 
 
 # %%
@@ -261,14 +264,14 @@ charrnn_jax.train(short, workdir + "-smoothed", loss_fn=label_smoothing)
 
 
 # %% [markdown]
-# ... or your own step, a pure function `(state, batch) -> (state, metrics)` on the same loop. This
-# one replaces a tenth of the input characters, so the model reads mistakes, as it does when it
-# generates.
+# ... or your own step, a pure function `(state, batch) -> (state, metrics)` that runs in the same
+# loop. This step replaces a tenth of the input characters, so that the model reads mistakes, as it
+# does when it generates.
 
 
 # %%
 def noisy_train_step(state, batch):
-    """The standard step on inputs of which a tenth is drawn at random."""
+    """The standard step, on inputs in which a tenth of the characters are drawn at random."""
     where_key, what_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     wrong = jax.random.bernoulli(where_key, 0.1, batch.inputs.shape)
     drawn = jax.random.randint(what_key, batch.inputs.shape, 1, state.model.vocabulary_size)
@@ -280,7 +283,7 @@ noisy_state = charrnn_jax.train(short, workdir + "-noisy", train_step=noisy_trai
 print("Steps done:", noisy_state.step)
 
 # %% [markdown]
-# Or write the loop yourself: it is short.
+# You can also write the loop yourself; it is short.
 
 # %%
 own_state = charrnn_jax.create_train_state(

@@ -153,7 +153,7 @@ def test_checkpoint_holds_all_that_using_the_model_needs(
     assert run.vocabulary.characters == "".join(sorted(set(text)))
     assert run.config == tiny_config
     assert run.corpus.num_chars == len(text)
-    with pytest.raises(UserError, match="no file is there"):
+    with pytest.raises(UserError, match="no file found"):
         run.load_dataset()
     own_file.write_text(text + "!")
     with pytest.raises(UserError, match="is now another text"):

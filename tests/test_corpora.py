@@ -65,7 +65,7 @@ def test_invalid_utf8_is_named_by_file_and_byte(tmp_path: Path, content: bytes) 
 
 
 def test_text_that_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file is there"):
+    with pytest.raises(UserError, match="no file found"):
         load_corpus(path=str(tmp_path / "absent.txt"))
     write(tmp_path, "empty.txt", b"")
     with pytest.raises(UserError, match="there is no text in"):
@@ -152,7 +152,7 @@ def test_download_is_verified_extracted_and_cached(served: Path, name: str) -> N
 
 def test_download_with_a_wrong_hash_leaves_nothing(served: Path) -> None:
     write(served, "plain.txt", b"another text")
-    with pytest.raises(UserError, match="is not what it was"):
+    with pytest.raises(UserError, match="is not the expected file"):
         load_corpus("plain")
     assert not corpora.data_folder().exists()
 
@@ -162,7 +162,7 @@ def test_archive_with_a_wrong_member_leaves_nothing(
 ) -> None:
     known = replace(KNOWN_CORPORA["zipped"], sha256="0" * 64)
     monkeypatch.setitem(KNOWN_CORPORA, "zipped", known)
-    with pytest.raises(UserError, match="another sha256"):
+    with pytest.raises(UserError, match="the expected sha256"):
         load_corpus("zipped")
     assert not corpora.data_folder().exists()
 

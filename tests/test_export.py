@@ -181,7 +181,7 @@ def test_a_fresh_process_without_our_code_writes_the_same_text(
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--prompt=aZb", "the model does not know 'Z', which is in --prompt"),
+        ("--prompt=aZb", "--prompt has characters that the model does not know: 'Z'"),
         ("--temperature=nan", "--temperature is nan; it must be 0, or from 1e-6 to 1e6"),
     ],
 )
@@ -271,7 +271,7 @@ def test_a_folder_appears_whole_or_not_at_all(exported: Path, tmp_path: Path) ->
     }
     (tmp_path / "file").touch()
     for name in ("x", "file"):
-        with pytest.raises(UserError, match="is there already: delete it, or give another folder"):
+        with pytest.raises(UserError, match="already exists: delete it, or give another folder"):
             export_tiny(tmp_path / name, params, model=model)
     assert contents(tmp_path / "x") == there
 
@@ -321,7 +321,7 @@ def test_card_has_the_losses_of_this_checkpoint_by_protocol(
     assert "| train | carried | 2.5000 |" in card
     assert f"- sha256: `{CORPUS.sha256}`" in card
     assert (
-        "- trained further from the weights of `old, step 3, trained on corpus, 1,000 long" in card
+        "- training started from the weights of `old, step 3, trained on corpus, 1,000 long" in card
     )
     tiny_config.data.path = "text.txt"
     assert json.loads((tmp_path / "x" / "config.json").read_text()) == tiny_config.to_dict()

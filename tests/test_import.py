@@ -319,7 +319,7 @@ GOOD = {
         ({"other.weight_ih_l0": np.ones((12, 4), "f")}, "2 recurrent modules"),
         ({"norm.weight": np.ones(4, "f"), "norm.bias": np.ones(4, "f")}, "norm.bias, norm.weight"),
         ({"extra.weight": np.ones((4, 4), "f")}, "extra.weight"),
-        ({"conv.weight": np.ones((4, 4, 4), "f")}, "unknown kind: conv.weight"),
+        ({"conv.weight": np.ones((4, 4, 4), "f")}, r"unknown tensors \(conv.weight\)"),
         ({"linear.bias": np.ones(6, "f")}, r"linear layer's bias has the shape \[6\]"),
         ({"rnn.weight_hh_l0": np.ones((8, 4), "f")}, r"a GRU has 12 columns, an LSTM 16"),
         ({"rnn.weight_ih_l0": np.ones((12, 2), "f")}, r"input_kernel has the shape \[2, 12\]"),
@@ -339,7 +339,7 @@ def test_incomplete_pytorch_models_are_refused_or_have_no_bias(name: str) -> Non
     if "bias" in name:
         from_pytorch(arrays)
     else:
-        with pytest.raises(UserError, match=r"what can be imported|for 0 units"):
+        with pytest.raises(UserError, match=r"can be imported|for 0 units"):
             from_pytorch(arrays)
 
 
@@ -350,7 +350,7 @@ def test_incomplete_pytorch_models_are_refused_or_have_no_bias(name: str) -> Non
         (3, np.ones((3, 3 * H), "f"), r"input_bias has the shape \[3, 72\]"),
         (2, np.ones((H, 2 * H), "f"), "an LSTM 96"),
         (6, np.ones(3, "f"), "there are 7 arrays"),
-        (0, np.ones(5, "f"), "no matrix"),
+        (0, np.ones(5, "f"), "not a matrix"),
         (5, np.full(len(CHARACTERS) + 1, np.inf, "f"), "arr_5 is empty, or has values"),
     ],
 )
@@ -419,9 +419,9 @@ def test_workdir_with_a_run_is_not_overwritten(imported: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("rnn.weight_hh_l0", np.ones(()), "weight_hh_l0 is no matrix"),
+        ("rnn.weight_hh_l0", np.ones(()), "weight_hh_l0 is not a matrix"),
         ("rnn.weight_ih_l0", np.ones(()), "does not fit the other arrays"),
-        ("encoder.weight", np.full((3, 2), 1e300), "no finite float32"),
+        ("encoder.weight", np.full((3, 2), 1e300), "not finite float32"),
     ],
 )
 def test_arrays_of_impossible_shapes_and_values_are_refused(

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "charrnn_jax"
 LAYERS = [
     "errors",
     "files",
+    "messages",
     "processes",
     "registry",
     "config",

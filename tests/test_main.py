@@ -142,7 +142,7 @@ def test_score_agrees_with_its_characters(
     [
         (
             ["trian"],
-            "no command 'trian'; there are train, evaluate, sample, score, "
+            "no command 'trian'; the commands are train, evaluate, sample, score, "
             "sweep, search, export, import, corpora",
         ),
         ([], "--config is missing"),
@@ -151,7 +151,7 @@ def test_score_agrees_with_its_characters(
         ([SMOKE, "--config.model.hiden_size=3"], "did you mean config.model.hidden_size?"),
         ([SMOKE, "--config.model.hidden_size=0"], "config.model.hidden_size is 0"),
         ([SMOKE, "stray"], "what is 'stray'"),
-        ([SMOKE, "--config.data.path=/absent"], "no file is there: '/absent'"),
+        ([SMOKE, "--config.data.path=/absent"], "no file found at '/absent'"),
         ([SMOKE, "--config.data.path=TEXT"], "set another --config.sample.prompt"),
         ([SMOKE + ":builtin", "--workdir=/proc/run"], "/proc"),
         ([SMOKE, "--workdir=TEXT"], "is no folder: give another --workdir"),
@@ -160,9 +160,9 @@ def test_score_agrees_with_its_characters(
         ([str(SMOKE).replace("smoke", "quick") + ":lstm"], "quick.py takes no argument"),
         (["sample"], "which run?"),
         (["sample", "--workdir=/absent"], "holds no checkpoint"),
-        (["sample", "--workdir=RUN", "--temperature=-1"], "'-1' is no float of at least 0"),
-        (["sample", "--workdir=RUN", "--temperature=nan"], "'nan' is no float"),
-        (["sample", "--workdir=RUN", "--num_chars=0"], "'0' is no int of at least 1"),
+        (["sample", "--workdir=RUN", "--temperature=-1"], "'-1' is not a number of at least 0"),
+        (["sample", "--workdir=RUN", "--temperature=nan"], "'nan' is not a number"),
+        (["sample", "--workdir=RUN", "--num_chars=0"], "'0' is not a whole number of at least 1"),
         (["sample", "--workdir=RUN", "--prompt=été"], "'é' at position 0"),
         (["sample", "--workdir=RUN", "--checkpoint=3"], "has no checkpoint '3'"),
         (["sample", "--workdir=RUN", "--config.seed=1"], "what is '--config.seed=1'"),
@@ -309,7 +309,7 @@ def test_help_lists_the_commands(command: str) -> None:
         text=True,
         check=True,
     ).stdout
-    assert "known corpora, and which are here" in shown
+    assert "list the known corpora and where each one is" in shown
 
 
 def test_help_and_errors_of_usage_do_not_wait_for_jax() -> None:

@@ -222,9 +222,9 @@ def test_a_name_is_taken_once_but_its_file_may_run_again(experiment: Path, tmp_p
     register_file(str(experiment))
     other = tmp_path / "other.py"
     other.write_text(ELMAN)
-    with pytest.raises(UserError, match=r"already, from .*my cell.py"):
+    with pytest.raises(UserError, match=r"already registered by .*my cell.py"):
         register_file(str(other))
-    with pytest.raises(UserError, match="'gru' already"):
+    with pytest.raises(UserError, match="'gru' is already"):
         charrnn_jax.register_cell(CELLS["gru"])
     with pytest.raises(UserError, match="letters, digits"):
         charrnn_jax.register_hook("a,b", lambda config: None)

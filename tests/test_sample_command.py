@@ -99,10 +99,10 @@ def test_best_of_shows_the_likeliest(trained: Path, capsys: pytest.CaptureFixtur
         (["--stream", "--num_samples=2"], "--stream shows one text"),
         (["--stream", "--json"], "not allowed with argument"),
         (["--interactive", "--best_of=2"], "--interactive shows one text"),
-        (["--interactive", "--prompt_file=-"], "--interactive reads standard input itself"),
-        (["--prompt=a", "--prompt_file=b"], "take one of them"),
+        (["--interactive", "--prompt_file=-"], "--interactive needs standard input for itself"),
+        (["--prompt=a", "--prompt_file=b"], "give only one of them"),
         (["--prompt_file=/absent"], "cannot read the prompt in /absent: No such file"),
-        (["--no_repeat=-1"], "'-1' is no int of at least 0"),
+        (["--no_repeat=-1"], "'-1' is not a whole number of at least 0"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(
@@ -156,7 +156,7 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
     assert "! not in the vocabulary: 'Z' at position 0" in after["Z"]
     assert "a stop string has characters not" in after["/set stop Z"]
     assert "top_p is 7.0" in after["/set top_p 7"]
-    assert "'0' is no int of at least 1" in after["/set num_chars 0"]
+    assert "'0' is not a whole number of at least 1" in after["/set num_chars 0"]
     assert "no setting 'speed'" in after["/set speed 1"]
     assert "temperature 0.5" in after["/set"]
     assert "there is no /what" in after["/what"]

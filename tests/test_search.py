@@ -116,8 +116,8 @@ def test_pruned_trials_stop_early_and_stay_in_the_results(
     trained = sum(result.curve[-1][0] for result in results) / 12
     saved = 5 - trained
     assert search.notes()[1] == (
-        f"Cost: the 5 trials trained as many steps as {trained:.1f} full ones; "
-        f"pruning saved those of {saved:.1f}."
+        f"Cost: the 5 trials took as many steps as {trained:.1f} full ones; "
+        f"pruning saved the steps of {saved:.1f}."
     )
 
 
@@ -230,7 +230,7 @@ def test_command_trains_the_trials_in_processes_and_says_how_to_train_the_best(
     [
         ("", [], "has no function get_search"),
         ("return [1]", [], "get_search must return a dict"),
-        ("return {'seed': 3}", [], "get_search: seed is 3; make it by space.uniform"),
+        ("return {'seed': 3}", [], "get_search: seed is 3; make it with space.uniform"),
         (
             "return {'optimizer.learning_rat': space.uniform(0.1, 1.0)}",
             [],
@@ -241,7 +241,7 @@ def test_command_trains_the_trials_in_processes_and_says_how_to_train_the_best(
             [],
             "config.model.dropout is 1.0; it must be at least 0 and below 1",
         ),
-        ("return {'model.hidden_size': space.uniform(8, 16)}", [], "must be of type int"),
+        ("return {'model.hidden_size': space.uniform(8, 16)}", [], "must be a whole number"),
         ("return {3: space.integers(5, 9)}", [], "get_search sets 3"),
         (
             "return {'seed': space.integers(5, 3)}",
@@ -279,7 +279,7 @@ def test_a_search_and_a_sweep_are_told_apart(
 ) -> None:
     file = write_experiment(tmp_path, short_config, search="return {'seed': space.integers(0, 3)}")
     assert main(["search", f"--config={file}", f"--workdir={tmp_path / 's'}"]) == 2
-    assert "its budget, --num_trials=N" in capsys.readouterr().err
+    assert "a budget: give --num_trials=N" in capsys.readouterr().err
     search = start(short_config, tmp_path / "s", num_trials=1)
     next(search.remaining())
     assert main(["sweep", f"--workdir={tmp_path / 's'}"]) == 2
@@ -378,16 +378,16 @@ def test_the_format_of_a_journal_stays(short_config: ConfigDict, tmp_path: Path)
     ("make", "message"),
     [
         (lambda: space.uniform(2, 1), r"space.uniform\(2, 1\): 2 is above 1"),
-        (lambda: space.uniform("a", 1), "'a' is no finite number"),
-        (lambda: space.uniform(0.0, math.nan), "nan is no finite number"),
-        (lambda: space.uniform(0.0, math.inf), "inf is no finite number"),
-        (lambda: space.uniform(0, 10**400), "0 is no finite number"),
-        (lambda: space.uniform(False, 1), "False is no finite number"),
+        (lambda: space.uniform("a", 1), "'a' is not a finite number"),
+        (lambda: space.uniform(0.0, math.nan), "nan is not a finite number"),
+        (lambda: space.uniform(0.0, math.inf), "inf is not a finite number"),
+        (lambda: space.uniform(0, 10**400), "0 is not a finite number"),
+        (lambda: space.uniform(False, 1), "False is not a finite number"),
         (lambda: space.loguniform(0.0, 3.0), "must start above 0"),
         (lambda: space.loguniform(-1.0, 3.0), "must start above 0"),
         (lambda: space.integers(0, 3, log=True), "must start above 0"),
-        (lambda: space.integers(1, 2.5), "2.5 is no whole number"),
-        (lambda: space.integers(1, None), "None is no whole number"),
+        (lambda: space.integers(1, 2.5), "2.5 is not a whole number"),
+        (lambda: space.integers(1, None), "None is not a whole number"),
         (lambda: space.choice([]), "no values"),
         (lambda: space.choice("gru"), r"space.choice\('gru'\): give a list of values"),
         (lambda: space.choice(3), "give a list of values"),

@@ -108,7 +108,7 @@ def test_a_sweep_reports_on_all_units_and_trains_none_twice(
         (["--config.train.num_step=1"], "did you mean config.train.num_steps"),
         (["--workers=0"], "at least 1"),
         (["--baseline=model.cell=lstm"], "baseline"),
-        (["--work_unit=0", "--dry_run"], "--work_unit goes with neither"),
+        (["--work_unit=0", "--dry_run"], "--work_unit cannot be used with"),
     ],
 )
 def test_wrong_arguments_of_a_sweep_are_one_line(

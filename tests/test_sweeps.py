@@ -61,7 +61,7 @@ def test_chainit_joins_and_conflicts_are_errors() -> None:
     assert hyper.chainit([hyper.fixed("a", 1), hyper.fixed("b", 2)]) == [{"a": 1}, {"b": 2}]
     with pytest.raises(UserError, match="two sweeps set a"):
         hyper.product([hyper.fixed("a", 1), hyper.fixed("a", 2)])
-    with pytest.raises(UserError, match=r"one length, not of \[2, 3\]"):
+    with pytest.raises(UserError, match=r"same length, not of \[2, 3\]"):
         hyper.zipit([hyper.sweep("a", range(2)), hyper.sweep("b", range(3))])
 
 
@@ -95,11 +95,11 @@ def test_any_text_makes_a_safe_folder_of_its_own(value: str) -> None:
     [
         ("model.cell", "must return a list of dicts"),
         ([], "no work units"),
-        ([{"seed": 1}, {"seed": 1}], "returned seed=1 twice, as units 0, 1"),
+        ([{"seed": 1}, {"seed": 1}], "returned seed=1 twice, as units 0 and 1"),
         ([{1: 2}], "get_hyper sets 1"),
         ([{"evaluation.window": 8}, {"evaluation.window": 9}], "losses could not be compared"),
         ([{"model.cel": "gru"}], "did you mean config.model.cell"),
-        ([{"model.hidden_size": "many"}], "must be of type int"),
+        ([{"model.hidden_size": "many"}], "must be a whole number"),
         (
             [{"model.cell": "gru"}, {"model.cell": "tree"}],
             "unit 1, cell=tree: .*there are gru",
@@ -195,7 +195,7 @@ def test_a_unit_whose_process_died_has_failed_and_one_that_ended_is_as_it_said(
         run_jobs(jobs, [Worker(frozenset(), {})] * 2, table=table)
     statuses = [(unit.read_status()["status"], unit.read_status()["message"]) for unit in units]
     assert [status for status, _ in statuses] == ["failed", "failed", "diverged"]
-    assert statuses[0][1] == f"its process ended with 3; see {jobs[0].log}"
+    assert statuses[0][1] == f"its process ended with exit code 3; see {jobs[0].log}"
     assert statuses[2][1] == "the loss is nan"
     assert all(job.log.read_text() == "gone\n" for job in jobs)
 

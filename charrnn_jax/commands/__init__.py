@@ -1,1 +1,1 @@
-"""What each command does: `add_flags(parser)`, and `run(args, overrides)`."""
+"""The commands; each file has `add_flags(parser)` and `run(args, overrides)`."""

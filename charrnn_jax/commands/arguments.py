@@ -1,4 +1,4 @@
-"""What several commands share: flags, their values, and what they name: a config, a run, a text."""
+"""What several commands share: flags, their values, and how to open what they name."""
 
 import argparse
 import contextlib
@@ -10,54 +10,64 @@ from pathlib import Path
 from typing import Any
 
 from charrnn_jax.errors import UserError
+from charrnn_jax.messages import NOTES
 
 
 def run_flags(parser: argparse.ArgumentParser) -> None:
-    """--config and --workdir."""
+    """Adds --config and --workdir."""
     parser.add_argument(
         "--config",
-        metavar="FILE[:ARG]",
-        help="experiment file; a field of it is changed by --config.SECTION.FIELD=VALUE",
+        metavar="FILE_OR_PRESET[:ARG]",
+        help="experiment; --config.SECTION.FIELD=VALUE changes a field of its config",
     )
-    parser.add_argument("--workdir", metavar="DIR", help="of the run; default: runs/<config name>")
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="folder of the run; default: runs/<config name>"
+    )
 
 
 def checkpoint_flags(parser: argparse.ArgumentParser) -> None:
-    """Those of a run, and which checkpoint of it."""
+    """Adds the flags of a run, and --checkpoint."""
     run_flags(parser)
     parser.add_argument(
-        "--checkpoint", default="best", metavar="best|latest|STEP", help="default: best"
+        "--checkpoint",
+        default="best",
+        metavar="best|latest|STEP",
+        help="checkpoint to open; default: best",
     )
 
 
 def job_flags(parser: argparse.ArgumentParser) -> None:
-    """Those that join several processes, on one machine or many, to train one model."""
+    """Adds the flags that join processes, on one or several machines, to train one model."""
     group = parser.add_argument_group(
         "one model, several processes",
-        "start the same command once for each process, with all three of the first flags",
+        "start the same command once for each process, with the first three flags",
     )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="a free port of process 0's host")
-    group.add_argument("--num_processes", type=positive, metavar="N", help="of the job")
-    group.add_argument("--process_id", type=natural, metavar="I", help="of this one: 0 to N - 1")
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="host of process 0, and a free port there"
+    )
+    group.add_argument("--num_processes", type=positive, metavar="N", help="number of processes")
+    group.add_argument(
+        "--process_id", type=natural, metavar="I", help="number of this process, 0 to N - 1"
+    )
     group.add_argument(
         "--distributed",
         action="store_true",
-        help="instead: found out from Slurm, a TPU pod or GKE",
+        help="instead of these flags: read them from Slurm, a TPU pod or GKE",
     )
 
 
 def join_job(args: argparse.Namespace) -> None:
-    """Joins the processes that the flags name, if they do. Comes before any use of a device.
+    """Joins the processes that the flags name, if any. Call it before any use of a device.
 
     Raises:
-      UserError: only some of the flags are there, or the other processes cannot be found.
+      UserError: some of the flags are missing, or the other processes cannot be found.
     """
     three = (args.coordinator, args.num_processes, args.process_id)
     given = [value is not None for value in three]
     if any(given) and (args.distributed or not all(given)):
         raise UserError(
-            "several processes need --coordinator=HOST:PORT --num_processes=N --process_id=I, all "
-            "three, or --distributed alone"
+            "to train in several processes, give --coordinator=HOST:PORT, --num_processes=N and "
+            "--process_id=I, all three, or --distributed alone"
         )
     if not (args.distributed or all(given)):
         return
@@ -66,7 +76,7 @@ def join_job(args: argparse.Namespace) -> None:
     ):
         raise UserError(
             f"--coordinator={args.coordinator} --num_processes={args.num_processes} "
-            f"--process_id={args.process_id} do not fit: HOST:PORT, ids from 0 to N - 1"
+            f"--process_id={args.process_id} are not valid: give HOST:PORT, and ids from 0 to N - 1"
         )
     from charrnn_jax.processes import join_processes
 
@@ -74,18 +84,18 @@ def join_job(args: argparse.Namespace) -> None:
 
 
 def register_flag(parser: argparse.ArgumentParser) -> None:
-    """--register, of `sweep` and `search`."""
+    """Adds --register, a flag of `sweep` and `search`."""
     parser.add_argument(
         "--register",
         action="append",
         default=[],
         metavar="FILE",
-        help="an experiment file that registers what the config names; given to workers",
+        help="experiment file that registers names used in the config; may be repeated",
     )
 
 
 def register_experiments(args: argparse.Namespace) -> None:
-    """Runs the experiment files of --register. Comes before anything reads a config."""
+    """Runs the experiment files of --register. Call it before anything reads a config."""
     if args.register:
         from charrnn_jax.experiment import register_file
 
@@ -94,52 +104,53 @@ def register_experiments(args: argparse.Namespace) -> None:
 
 
 def experiment_files(args: argparse.Namespace) -> tuple[str, ...]:
-    """The files, as absolute paths, that a worker has to run for what they register."""
+    """Returns the absolute paths of the files that a worker has to run for what they register."""
+    from charrnn_jax.experiment import find_experiment
     from charrnn_jax.registry import has_registered
 
     files = [*args.register, *([args.config.partition(":")[0]] if args.config else [])]
-    return tuple(str(Path(file).resolve()) for file in files) if has_registered() else ()
+    return tuple(str(find_experiment(file)) for file in files) if has_registered() else ()
 
 
 def unk_flag(parser: argparse.ArgumentParser) -> None:
-    """What to do with unknown characters."""
+    """Adds --unk."""
     parser.add_argument(
         "--unk",
         default="error",
         choices=("error", "skip"),
-        help="what happens to characters that the model does not know; default: error",
+        help="what to do with characters that the model does not know; default: error",
     )
 
 
 def baseline_flag(parser: argparse.ArgumentParser) -> None:
-    """What a report compares with."""
+    """Adds --baseline."""
     parser.add_argument(
         "--baseline",
         type=_settings,
         metavar="FIELD=VALUE,...",
-        help="configuration that a report compares the others with; default: the first",
+        help="configuration that the report compares the others with; default: the first",
     )
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Parses a whole number above 0."""
     return _number(text, int, 1)
 
 
 def natural(text: str) -> int:
-    """A whole number from 0."""
+    """Parses a whole number of at least 0."""
     return _number(text, int, 0)
 
 
 def path(text: str) -> Path:
-    """A path that is not empty, as that of an unset variable of the shell is."""
+    """Parses a path; an empty one, as from an unset shell variable, is an error."""
     if not text:
-        raise argparse.ArgumentTypeError("it is empty")
+        raise argparse.ArgumentTypeError("the path is empty")
     return Path(text).expanduser()
 
 
 def real(text: str) -> float:
-    """A finite number from 0."""
+    """Parses a finite number of at least 0."""
     return _number(text, float, 0)
 
 
@@ -164,7 +175,8 @@ def _number(text: str, kind: type, low: int) -> Any:
         value = None
     if value is None or not low <= value < 2**31:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no {kind.__name__} of at least {low} and below 2**31"
+            f"{text!r} is not a {'whole ' * (kind is int)}number of at least {low} and below "
+            "2147483648"
         )
     return value
 
@@ -172,7 +184,7 @@ def _number(text: str, kind: type, low: int) -> Any:
 def load_config(args: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path]:
     """Returns the config with its overrides, checked, and the workdir."""
     if not args.config:
-        raise UserError("--config is missing: give an experiment, --config=experiments/quick.py")
+        raise UserError("--config is missing: give a preset or a file, such as --config=quick")
     from charrnn_jax.config import validate
     from charrnn_jax.experiment import load_experiment, override
 
@@ -193,9 +205,9 @@ def _default_workdir(file: str, arg: str, overrides: list[str]) -> Path:
 
 
 def open_run(args: argparse.Namespace, overrides: list[str]) -> Any:
-    """Opens the run that --workdir or --config names, and says on stderr what it is.
+    """Opens the run that --workdir or --config names, and describes it on standard error.
 
-    With both, the experiment file is run for what it registers.
+    If both are given, the experiment file is run for what it registers.
     """
     if args.workdir:
         reject(overrides)
@@ -207,41 +219,43 @@ def open_run(args: argparse.Namespace, overrides: list[str]) -> Any:
     elif args.config:
         workdir = load_config(args, overrides)[1]
     else:
-        raise UserError("which run? give --workdir=DIR, or the --config that it was trained with")
+        raise UserError("which run? Give --workdir=DIR, or the --config that it was trained with")
     from charrnn_jax.compilation_cache import keep_compiled_programs
     from charrnn_jax.workdir.run import load_run
 
     keep_compiled_programs()
     opened = load_run(workdir, checkpoint=args.checkpoint)
-    print(
-        f"Run {workdir}, step {opened.step:,}, trained on {opened.corpus.describe()}",
-        file=sys.stderr,
-    )
+    NOTES.info(f"Run {workdir}, step {opened.step:,}, trained on {opened.corpus.describe()}")
     return opened
 
 
 def reject(leftovers: list[str]) -> None:
-    """Raises UserError for arguments that nothing reads."""
+    """Raises UserError for arguments that the command does not have."""
     if leftovers:
         raise UserError(f"what is {leftovers[0]!r}? See charrnn --help")
 
 
 @contextlib.contextmanager
 def hint_at_unk() -> Iterator[None]:
-    """Errors about unknown characters name the flag that drops them."""
+    """Adds the flag that drops unknown characters to errors about them."""
     from charrnn_jax.data.vocabulary import UnknownCharacterError
 
     try:
         yield
     except UnknownCharacterError as error:
-        raise UserError(f"{error}; --unk=skip drops them") from error
+        raise UserError(f"{error}; --unk=skip drops unknown characters") from error
 
 
 def read_prompt(file: str, *, kind: str) -> str:
     """Returns the text of a file, or of standard input for "-", as a prompt.
 
-    For a vocabulary of bytes it is the file as it is: what is no UTF-8 becomes surrogates, which
-    the vocabulary turns back. Else a byte order mark is dropped, and CRLF and CR become LF.
+    For a vocabulary of bytes the file is not changed: bytes that are not UTF-8 become surrogates,
+    which the vocabulary turns back into bytes. Otherwise a byte order mark is dropped, and CRLF and
+    CR become LF.
+
+    Args:
+      file: path of the file, or "-".
+      kind: kind of the vocabulary, "characters" or "bytes".
     """
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
@@ -254,7 +268,7 @@ def read_prompt(file: str, *, kind: str) -> str:
 
 
 def read_text(file: str, *, kind: str) -> str | bytes:
-    """Returns a text as a vocabulary of this kind encodes it. file: "-" is standard input."""
+    """Returns the text of a file, or of standard input for "-", for a vocabulary of this kind."""
     from charrnn_jax.data.corpora import load_corpus
 
     blocks: list[Any] = list(load_corpus(path=file).blocks(kind))

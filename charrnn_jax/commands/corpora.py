@@ -1,4 +1,4 @@
-"""`charrnn corpora`: lists known corpora, and which are here."""
+"""`charrnn corpora`: lists the known corpora and where each one is."""
 
 import argparse
 
@@ -6,11 +6,11 @@ from charrnn_jax.commands.arguments import reject
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """It has none."""
+    """Adds nothing: the command has no flags."""
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Shows the list."""
+    """Prints the list."""
     reject(overrides)
     from charrnn_jax.data.corpora import (
         BUILT_IN,
@@ -20,7 +20,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         data_folder,
     )
 
-    print(f"Corpora are looked for in {data_folder()} (set CHARRNN_DATA_DIR to change that)")
+    print(f"Folder of the corpora: {data_folder()} (set CHARRNN_DATA_DIR to change it)")
     for name, known in KNOWN_CORPORA.items():
         where = cached_file(name) or f"to be downloaded from {known.url}"
         print(f"  {name:14}{known.size:>12,} bytes  {where}\n{'':16}{known.licence}")

@@ -1,4 +1,4 @@
-"""`charrnn evaluate`: loss of a whole split, by protocol."""
+"""`charrnn evaluate`: computes the loss on a whole split, under one or more protocols."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ from charrnn_jax.registry import PROTOCOLS
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Which checkpoint, and on what."""
+    """Adds the flags of the checkpoint, the split and the protocol."""
     checkpoint_flags(parser)
     parser.add_argument("--split", default="validation", choices=("train", "validation", "test"))
     parser.add_argument(
@@ -23,11 +23,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(PROTOCOLS)}, or one that the experiment registers; default: all",
     )
-    parser.add_argument("--path", default="", metavar="TEXT", help="where the run's text is now")
+    parser.add_argument(
+        "--path", default="", metavar="TEXT", help="path of the run's text, if it was moved"
+    )
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Shows the losses, and writes them into `evaluation.json`."""
+    """Prints the losses and writes them to `evaluation.json`."""
     trained = open_run(args, overrides)
     from charrnn_jax.evaluation.protocols import evaluate, make_protocol, protocols_in_all
 
@@ -59,12 +61,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _merge_into_json(file: Path, splits: dict[str, Any]) -> None:
-    """Adds losses to those the file has of the same checkpoint and text; replaces any others."""
+    """Adds losses to the ones of the same checkpoint and text in the file, and replaces others."""
     known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, TypeError):
         known = dict(json.loads(file.read_text()))
     for split, entry in splits.items():
-        with contextlib.suppress(KeyError, TypeError):  # another shape: somebody else's
+        with contextlib.suppress(KeyError, TypeError):  # not written by this command
             if all(known[split][name] == entry[name] for name in ("step", "corpus")):
                 entry["losses"] = {**known[split]["losses"], **entry["losses"]}
     with replacing(file) as partial:

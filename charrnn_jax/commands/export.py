@@ -1,4 +1,4 @@
-"""`charrnn export`: a model for places without this code, as a folder or as a web page."""
+"""`charrnn export`: exports a model that works without this package, as a folder or a web page."""
 
 import argparse
 
@@ -7,41 +7,43 @@ from charrnn_jax.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What is written, and where."""
+    """Adds the flags of the checkpoint and of the output."""
     checkpoint_flags(parser)
     parser.add_argument(
         "--format",
         default="folder",
         choices=("folder", "web"),
-        help="programs and weights for jax, or one HTML file; default: folder",
+        help="folder: programs and weights for jax; web: one HTML file; default: folder",
     )
     parser.add_argument(
         "--output",
         metavar="PATH",
         type=path,
         required=True,
-        help="a new folder, or a file such as model.html",
+        help="new folder, or HTML file such as model.html",
     )
     parser.add_argument(
-        "--dtype", choices=("int8", "float16"), help="of the weights in a web page; default: int8"
+        "--dtype",
+        choices=("int8", "float16"),
+        help="number type of the weights in a web page; default: int8",
     )
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Opens the run and writes it anew."""
+    """Opens the run and exports its model."""
     output = args.output
     if args.format == "folder" and args.dtype:
-        raise UserError("--dtype is of a web page; a folder has the weights as they are")
+        raise UserError("--dtype needs --format=web: a folder has the weights in full precision")
     if args.format == "web" and output.is_dir():
         raise UserError(f"{output} is a folder: give a file, --output={output / 'model.html'}")
     if args.format == "web" and output.exists() and output.suffix not in (".html", ".htm"):
-        raise UserError(f"{output} is there already: give a file, such as --output=model.html")
+        raise UserError(f"{output} exists, and is not HTML: give a file such as model.html")
     trained = open_run(args, overrides)
     if args.format == "folder":
         from charrnn_jax.export.folder import export
 
         export(trained, output)
-        print(f"Exported to {output}; its README.md says how it is used")
+        print(f"Exported to {output}; its README.md explains how to use it")
     else:
         from charrnn_jax.export.page import export_page
 

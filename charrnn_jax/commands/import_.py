@@ -1,4 +1,4 @@
-"""`charrnn import`: a model trained with PyTorch or Keras becomes a run."""
+"""`charrnn import`: turns a model trained with PyTorch or Keras into a run."""
 
 import argparse
 
@@ -6,22 +6,24 @@ from charrnn_jax.commands.arguments import path, reject
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What is read, and where the run is made."""
+    """Adds the flags of the files to read and of the new run."""
     parser.add_argument(
         "--weights",
         metavar="FILE",
         type=path,
         required=True,
-        help=".safetensors of a PyTorch state dict, or .npz of Keras's model.get_weights()",
+        help=".safetensors file of a PyTorch state dict, or .npz of Keras's model.get_weights()",
     )
     parser.add_argument(
         "--vocabulary",
         metavar="FILE",
         type=path,
         required=True,
-        help="JSON list of the characters in the order of the model's ids",
+        help="JSON list of the characters, in the order of the model's ids",
     )
-    parser.add_argument("--workdir", metavar="DIR", type=path, required=True, help="of the new run")
+    parser.add_argument(
+        "--workdir", metavar="DIR", type=path, required=True, help="folder of the new run"
+    )
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`charrnn sample --interactive`: type, see the model go on, go back, branch."""
+"""`charrnn sample --interactive`: write a text in turns with the model, go back, and branch."""
 
 import argparse
 import contextlib
@@ -16,22 +16,29 @@ from charrnn_jax.generation.sampler import Sampler
 from charrnn_jax.generation.writer import encode_stop
 
 HELP = """\
-What you type is added to the text, and the model goes on; \\n stands for a line break, // for a
-slash at its beginning.
-  (empty line)        go on
-  Ctrl-C              stop here
-  /again              another text from the same place
-  /back [K]           back to the text before, or to text K
-  /tree               all texts, and which came from which
-  /show               the whole text
-  /new [TEXT]         begin anew
-  /save FILE, /open FILE
-  /set                what can be set; /set temperature 0.7
-  /quit               or Ctrl-D"""
+What you type is added to the text, and the model continues it. Type \\n for a line break, and //
+for a slash at the start of a line.
+  (empty line)        let the model continue
+  Ctrl-C              stop the model
+  /again              write another text from the same point
+  /back [K]           go back to the text before this one, or to text K
+  /tree               show all texts, each below the text that it continues
+  /show               show the whole text
+  /new [TEXT]         start a new text
+  /save FILE          save the text
+  /open FILE          open a saved text
+  /set                show the settings; to change one: /set temperature 0.7
+  /quit               leave, as does Ctrl-D"""
 
 
 class Node(NamedTuple):
-    """A text: where the model took it up, and what it made of it. parent: its number, -1: none."""
+    """A text of a session.
+
+    Attributes:
+      parent: index of the text that it continues; -1: none.
+      before: the text before the model continued it.
+      after: the text after the model continued it.
+    """
 
     parent: int
     before: Continuation
@@ -40,13 +47,15 @@ class Node(NamedTuple):
 
 @dataclass
 class Session:
-    """All texts of a session, which of them is the present one, and the settings.
+    """All texts of a session, the current one, and the settings.
 
     Attributes:
-      sampler: that writes.
-      settings: of `Continuation.write`.
-      seed: of the next branch.
-      unk: what happens to characters that the model does not know: "error" or "skip".
+      sampler: sampler that generates the texts.
+      settings: arguments of `Continuation.write`.
+      seed: seed of the next new text or branch.
+      unk: what to do with characters that the model does not know: "error" or "skip".
+      nodes: all texts, in the order in which they were made.
+      now: index of the current text; -1: none.
     """
 
     sampler: Sampler
@@ -60,7 +69,7 @@ class Session:
         """Reads lines until there are no more."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # `input` then has a history
-        print("Type how a text begins, and the model goes on. /help: what else there is.")
+        print("Type the start of a text, and the model continues it. /help shows all commands.")
         if prompts:
             print(prompts[0], end="")
             self._do(lambda: self.add(prompts[0]))
@@ -68,7 +77,7 @@ class Session:
             try:
                 line = input(f"[{self.now + 1}] > ").rstrip("\r")
             except KeyboardInterrupt:
-                print("\n/quit or Ctrl-D leaves")
+                print("\nTo leave, type /quit or press Ctrl-D")
                 continue
             except EOFError:
                 print()
@@ -78,16 +87,16 @@ class Session:
             self._do(lambda line=line: self.obey(line))
 
     def _do(self, action: Any) -> None:
-        """Errors are shown, and the session goes on."""
+        """Runs an action; errors are printed, and the session continues."""
         try:
             action()
         except (UserError, OSError) as error:
             print(f"! {error}")
-        except KeyboardInterrupt:  # while it read or compiled, not while it wrote
+        except KeyboardInterrupt:  # while the model was reading or compiling, not writing
             print("\n! interrupted")
 
     def obey(self, line: str) -> None:
-        """Does what a line says."""
+        """Carries out a line: a command, or text to add."""
         if not line.startswith("/") or line.startswith("//"):
             self.add(line.removeprefix("/").replace("\\n", "\n"))
             return
@@ -104,32 +113,32 @@ class Session:
             "set": lambda: self.set(rest),
         }
         if name not in commands:
-            raise UserError(f"there is no /{name}; /help lists what there is")
+            raise UserError(f"there is no /{name}; /help shows all commands")
         commands[name]()
 
     def add(self, text: str) -> None:
-        """Adds a text of the user's, and lets the model go on."""
+        """Adds what the user typed, and lets the model continue."""
         if self.now < 0:
             return self.new(text)
         after = self._present().after
         if not text and after.last:
-            text = after.last.stop  # else the same would come again
+            text = after.last.stop  # otherwise the model would stop there again
         self._write(after.read(text, unk=self.unk), parent=self.now)
 
     def new(self, prompt: str) -> None:
-        """Begins anew."""
+        """Starts a new text."""
         start = Continuation.start(self.sampler, prompt, seed=self.seed, unk=self.unk)
         self.seed += 1
         self._write(start, parent=-1)
 
     def again(self) -> None:
-        """Another text from where the present one was taken up."""
+        """Writes another text from where the model continued the current one."""
         node = self._present()
         self._write(node.before.branch(self.seed), parent=node.parent)
         self.seed += 1
 
     def back(self, number: str) -> None:
-        """Goes to the text before the present one, or to one by its number."""
+        """Goes back to the text before the current one, or to a text by its number."""
         target = self._present().parent if not number else _whole(number) - 1
         if not 0 <= target < len(self.nodes):
             raise UserError("there is no text before it" if not number else f"no text {number}")
@@ -137,18 +146,18 @@ class Session:
         print(f"...{self.nodes[target].after.text[-200:]}")
 
     def save(self, file: str) -> None:
-        """Saves the present text."""
+        """Saves the current text."""
         self._present().after.save(file)
         print(f"Saved to {file}")
 
     def open(self, file: str) -> None:
-        """Goes on with a saved text."""
+        """Opens a saved text."""
         loaded = Continuation.load(file, sampler=self.sampler)
         self._append(Node(-1, loaded, loaded))
         print(loaded.text)
 
     def set(self, rest: str) -> None:
-        """Changes a setting, or shows them all."""
+        """Changes a setting, or prints all settings."""
         name, _, value = rest.strip().partition(" ")
         if not name:
             print(*(f"  {setting} {known!r}" for setting, known in self.settings.items()), sep="\n")
@@ -168,11 +177,11 @@ class Session:
             self.sampler.choose_rules(**{choice: changed[choice] for choice in CHOICES})
             self.settings = changed
         else:
-            raise UserError(f"there is no setting {name!r}; there are {', '.join(self.settings)}")
+            raise UserError(f"no setting {name!r}; the settings are {', '.join(self.settings)}")
 
     def _present(self) -> Node:
         if self.now < 0:
-            raise UserError("there is no text yet: type how one begins")
+            raise UserError("there is no text yet: type the start of one")
         return self.nodes[self.now]
 
     def _write(self, before: Continuation, *, parent: int) -> None:
@@ -193,7 +202,7 @@ class Session:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[list[bool]]:
-    """Gives a list that is empty until Ctrl-C is pressed; the device's work is not torn apart."""
+    """Yields a list that stays empty until Ctrl-C is pressed, so the device finishes its work."""
     pressed: list[bool] = []
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:
@@ -203,7 +212,7 @@ def _interruptible() -> Iterator[list[bool]]:
 
 
 def _show_tree(nodes: list[Node], *, now: int, parent: int = -1, depth: int = 0) -> None:
-    """Shows all texts under the one that they came from; `now` is marked."""
+    """Prints each text below the text that it continues; `now` is marked."""
     for i, node in enumerate(nodes):
         if node.parent == parent:
             text = node.after.last.text if node.after.last else node.after.text
@@ -213,7 +222,7 @@ def _show_tree(nodes: list[Node], *, now: int, parent: int = -1, depth: int = 0)
 
 def _file(rest: str) -> str:
     if not rest.strip():
-        raise UserError("give the name of a file")
+        raise UserError("give the name of a file after the command")
     return os.path.expanduser(rest.strip())
 
 

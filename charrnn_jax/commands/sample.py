@@ -23,15 +23,15 @@ from charrnn_jax.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What to continue, how, and how it is shown."""
+    """Adds the flags of the prompts, of how text is drawn, and of the output."""
     checkpoint_flags(parser)
     parser.add_argument(
-        "--prompt", action="append", help="text to continue; give it again for several"
+        "--prompt", action="append", help="text to continue; repeat it for several texts"
     )
     parser.add_argument(
         "--prompt_file",
         metavar="FILE",
-        help='text to continue, as it is in the file; "-": standard input',
+        help='file with the text to continue; "-": standard input',
     )
     parser.add_argument("--num_chars", type=positive, default=1000, metavar="N")
     for name, (kind, default, does) in CHOICES.items():
@@ -42,31 +42,31 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a rule that the experiment file registers; give it again for several",
+        help="rule that the experiment file registers; may be repeated",
     )
     parser.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
-        help="a text ends before this; give it again for several",
+        help="end a text before this string; may be repeated",
     )
     parser.add_argument(
-        "--best_of", type=positive, default=1, metavar="N", help="the likeliest of N texts"
+        "--best_of", type=positive, default=1, metavar="N", help="show the most likely of N texts"
     )
     parser.add_argument("--num_samples", type=positive, default=1, metavar="N")
     parser.add_argument("--seed", type=natural, default=0, metavar="N")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        help="of the operands of products; default: as the run was trained",
+        help="number type of the operands of matrix products; default: that of the run",
     )
     unk_flag(parser)
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--stream", action="store_true", help="one text, shown as it is written")
-    shown.add_argument("--json", action="store_true", help="a JSON object a line for every text")
+    shown.add_argument("--stream", action="store_true", help="show one text while it is written")
+    shown.add_argument("--json", action="store_true", help="print one line of JSON for each text")
     shown.add_argument(
-        "--interactive", action="store_true", help="type, let it go on, go back, branch"
+        "--interactive", action="store_true", help="write in turns with the model, go back, branch"
     )
 
 
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
                 )
     seconds = time.perf_counter() - start
     print(
-        f"{'_' * 80}\nRun time: {seconds:.2f} s with compilation, "
+        f"{'_' * 80}\nRun time: {seconds:.2f} s including compilation, "
         f"{num_chars / seconds:,.0f} characters/s",
         file=sys.stderr,
     )
@@ -120,13 +120,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _check_flags(args: argparse.Namespace) -> None:
     if args.prompt is not None and args.prompt_file is not None:
-        raise UserError("--prompt and --prompt_file were both given: take one of them")
+        raise UserError("--prompt and --prompt_file were both given: give only one of them")
     if args.interactive and args.prompt_file == "-":
-        raise UserError("--interactive reads standard input itself: give --prompt_file=FILE")
+        raise UserError("--interactive needs standard input for itself: give --prompt_file=FILE")
     several = len(args.prompt or ()) > 1 or args.num_samples > 1 or args.best_of > 1
     if several and (args.stream or args.interactive):
         flag = "--stream" if args.stream else "--interactive"
-        raise UserError(f"{flag} shows one text: give one --prompt, no --num_samples or --best_of")
+        raise UserError(f"{flag} shows one text: give one --prompt, no --num_samples, no --best_of")
 
 
 def _stream(sampler: Any, prompts: list[str], settings: dict[str, Any]) -> int:
@@ -141,7 +141,7 @@ def _stream(sampler: Any, prompts: list[str], settings: dict[str, Any]) -> int:
 
 
 def _as_shown(prompt: str, vocabulary: Any) -> str:
-    """Bytes that are no UTF-8 look like those of a text."""
+    """Returns a prompt as printed: bytes that are not UTF-8 look as they do in generated text."""
     is_bytes = vocabulary.kind == "bytes"
     return vocabulary.decode(vocabulary.encode(prompt)) if is_bytes else prompt
 
@@ -151,7 +151,7 @@ def _show(samples: list[Any], vocabulary: Any, *, as_json: bool) -> None:
     if as_json:
         for sample in samples:
             fields = sample._asdict()
-            if math.isnan(sample.nats_per_char):  # of an empty text; JSON has no nan
+            if math.isnan(sample.nats_per_char):  # an empty text; JSON has no NaN
                 fields["nats_per_char"] = None
             print(json.dumps(fields))
     else:

@@ -1,4 +1,4 @@
-"""`charrnn score`: loss of a given text."""
+"""`charrnn score`: computes the loss of a given text."""
 
 import argparse
 
@@ -13,17 +13,17 @@ from charrnn_jax.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Which checkpoint, and which text."""
+    """Adds the flags of the checkpoint and of the text."""
     checkpoint_flags(parser)
     text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument("--text", help="the text itself")
-    text.add_argument("--text_file", metavar="FILE", help='"-": standard input')
-    parser.add_argument("--per_char", action="store_true", help="also every character's bits")
+    text.add_argument("--text", help="text to score")
+    text.add_argument("--text_file", metavar="FILE", help='file to score; "-": standard input')
+    parser.add_argument("--per_char", action="store_true", help="print the bits of each character")
     unk_flag(parser)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Shows the loss."""
+    """Prints the loss."""
     trained = open_run(args, overrides)
     import numpy as np
 

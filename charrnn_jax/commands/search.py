@@ -1,4 +1,4 @@
-"""`charrnn search`: a sweep over the space of an experiment's get_search, within a budget."""
+"""`charrnn search`: searches the space of an experiment's get_search, within a budget."""
 
 import argparse
 import shlex
@@ -23,25 +23,30 @@ if TYPE_CHECKING:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Which search, and its budget."""
+    """Adds the flags of a search, including its budget."""
     run_flags(parser)
-    parser.add_argument("--num_trials", type=positive, metavar="N", help="the budget")
+    parser.add_argument(
+        "--num_trials", type=positive, metavar="N", help="the budget: number of trials in all"
+    )
     parser.add_argument(
         "--sampler", choices=("tpe", "random"), help="how values are chosen; default: tpe"
     )
     parser.add_argument(
-        "--pruner", choices=("asha", "none"), help="ends trials that lag behind; default: asha"
+        "--pruner", choices=("asha", "none"), help="how poor trials are ended; default: asha"
     )
     parser.add_argument(
-        "--workers", type=positive, metavar="N", help="processes at once; default: cards, or cores"
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="processes at a time; default: one for each GPU, or for each CPU core",
     )
-    parser.add_argument("--dry_run", action="store_true", help="show the space")
+    parser.add_argument("--dry_run", action="store_true", help="only show the space")
     baseline_flag(parser)
     register_flag(parser)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Trains the trials that the budget leaves, and reports on all of them as `charrnn sweep`."""
+    """Trains the remaining trials of the budget, and writes the report of all trials."""
     register_experiments(args)
     search = _open_search(args, overrides)
     if search is None:
@@ -53,7 +58,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from charrnn_jax.sweeps.units import write_report
 
     units, workdir = search.units, search.workdir
-    print(f"{search.num_trials} trials in {workdir}; {len(units)} of them were begun before")
+    print(f"{search.num_trials} trials in {workdir}; {len(units)} of them were started before")
     jobs = (
         Job((unit,), workdir, experiments=experiment_files(args)) for unit in search.remaining()
     )
@@ -75,13 +80,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     values = [f"--config.{name}={value}" for name, value in best.overrides.items()]
     command = shlex.join(["charrnn", "train", *search.plan.experiment, *values])
     print(
-        "To train it with other seeds, and for longer by --config.train.num_steps or num_epochs:\n"
+        "To train it with other seeds (longer with --config.train.num_steps or num_epochs):\n"
         f"  for seed in 1 2 3; do {command} --config.seed=$seed; done"
     )
 
 
 def _open_search(args: argparse.Namespace, overrides: list[str]) -> "Search | None":
-    """The search of --config, or the one in --workdir; a dry run only shows it and gives None."""
+    """Returns the search of --config or --workdir; a dry run only prints it and returns None."""
     if not args.config and args.workdir:
         return _open_saved(args, overrides)
     plan, workdir = _load_plan(args, overrides)
@@ -89,7 +94,7 @@ def _open_search(args: argparse.Namespace, overrides: list[str]) -> "Search | No
     if args.dry_run:
         return None
     if not args.num_trials:
-        raise UserError("a search needs its budget, --num_trials=N")
+        raise UserError("a search needs a budget: give --num_trials=N")
     from charrnn_jax.sweeps.search import create_search
 
     return create_search(plan, workdir, num_trials=args.num_trials)
@@ -99,7 +104,7 @@ def _open_saved(args: argparse.Namespace, overrides: list[str]) -> "Search | Non
     reject(overrides)
     if args.sampler or args.pruner:
         raise UserError(
-            "--sampler and --pruner need --config; without it, --workdir names a search to resume"
+            "--sampler and --pruner need --config: without it, the search in --workdir is resumed"
         )
     from charrnn_jax.sweeps.search import Search
 
@@ -113,7 +118,7 @@ def _open_saved(args: argparse.Namespace, overrides: list[str]) -> "Search | Non
 
 
 def _load_plan(args: argparse.Namespace, overrides: list[str]) -> tuple["Plan", Path]:
-    """The plan of --config, and the workdir; without Optuna, which a dry run does not need."""
+    """Returns the plan of --config and the workdir. A dry run must not need Optuna for this."""
     from charrnn_jax.experiment import call_experiment
     from charrnn_jax.sweeps import space
     from charrnn_jax.sweeps.plan import make_plan

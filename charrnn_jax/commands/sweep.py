@@ -29,9 +29,11 @@ _DOING = "running a sweep"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Which sweep, and how its units run."""
+    """Adds the flags of a sweep and of how its units run."""
     run_flags(parser)
-    parser.add_argument("--dry_run", action="store_true", help="show the units and their commands")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="only show the units and their commands"
+    )
     parser.add_argument(
         "--work_unit", metavar="K[,K-K]", help="train these units in this process, without a report"
     )
@@ -42,7 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=positive,
         metavar="N",
-        help="processes at once; default: cards, or cores; with Slurm as many as there are units",
+        help="processes at a time; default: one for each GPU or CPU core, with Slurm for each unit",
     )
     baseline_flag(parser)
     register_flag(parser)
@@ -52,21 +54,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default="local",
         help="where the processes run: here (the default), or as tasks of a Slurm job",
     )
-    slurm = parser.add_argument_group("with --launcher=slurm, for each of the processes")
-    slurm.add_argument("--partition", metavar="NAME", help="of the cluster; default: the cluster's")
+    slurm = parser.add_argument_group("with --launcher=slurm, for each process")
+    slurm.add_argument(
+        "--partition", metavar="NAME", help="partition; default: the one of the cluster"
+    )
     slurm.add_argument(
         "--time",
         metavar="[D-]HH:MM:SS",
-        help="two to three minutes before it is over, the process saves; then it is requeued",
+        help="time limit; two to three minutes before it, the process saves and is requeued",
     )
-    slurm.add_argument("--memory", metavar="SIZE", help="as 8G")
-    slurm.add_argument("--cpus_per_task", type=positive, metavar="N", help="cores")
-    slurm.add_argument("--gpus_per_task", type=positive, metavar="N", help="cards")
+    slurm.add_argument("--memory", metavar="SIZE", help="memory, such as 8G")
+    slurm.add_argument("--cpus_per_task", type=positive, metavar="N", help="CPU cores")
+    slurm.add_argument("--gpus_per_task", type=positive, metavar="N", help="GPUs")
     slurm.add_argument(
         "--sbatch",
         action="append",
         metavar="OPTION[=VALUE]",
-        help="any other of sbatch, as account=me; may be given again",
+        help="any other option of sbatch, such as account=me; may be repeated",
     )
 
 
@@ -78,7 +82,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.work_unit is not None:
         if args.dry_run or args.retry_failed or args.baseline:
             raise UserError(
-                "--work_unit goes with neither --dry_run, --retry_failed nor --baseline"
+                "--work_unit cannot be used with --dry_run, --retry_failed or --baseline"
             )
         set_up_worker()
     options = _sbatch_options(args)
@@ -102,7 +106,7 @@ def _launch(
     overrides: list[str],
     options: dict[str, str | bool],
 ) -> None:
-    """Has worker processes train what is not done, and reports; a dry run only shows the jobs."""
+    """Trains what is not done in worker processes, then reports; a dry run only shows the jobs."""
     from charrnn_jax.reports.sweep.statistics import find_baseline, group
     from charrnn_jax.sweeps.jobs import make_jobs
     from charrnn_jax.sweeps.local import make_workers, run_jobs
@@ -113,7 +117,7 @@ def _launch(
     find_baseline(group([unit.read_result() for unit in units]), args.baseline)  # not hours later
     tasks = find_tasks(units, workdir=workdir)
     if tasks and args.launcher == "local":
-        raise UserError(f"Slurm still has {', '.join(tasks)} of this sweep: give --launcher=slurm")
+        raise UserError(f"Slurm still runs {', '.join(tasks)} of this sweep: give --launcher=slurm")
     todo = _to_train(units, tasks, retry_failed=args.retry_failed)
     workers = make_workers(args.workers) if args.launcher == "local" else []
     num_workers = len(workers) or args.workers or max(len(todo), 1)
@@ -121,7 +125,7 @@ def _launch(
         todo, workdir=workdir, num_workers=num_workers, experiments=experiment_files(args)
     )
     num_done = sum(unit.is_done() for unit in units)
-    print(f"{len(units)} work units in {workdir}: {num_done} done, {len(todo)} to be trained")
+    print(f"{len(units)} work units in {workdir}: {num_done} done, {len(todo)} to train")
     if args.dry_run:
         _show(units, jobs, args=args, overrides=overrides)
         return
@@ -134,13 +138,13 @@ def _launch(
     counts = describe_counts([unit.read_status()["status"] for unit in units])
     print(f"{counts}; the report is {workdir / 'sweep.html'}")
     if not all(unit.is_done() for unit in units):
-        raise TrainingError("not all work units are done; --retry_failed trains them again")
+        raise TrainingError("not all work units are done: --retry_failed trains them again")
 
 
 def _to_train(
     units: Sequence["WorkUnit"], tasks: Mapping[str, "Job"], *, retry_failed: bool
 ) -> list["WorkUnit"]:
-    """The units that are still to be trained, without the ones that Slurm has already."""
+    """Returns the units that are still to be trained, without the ones that Slurm already has."""
     in_slurm = {unit.name for job in tasks.values() for unit in job.units}
     return [
         unit
@@ -150,7 +154,7 @@ def _to_train(
 
 
 def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list["WorkUnit"], Path]:
-    """The work units of --config, or of the sweep in --workdir."""
+    """Returns the work units of --config, or of the sweep in --workdir, and the sweep's folder."""
     from charrnn_jax.experiment import call_experiment
     from charrnn_jax.sweeps import hyper
     from charrnn_jax.sweeps.slurm import find_tasks
@@ -172,11 +176,11 @@ def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list["W
     sweep = call_experiment(args.config.partition(":")[0], "get_hyper", hyper)
     units = make_units(config, sweep, workdir=workdir)
     check_workdirs(units)
-    find_tasks(units, workdir=workdir)  # raises before the file that they read is replaced
+    find_tasks(units, workdir=workdir)  # raises before the file that the tasks read is replaced
     if (workdir / SEARCH_FILE).is_file():
         raise UserError(f"{workdir} holds a search: give another --workdir")
     if not args.dry_run:
-        # A running launcher reads the file; a worker writes what is there already.
+        # A running launcher reads the file. A worker needs no lock: it writes the same content.
         at_work = args.work_unit is not None
         with contextlib.nullcontext() if at_work else locked(workdir, doing=_DOING):
             save_sweep(workdir, config=config, sweep=sweep)
@@ -196,7 +200,7 @@ def _parse_indices(text: str, num_units: int) -> list[int]:
         indices = []
     if not indices or not all(0 <= index < num_units for index in indices):
         raise UserError(
-            f"--work_unit is {text!r}: give numbers from 0 to {num_units - 1}, as 0,2-4"
+            f"--work_unit is {text!r}: give numbers from 0 to {num_units - 1}, such as 0,2-4"
         )
     return indices
 
@@ -223,7 +227,7 @@ def _show(
     args: argparse.Namespace,
     overrides: list[str],
 ) -> None:
-    """Prints each unit with the command that trains it alone, then which ones share a process."""
+    """Prints each unit with the command that trains it alone, then the units of each process."""
     given = [f"--{name}={value}" for name in ("config", "workdir") if (value := vars(args)[name])]
     given += [f"--register={file}" for file in args.register]
     command = shlex.join(["charrnn", "sweep", *given, *overrides])
@@ -242,7 +246,7 @@ def _sbatch_options(args: argparse.Namespace) -> dict[str, str | bool]:
         "time": args.time,
         "mem": args.memory,
         "cpus-per-task": args.cpus_per_task,
-        "gpus-per-node": args.gpus_per_task,  # a task has a node; older Slurms know no other
+        "gpus-per-node": args.gpus_per_task,  # a task has a node; old Slurms lack other options
     }
     options: dict[str, str | bool] = {name: str(value) for name, value in flags.items() if value}
     for text in args.sbatch or ():
@@ -253,7 +257,7 @@ def _sbatch_options(args: argparse.Namespace) -> dict[str, str | bool]:
 
         check_slurm()
     elif options:
-        raise UserError(f"{', '.join(options)}: that is for Slurm; give --launcher=slurm, too")
+        raise UserError(f"{', '.join(options)}: only for Slurm, so give --launcher=slurm as well")
     return options
 
 
@@ -265,11 +269,11 @@ def _run_in_slurm(
     options: dict[str, str | bool],
     table: "SweepTable",
 ) -> None:
-    """Submits the jobs, then waits for them and for the tasks that Slurm had before."""
+    """Submits the jobs, then waits for them and for the tasks that Slurm already had."""
     from charrnn_jax.sweeps.slurm import submit, wait_for_tasks
 
     if tasks:
-        print(f"Slurm has {len(tasks)} tasks of this sweep already; they continue")
+        print(f"Slurm already has {len(tasks)} tasks of this sweep; they continue")
     if jobs:
         tasks = tasks | submit(jobs, num_at_once=num_at_once, options=options, beside=tasks)
     if not tasks:
@@ -279,5 +283,5 @@ def _run_in_slurm(
     try:
         wait_for_tasks(tasks, table=table)
     except KeyboardInterrupt:
-        print(f"The tasks continue in Slurm: the same command waits again, {cancel} cancels them")
+        print(f"The tasks continue in Slurm. The same command waits again; {cancel} cancels them")
         raise

@@ -7,13 +7,13 @@ from charrnn_jax.commands.arguments import job_flags, join_job, load_config, run
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Those of a run and of a job of several processes."""
+    """Adds the flags of a run and of a job of several processes."""
     run_flags(parser)
     job_flags(parser)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Trains, and says what can be done next."""
+    """Trains, then prints what to do next."""
     config, workdir = load_config(args, overrides)
     join_job(args)
     from charrnn_jax.compilation_cache import keep_compiled_programs

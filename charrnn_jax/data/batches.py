@@ -1,7 +1,7 @@
 """Token array -> `Batch(inputs, targets)`, as a pure function of the step.
 
-Because step k always gives the same batch, the step IS the position: there is nothing else to save
-or to restore. Targets are the inputs shifted by one ("Hell" -> "ello").
+Step k always gives the same batch, so the step is the position in the text, and nothing else has to
+be saved or restored. Targets are the inputs shifted by one ("Hell" -> "ello").
 """
 
 import itertools
@@ -20,11 +20,11 @@ S = TypeVar("S")
 
 
 class Batch(NamedTuple):
-    """Token ids.
+    """Token ids of B sequences.
 
     Attributes:
-      inputs: [B, T] int32.
-      targets: [B, T] int32; targets[b, t] is the character after inputs[b, t].
+      inputs: [B, T] int32 ids.
+      targets: [B, T] int32 ids; targets[b, t] is the character after inputs[b, t].
     """
 
     inputs: np.ndarray | jax.Array
@@ -34,25 +34,25 @@ class Batch(NamedTuple):
 def slice_batch(
     tokens: np.ndarray | jax.Array, starts: np.ndarray | jax.Array, *, sequence_length: int
 ) -> Batch:
-    """Slices B pieces of a text, on whatever device it is.
+    """Slices a batch out of a text, on the device that holds the text.
 
     Args:
-      tokens: [num_chars] ids.
-      starts: [B] positions of the first characters; a piece has sequence_length + 1.
-      sequence_length: T.
+      tokens: [num_chars] ids of the text.
+      starts: [B] positions of the first characters; each slice has sequence_length + 1 characters.
+      sequence_length: T, in characters.
     """
     window = tokens[starts[:, None] + np.arange(sequence_length + 1)[None]].astype(np.int32)
     return Batch(inputs=window[:, :-1], targets=window[:, 1:])
 
 
 class Batches(Protocol):
-    """What the training loop needs of a kind of batching.
+    """What the training loop needs from a kind of batching.
 
     Attributes:
-      tokens: [num_chars] of the text.
-      sequence_length: T.
-      steps_per_epoch: batches in one pass over the text.
-      reset_every_steps: the recurrent carry is set to zero before every so many batches.
+      tokens: [num_chars] ids of the text.
+      sequence_length: T, in characters.
+      steps_per_epoch: number of batches in one pass over the text.
+      reset_every_steps: number of batches from one reset of the carry to the next.
     """
 
     tokens: np.ndarray
@@ -61,22 +61,27 @@ class Batches(Protocol):
     reset_every_steps: int
 
     def starts(self, step: int) -> np.ndarray:
-        """Returns [B] positions in the text where the batch of a step begins."""
+        """Returns the positions in the text where the sequences of a step begin, [B]."""
 
     def __getitem__(self, step: int) -> Batch: ...
 
 
 class Chunks:
-    """Chunks of sequence_length + 1 characters, shuffled anew each epoch: the tutorial's batches.
+    """Chunks of sequence_length + 1 characters, shuffled anew each epoch, as in the tutorial.
 
-    What is left over at the end of the text, and then at the end of an epoch, is dropped. Every
-    chunk starts from a zero carry.
+    Characters left over at the end of the text, and chunks left over at the end of an epoch, are
+    dropped. Every chunk starts from a zero carry.
+
+    Args:
+      tokens: [num_chars] ids of the text.
+      batch_size: B, in chunks.
+      sequence_length: T, in characters.
+      seed: seed of the shuffles.
     """
 
     reset_every_steps = 1
 
     def __init__(self, tokens: np.ndarray, *, batch_size: int, sequence_length: int, seed: int):
-        """Args: tokens: [num_chars]; batch_size: B; sequence_length: T; seed: of the shuffles."""
         self.num_chunks = len(tokens) // (sequence_length + 1)
         self.steps_per_epoch = self.num_chunks // batch_size
         if not self.steps_per_epoch:
@@ -101,14 +106,18 @@ class Chunks:
 
 
 class Lanes:
-    """B contiguous lanes read in parallel, T characters a step; the carry is kept across steps.
+    """B contiguous lanes read in parallel, T characters per step; the carry is kept between steps.
 
     Lane b is the b-th of B equal parts of the text. At the end of an epoch every lane jumps back to
-    its start, so there the carry is zero again.
+    its start, and the carry is reset to zero.
+
+    Args:
+      tokens: [num_chars] ids of the text.
+      batch_size: B, in lanes.
+      sequence_length: T, in characters.
     """
 
     def __init__(self, tokens: np.ndarray, *, batch_size: int, sequence_length: int):
-        """Args: tokens: [num_chars]; batch_size: B; sequence_length: T."""
         lane_length = (len(tokens) - 1) // batch_size  # the last target needs one more character
         self.steps_per_epoch = max(lane_length, 0) // sequence_length
         if not self.steps_per_epoch:
@@ -128,10 +137,17 @@ class Lanes:
 def make_batches(
     tokens: np.ndarray, *, batching: str, batch_size: int, sequence_length: int, seed: int
 ) -> Batches:
-    """Chooses a kind of batching by name: "chunks" or "lanes".
+    """Makes the batches of a text; `batches[step]` is the batch of a step.
+
+    Args:
+      tokens: [num_chars] ids of the text.
+      batching: "chunks" or "lanes".
+      batch_size: B, in sequences.
+      sequence_length: T, in characters.
+      seed: seed of the shuffles of "chunks".
 
     Raises:
-      UserError: the text is too short for one batch; says what would fit.
+      UserError: the text is too short for one batch; the message says what would fit.
     """
     if batching == "chunks":
         return Chunks(tokens, batch_size=batch_size, sequence_length=sequence_length, seed=seed)
@@ -149,7 +165,10 @@ def _too_short(num_chars: int, batch_size: int, sequence_length: int, chunk: int
 
 
 def prefetch(items: Iterable[S], put: Callable[[S], T], *, size: int = 2) -> Iterator[T]:
-    """Applies `put` (a copy to the device, which returns at once) to `size` items ahead of use."""
+    """Yields `put(item)` for each item, with `put` called on up to `size` items ahead.
+
+    `put` is a copy to the device, which returns before the copy is done.
+    """
     items = iter(items)
     queue = deque(map(put, itertools.islice(items, size)))
     while queue:

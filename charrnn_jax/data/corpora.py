@@ -1,8 +1,8 @@
-"""Name or path -> `Corpus`: known corpora, own text, and the one that is always there.
+"""Name or path -> `Corpus`: known corpora, the user's own text, and a corpus that needs no network.
 
-How text is read: UTF-8, no Unicode normalisation. A byte order mark at the start of a file is
-dropped, and CRLF and lone CR become LF. Read as bytes instead, a file is taken untouched. Text is
-read in blocks and never held whole. Knows nothing of vocabularies or models.
+Text is read as UTF-8, without Unicode normalisation. A byte order mark at the start of a file is
+dropped, and CRLF and lone CR become LF. A file that is read as bytes is not changed. Text is read
+in blocks, never as a whole. Knows nothing of vocabularies or models.
 """
 
 import atexit
@@ -23,22 +23,23 @@ import platformdirs
 
 from charrnn_jax.errors import UserError
 from charrnn_jax.files import replacing
+from charrnn_jax.messages import NOTES
 
-BLOCK_SIZE = 1 << 22  # characters or bytes that are read at once
-STDLIB_CHARS = 1_000_000  # length of the built-in corpus
+BLOCK_SIZE = 1 << 22  # characters or bytes read at once
+STDLIB_CHARS = 1_000_000  # length of the built-in corpus, in characters
 
 
 @dataclass(frozen=True)
 class KnownCorpus:
-    """Where a corpus comes from and how it is recognised.
+    """Where a corpus comes from, and how it is recognised.
 
     Attributes:
-      url: of the text, or of a zip archive that holds it.
-      sha256: of the text itself, in hex.
-      size: of the text itself, in bytes.
-      licence: what is known of it.
-      zip_member: name of the text inside the archive; "" where `url` is the text.
-      zip_sha256: of the archive.
+      url: address of the text, or of a zip archive that contains it.
+      sha256: SHA-256 of the text, in hex.
+      size: size of the text, in bytes.
+      licence: licence and origin of the text.
+      zip_member: name of the text in the archive; "": `url` is the text itself.
+      zip_sha256: SHA-256 of the archive, in hex; "": `url` is the text itself.
     """
 
     url: str
@@ -78,14 +79,14 @@ BUILT_IN = "python-stdlib"
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text that is there, as files in a fixed order.
+    """A text on disk, as files in a fixed order.
 
     Attributes:
-      name: a known corpus's name, or the path that was asked for.
+      name: name of a known corpus, or the path that was given.
       paths: the files, joined in this order with nothing between them.
-      sha256: of their bytes so joined, in hex.
-      max_chars: only so many characters (bytes, read as bytes) count; 0: all.
-      instead_of: the corpus that was wanted and could not be had; "": this is the one.
+      sha256: SHA-256 of the joined bytes, in hex.
+      max_chars: number of characters (bytes if read as bytes) to use, from the start; 0: all.
+      instead_of: name of the corpus that was wanted but not available; "": none.
     """
 
     name: str
@@ -95,10 +96,10 @@ class Corpus:
     instead_of: str = ""
 
     def blocks(self, kind: str = "characters") -> Iterator[str | bytes]:
-        """Yields the text in blocks of at most `BLOCK_SIZE`: str, or bytes for kind "bytes".
+        """Yields the text in blocks of at most `BLOCK_SIZE`, as str, or bytes for kind "bytes".
 
         Raises:
-          UserError: a file cannot be read, or is not UTF-8 (names the file and the byte).
+          UserError: a file cannot be read or is not UTF-8; the message names the file and the byte.
         """
         left = self.max_chars or sys.maxsize
         for path in self.paths:
@@ -116,7 +117,7 @@ class Corpus:
                 raise UserError(f"cannot read {path}: {error.strerror}") from error
 
     def head(self, num_chars: int, *, kind: str = "characters") -> str:
-        """Returns the first `num_chars` characters."""
+        """Returns the first `num_chars` characters, or bytes for kind "bytes", as text."""
         blocks = replace(self, max_chars=num_chars).blocks(kind)
         return "".join(b if isinstance(b, str) else b.decode("utf-8", "replace") for b in blocks)
 
@@ -142,18 +143,18 @@ def _first_invalid_byte(path: Path) -> int:
 def load_corpus(
     name: str = "", *, path: str = "", offline_corpus: str = "", max_chars: int = 0
 ) -> Corpus:
-    """Finds a text: `path` if given, else the corpus `name` in the cache, else its download.
+    """Finds a text: `path` if given, else the corpus `name` in the cache, else by download.
 
     Args:
-      name: of a known corpus.
-      path: own text: a file, a folder (its *.txt files, or all if there are none), a glob, or "-"
-        for standard input. Several files are joined in sorted order.
-      offline_corpus: name of the corpus to use if `name` is neither cached nor reachable (the
-        result says so in `instead_of`); "": that is an error.
-      max_chars: only so many characters of it; 0: all.
+      name: name of a known corpus.
+      path: text to use instead: a file, a folder (its `.txt` files, or all files if it has none), a
+        glob, or "-" for standard input. Several files are joined in sorted order.
+      offline_corpus: name of the corpus to use if `name` is neither cached nor reachable, which the
+        result says in `instead_of`; "": this is an error.
+      max_chars: number of characters to use, from the start; 0: all.
 
     Raises:
-      UserError: nothing there, nothing in it, a wrong checksum, or no network.
+      UserError: the text is missing or empty, its checksum is wrong, or there is no network.
     """
     corpus = _own_text(path) if path else _named(name, offline_corpus)
     if max_chars and (not corpus.max_chars or max_chars < corpus.max_chars):
@@ -166,12 +167,12 @@ def _named(name: str, offline_corpus: str) -> Corpus:
         return _python_stdlib()
     if name not in KNOWN_CORPORA:
         raise UserError(
-            f"no corpus is called {name!r}; known are {', '.join(KNOWN_CORPORA)}, {BUILT_IN}; "
-            "your own text goes in as --config.data.path=FILE"
+            f"there is no corpus {name!r}; there are {', '.join(KNOWN_CORPORA)}, {BUILT_IN}. "
+            "To use your own text, give --config.data.path=FILE"
         )
     file = cached_file(name)
     if file is None:
-        import requests  # half a second: only a download pays for it
+        import requests  # takes half a second, and only a download needs it
 
         try:
             file = _download(name)
@@ -180,7 +181,7 @@ def _named(name: str, offline_corpus: str) -> Corpus:
                 return replace(_named(offline_corpus, ""), instead_of=name)
             raise UserError(
                 f"corpus {name!r} is not in {data_folder()} and cannot be downloaded "
-                f"({_reason(error)}): put the file there, set CHARRNN_DATA_DIR to a folder that "
+                f"({_reason(error)}): put {name}.txt there, set CHARRNN_DATA_DIR to a folder that "
                 f"has it, or use --config.data.corpus={BUILT_IN} or --config.data.path=FILE"
             ) from error
     known = KNOWN_CORPORA[name]
@@ -194,28 +195,28 @@ def _named(name: str, offline_corpus: str) -> Corpus:
 
 
 def data_folder() -> Path:
-    """Where corpora are looked for and stored: $CHARRNN_DATA_DIR, else the user's cache folder."""
+    """Returns the folder of the corpora: $CHARRNN_DATA_DIR, else the user's cache folder."""
     return Path(os.environ.get("CHARRNN_DATA_DIR") or cache_folder()).expanduser()
 
 
 def cache_folder() -> Path:
-    """The user's cache folder, for what can be made again."""
+    """Returns the user's cache folder, for files that can be made again."""
     return Path(platformdirs.user_cache_dir("charrnn_jax", appauthor=False))
 
 
 def cached_file(name: str) -> Path | None:
-    """Returns the file of a known corpus if it is there: NAME or NAME.txt in the data folder."""
+    """Returns the file of a known corpus, NAME.txt or NAME in the data folder, if it exists."""
     candidates = (data_folder() / f"{name}.txt", data_folder() / name)
     return next((file for file in candidates if file.is_file()), None)
 
 
 def _download(name: str) -> Path:
-    """Downloads, verifies and stores a known corpus; leaves nothing behind when it fails."""
+    """Downloads, verifies and stores a known corpus; a failed download leaves no files."""
     import pooch
 
     known = KNOWN_CORPORA[name]
-    print(f"downloading corpus {name!r} from {known.url}", file=sys.stderr)
-    pooch.get_logger().setLevel("WARNING")  # its own line names a temporary file
+    NOTES.info(f"downloading corpus {name!r} from {known.url}")
+    pooch.get_logger().setLevel("WARNING")  # its own message names a temporary file
     with tempfile.TemporaryDirectory(prefix="charrnn-") as scratch:
         try:
             fetched = pooch.retrieve(
@@ -225,60 +226,60 @@ def _download(name: str) -> Path:
                 path=scratch,
                 downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30),
             )
-        except ValueError as error:  # pooch's word for a wrong hash
-            raise UserError(f"{known.url} is not what it was: {error}") from error
+        except ValueError as error:  # the hash is wrong
+            raise UserError(f"{known.url} is not the expected file: {error}") from error
         if known.zip_member:
             fetched = _extract(Path(fetched), known, Path(scratch) / "text")
         return _store(Path(fetched), data_folder() / f"{name}.txt")
 
 
 def _store(source: Path, target: Path) -> Path:
-    """Copies into the data folder; the target appears whole or not at all."""
+    """Copies a file into the data folder; the copy appears whole or not at all."""
     try:
         with replacing(target) as partial:
             shutil.copyfile(source, partial)
     except OSError as error:
         raise UserError(
             f"cannot store {target} ({error.strerror}): "
-            "make room, or set CHARRNN_DATA_DIR to a folder that can be written"
+            "make room there, or set CHARRNN_DATA_DIR to a folder that can be written"
         ) from error
     return target
 
 
 def _extract(archive: Path, known: KnownCorpus, target: Path) -> Path:
-    """Extracts one member by its name, never more bytes than it should have."""
+    """Extracts the text from an archive, and reads no more bytes than it should have."""
     try:
         with zipfile.ZipFile(archive) as file, file.open(known.zip_member) as member:
             content = member.read(known.size + 1)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{known.url} holds no readable {known.zip_member!r}") from error
+        raise UserError(f"{known.url} has no readable file {known.zip_member!r} in it") from error
     if hashlib.sha256(content).hexdigest() != known.sha256:
-        raise UserError(f"{known.zip_member!r} in {known.url} has another sha256 than expected")
+        raise UserError(f"{known.zip_member!r} in {known.url} does not have the expected sha256")
     target.write_bytes(content)
     return target
 
 
 def _python_stdlib() -> Corpus:
-    """The library source of the running Python, top-level modules sorted by name."""
+    """Returns the library source of the running Python: its top-level modules, sorted by name."""
     paths = tuple(sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")))
     if not paths:
         raise UserError(
-            f"this Python keeps no library source, so there is no {BUILT_IN!r} corpus: "
+            f"this Python has no library source, which is the corpus {BUILT_IN!r}: "
             "use --config.data.path=FILE"
         )
     return Corpus(BUILT_IN, paths, _sha256(paths), STDLIB_CHARS)
 
 
 def _own_text(name: str) -> Corpus:
-    path = os.path.expanduser(name)  # a shell leaves the ~ of --flag=~/file to us
+    path = os.path.expanduser(name)  # a shell does not expand the ~ of --flag=~/file
     paths: tuple[Path, ...]
     if path == "-":
         if sys.stdin is None or sys.stdin.isatty():
-            raise UserError("the text is to come from standard input: pipe it in, ... < FILE")
+            raise UserError("the text should come from standard input: add < FILE to the command")
         paths = (_spool(sys.stdin.buffer),)
     elif os.path.isfile(path):
         paths = (Path(path),)
-    elif os.path.exists(path) and not os.path.isdir(path):  # a named pipe, as of <(command)
+    elif os.path.exists(path) and not os.path.isdir(path):  # a named pipe, such as <(command)
         with open(path, "rb") as pipe:
             paths = (_spool(pipe),)
     elif os.path.isdir(path):
@@ -287,14 +288,14 @@ def _own_text(name: str) -> Corpus:
     else:
         paths = tuple(map(Path, sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))))
     if not paths:
-        raise UserError(f"no file is there: {name!r}")
+        raise UserError(f"no file found at {name!r}")
     if not any(file.stat().st_size for file in paths):
         raise UserError(f"there is no text in {name!r}")
     return Corpus(name, paths, _sha256(paths))
 
 
 def _spool(pipe: BinaryIO) -> Path:
-    """Copies a pipe to a file that lasts as long as the process: a text is read more than once."""
+    """Copies a pipe to a file, since a text is read more than once; deleted at exit."""
     with tempfile.NamedTemporaryFile(prefix="charrnn-pipe-", delete=False) as file:
         atexit.register(Path(file.name).unlink, missing_ok=True)
         shutil.copyfileobj(pipe, file)
@@ -314,6 +315,6 @@ def _sha256(paths: tuple[Path, ...]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The innermost cause in a few words: network errors come wrapped several times."""
+    """Returns the cause of a network error in a few words; its full message is long and nested."""
     text = str(error)
     return "no network" if "resolve" in text or "resolution" in text else text[:80]

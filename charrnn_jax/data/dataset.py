@@ -13,13 +13,13 @@ from charrnn_jax.errors import UserError
 
 @dataclass(frozen=True)
 class CorpusIdentity:
-    """What a model was trained on, as a run records it.
+    """Identity of the text that a model was trained on, as a run records it.
 
     Attributes:
-      name: of a known corpus, or the path of an own text.
-      sha256: of the text, in hex; of the file of weights where the text is not known.
-      num_chars: characters (bytes) of it that were used; 0: not known.
-      instead_of: the corpus that was wanted and could not be had; "": this is the one.
+      name: name of a known corpus, or the path of another text.
+      sha256: SHA-256 of the text, in hex; of the weights file if the text is not known.
+      num_chars: number of characters (or bytes) that were used; 0: not known.
+      instead_of: name of the corpus that was wanted but not available; "": none.
     """
 
     name: str
@@ -28,7 +28,7 @@ class CorpusIdentity:
     instead_of: str = ""
 
     def describe(self) -> str:
-        """Returns one line, as every command shows it."""
+        """Returns the identity in one line."""
         length = f"{self.num_chars:,} long, " if self.num_chars else ""
         line = f"{self.name}, {length}sha256 {self.sha256[:12]}"
         if self.instead_of:
@@ -36,31 +36,37 @@ class CorpusIdentity:
         return line
 
     def without_folders(self) -> "CorpusIdentity":
-        """Returns it as others may see it: an own text by the name of its file alone."""
+        """Returns a copy for publication, in which a path is reduced to its last part."""
         return replace(self, name=Path(self.name).name)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a model is trained and evaluated on."""
+    """The text that a model is trained and evaluated on.
+
+    Attributes:
+      corpus: files of the text.
+      vocabulary: vocabulary of the model.
+      splits: token ids of the training, validation and test splits.
+    """
 
     corpus: Corpus
     vocabulary: Vocabulary
     splits: Splits
 
     def identity(self) -> CorpusIdentity:
-        """Returns what was really trained on."""
+        """Returns the identity of the text that is really used."""
         corpus, num_chars = self.corpus, len(self.splits.tokens)
         return CorpusIdentity(corpus.name, corpus.sha256, num_chars, corpus.instead_of)
 
     def describe(self) -> str:
-        """Returns a first look: name, length, unique characters, splits, first 250 characters."""
+        """Returns an overview: name, length, unique characters, splits, first 250 characters."""
         kind = self.vocabulary.kind
         unique = "" if kind == "bytes" else f"{self.vocabulary.size - 1} unique characters\n"
         sizes = ", ".join(f"{name} {len(self.splits[name]):,}" for name in self.splits.ends)
         substitute = self.corpus.instead_of and (
             f"WARNING: the corpus {self.corpus.instead_of!r} is neither cached nor reachable: "
-            f"this is {self.corpus.name!r} INSTEAD\n"
+            f"using {self.corpus.name!r} INSTEAD\n"
         )
         return (
             f"{substitute}Corpus: {self.identity().describe()}\n"
@@ -76,15 +82,15 @@ def load_dataset(
     vocabulary: Vocabulary | None = None,
     recorded: CorpusIdentity | None = None,
 ) -> Dataset:
-    """Loads the text of a `config.data` section.
+    """Loads the text that a config names, its vocabulary and its splits.
 
     Args:
-      config: the section.
-      vocabulary: vocabulary of a model that exists; None: built from the text.
-      recorded: what a run that exists was trained on; the text must be that one.
+      config: the `config.data` section.
+      vocabulary: vocabulary of an existing model; None: it is built from the text.
+      recorded: identity of the text of an existing run, which must be the same text; None: any.
 
     Raises:
-      UserError: no text, a text that cannot be read, or another one than was recorded.
+      UserError: the text is missing, cannot be read, or is not the recorded one.
     """
     substitute = recorded.name if recorded and recorded.instead_of else ""
     corpus = load_corpus(
@@ -96,7 +102,7 @@ def load_dataset(
     if recorded and corpus.sha256 != recorded.sha256:
         raise UserError(
             f"the run was trained on {recorded.describe()}, but {corpus.name!r} is now "
-            f"another text (sha256 {corpus.sha256[:12]}): bring that text back, or use another "
+            f"another text (sha256 {corpus.sha256[:12]}): restore the old text, or use another "
             "--workdir"
         )
     if recorded:

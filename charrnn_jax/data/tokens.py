@@ -1,7 +1,8 @@
 """`Corpus` + `Vocabulary` -> token array, and its splits.
 
-A small text's tokens live in memory. A large text's live in a file in the cache folder that is
-mapped into memory, so the text is never held whole; the file is found again by the next run.
+The tokens of a small text are kept in memory. Those of a large text are in a file in the cache
+folder that is mapped into memory, so they are never loaded as a whole. The next run uses this file
+again.
 """
 
 import hashlib
@@ -16,15 +17,15 @@ from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.files import replacing
 
-IN_MEMORY_BYTES = 1 << 26  # a text whose files are larger is mapped from disk
+IN_MEMORY_BYTES = 1 << 26  # a text with larger files is mapped from disk
 
 
 def tokenize(corpus: Corpus, vocabulary: Vocabulary) -> np.ndarray:
     """Encodes a whole corpus.
 
     Returns:
-      [num_chars] ids of the vocabulary's smallest type; a read-only memory map if the text is
-      larger than `IN_MEMORY_BYTES`.
+      [num_chars] ids of type `vocabulary.dtype`; a read-only memory map if the text is larger than
+      `IN_MEMORY_BYTES`.
 
     Raises:
       UserError: the text has characters outside the vocabulary, or the cache cannot be written.
@@ -61,7 +62,7 @@ def _write_tokens(corpus: Corpus, vocabulary: Vocabulary, file: Path) -> None:
     except OSError as error:
         raise UserError(
             f"cannot write tokens to {file.parent} ({error.strerror}): make room there, or set "
-            "XDG_CACHE_HOME to a folder that has it"
+            "XDG_CACHE_HOME to a folder with enough room"
         ) from error
 
 
@@ -70,8 +71,8 @@ class Splits:
     """The contiguous parts of one token array: first training, then validation, then test.
 
     Attributes:
-      tokens: [num_chars] the whole text.
-      ends: where each of train, validation and test ends, in characters.
+      tokens: [num_chars] ids of the whole text.
+      ends: position, in characters, where each of "train", "validation" and "test" ends.
     """
 
     tokens: np.ndarray
@@ -81,27 +82,40 @@ class Splits:
     def make(
         cls, tokens: np.ndarray, *, validation_fraction: float, test_fraction: float
     ) -> "Splits":
-        """Cuts off the last fractions; the training split ends at int(n * what is left)."""
+        """Splits a text of n characters.
+
+        Args:
+          tokens: [n] ids of the text.
+          validation_fraction: fraction of the text for validation, before the test split.
+          test_fraction: fraction of the text for the test split, at its end.
+
+        Returns:
+          The splits. Training has the first int(n * (1 - validation_fraction - test_fraction))
+          characters.
+        """
         n = len(tokens)
         train = int(n * (1 - validation_fraction - test_fraction))
         validation = n if not test_fraction else int(n * (1 - test_fraction))
         return cls(tokens, {"train": train, "validation": validation, "test": n})
 
     def __getitem__(self, split: str) -> np.ndarray:
-        """[num_chars] the tokens of one split."""
+        """Returns the ids of one split, [num_chars]."""
         return self.tokens[self._start(split) : self.ends[split]]
 
     def with_context(self, split: str) -> np.ndarray:
-        """[1 + num_chars] a split and the character before it, so that each one is predicted.
+        """Returns a split and the character before it, so that every character is predicted.
 
-        The very first character of a text has none before it: there the split is returned as it is
-        and its first character is context only.
+        The first character of a text has none before it: a split that begins there is returned
+        unchanged, and its first character is only context.
+
+        Returns:
+          [1 + num_chars] ids, or [num_chars] at the beginning of the text.
         """
         return self.tokens[max(self._start(split) - 1, 0) : self.ends[split]]
 
     def _start(self, split: str) -> int:
         names = list(self.ends)
         if split not in names:
-            raise UserError(f"there is no split {split!r}; there are {', '.join(names)}")
+            raise UserError(f"there is no split {split!r}; the splits are {', '.join(names)}")
         position = names.index(split)
         return self.ends[names[position - 1]] if position else 0

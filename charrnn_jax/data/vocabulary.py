@@ -1,7 +1,7 @@
 """`Vocabulary`: characters (Unicode code points) or bytes <-> token ids.
 
-Id 0 is `[UNK]`, which no text is encoded to unless that is asked for; the ids of what is known
-start at 1. Knows no files and no models.
+Id 0 is `[UNK]`, which `encode` returns only on request. Known characters and bytes have ids from 1.
+Knows nothing of files or models.
 """
 
 import codecs
@@ -19,12 +19,12 @@ UNK = "[UNK]"
 
 
 class UnknownCharacterError(UserError):
-    """A text has characters that the vocabulary lacks."""
+    """A text has characters that are not in the vocabulary."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens a model knows.
+    """The tokens that a model knows.
 
     >>> vocabulary = Vocabulary.build(["hello"])
     >>> vocabulary.size, vocabulary.encode("hello").tolist()
@@ -43,7 +43,11 @@ class Vocabulary:
 
     @classmethod
     def build(cls, blocks: Iterable[str | bytes], *, kind: str = "characters") -> "Vocabulary":
-        """Collects the unique characters of a text that comes in blocks.
+        """Builds the vocabulary of a text.
+
+        Args:
+          blocks: the text, in pieces.
+          kind: "characters" or "bytes".
 
         Raises:
           UserError: the text is empty.
@@ -59,7 +63,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Number of ids, `[UNK]` included (V)."""
+        """V, the number of ids, including `[UNK]`."""
         return 1 + (256 if self.kind == "bytes" else len(self.characters))
 
     @property
@@ -76,15 +80,16 @@ class Vocabulary:
         """Turns text into token ids.
 
         Args:
-          text: str, or the raw bytes of a text for kind "bytes".
-          unk: what happens to characters that are not known: "error", "skip" (dropped) or "keep"
-            (they become `UNK_ID`).
+          text: text as str, or for kind "bytes" also as bytes.
+          unk: what to do with unknown characters: "error", "skip" (drop them) or "keep" (encode
+            them as `UNK_ID`).
 
         Returns:
-          [num_chars] ids of type `dtype` (for kind "bytes": [num_bytes]).
+          [num_chars] ids of type `dtype`, or [num_bytes] for kind "bytes".
 
         Raises:
-          UnknownCharacterError: names the characters and the position of the first of each.
+          UnknownCharacterError: the text has unknown characters and `unk` is "error"; the message
+            names each of them and its first position.
         """
         if unk not in ("error", "skip", "keep"):
             raise ValueError(f"unk is {unk!r}; it must be one of error, skip, keep")
@@ -105,11 +110,13 @@ class Vocabulary:
         named = [f"{char!r} at position {position}" for char, position in first.items()]
         raise UnknownCharacterError(
             f"not in the vocabulary: {', '.join(named[:8])}{', ...' if named[8:] else ''} "
-            f"(of {len(self.characters)} characters)"
+            f"(it has {len(self.characters)} characters)"
         )
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """Turns token ids into text; `UNK_ID` reads `[UNK]`, bytes that are no UTF-8 read U+FFFD.
+        """Turns token ids into text.
+
+        `UNK_ID` becomes `[UNK]`, and bytes that are not UTF-8 become U+FFFD.
 
         Raises:
           ValueError: an id is not in the vocabulary.
@@ -117,7 +124,7 @@ class Vocabulary:
         ids = np.asarray(ids, np.int64).reshape(-1)
         if ids.size and (ids.min() < 0 or ids.max() >= self.size):
             raise ValueError(
-                f"token ids must lie in [0, {self.size}); got {ids.min()}..{ids.max()}"
+                f"token ids must be from 0 to {self.size - 1}; got {ids.min()} to {ids.max()}"
             )
         if self.kind == "bytes":
             decode = self.make_decoder()
@@ -128,8 +135,8 @@ class Vocabulary:
     def make_decoder(self) -> Callable[[np.ndarray | None], str]:
         """Returns a function that decodes a text piece by piece.
 
-        It is called with the next ids and returns the text they complete: bytes of an unfinished
-        character wait for the rest. None stands for the end and returns what waits.
+        It is called with the next ids and returns the text that they complete. Bytes of an
+        unfinished character wait for the next call. None ends the text and returns the rest.
         """
         if self.kind == "characters":
             return lambda ids: "" if ids is None else self.decode(ids)
@@ -149,7 +156,7 @@ class Vocabulary:
         return decode
 
     def to_dict(self) -> dict[str, str]:
-        """Returns plain data for JSON."""
+        """Returns the vocabulary as plain data for JSON."""
         return {"kind": self.kind, "characters": self.characters}
 
     @classmethod
@@ -168,7 +175,7 @@ class Vocabulary:
 
     @cached_property
     def _id_of_point(self) -> np.ndarray:
-        """[largest known code point + 2] ids; the last entry stands for all points above."""
+        """Ids by code point, [largest known + 2]; the last entry stands for all larger ones."""
         points = _code_points(self.characters)
         table = np.full(int(points.max()) + 2, UNK_ID, self.dtype)
         table[points] = np.arange(1, self.size)

@@ -1,4 +1,4 @@
-"""A model for places without this code: as a folder, or as a web page."""
+"""Exports of a trained model that work without this package: a folder, or a web page."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 class _Function(ModuleType):
-    # `charrnn_jax.export` is this package and, by the same name, the function `export` of `folder`:
-    # Python puts an imported package in the place of a function of its name, so it has to be both.
+    # `charrnn_jax.export` is both this package and the function `export` of `folder`. Importing the
+    # package would replace a function of the same name, so the package itself is made callable.
     def __call__(self, run: "Run", folder: str | Path) -> None:
         from charrnn_jax.export.folder import export
 

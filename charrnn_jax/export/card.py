@@ -1,6 +1,6 @@
-"""The model card: what is known of a model beyond its parameters, as others may see it.
+"""The model card: the public facts about a model, other than its parameters.
 
-The README of a folder and the texts of a web page are both written from a `ModelCard`.
+The README of an exported folder and the texts of a web page are both written from a `ModelCard`.
 """
 
 import json
@@ -24,25 +24,25 @@ from charrnn_jax.models.char_rnn import CharRNN
 from charrnn_jax.registry import PROTOCOLS
 from charrnn_jax.workdir.run import Run
 
-SAMPLE_CHARS, SAMPLE_TEMPERATURE = 400, 0.8  # of the sample in the README
+SAMPLE_CHARS, SAMPLE_TEMPERATURE = 400, 0.8  # for the sample in the README
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is known of a model beyond its parameters.
+    """Public facts about a model, other than its parameters.
 
     Attributes:
-      name: of the model.
-      step: of its training, in steps.
-      model: its module.
-      vocabulary: its characters or bytes.
-      config: of its training, as plain data for JSON.
-      corpus: what it was trained on, without the folders of an own text.
-      losses: nats/char by split and protocol: {"validation": {"carried": 1.48}}.
-      protocols: what each protocol does, in words, by its label.
-      prompt: of samples.
-      started_from: another model, in words, whose weights the training began with; "": none.
-      imported: it was trained elsewhere, so that its text is not known.
+      name: name of the model, which is the name of its run's folder.
+      step: number of training steps.
+      model: the Flax module.
+      vocabulary: characters or bytes that the model knows.
+      config: training config as plain data for JSON, with the names but not the folders of files.
+      corpus: text that the model was trained on, with its name but not its folder.
+      losses: nats/char by split and protocol, such as {"validation": {"carried": 1.48}}.
+      protocols: description of each protocol, by its label.
+      prompt: prompt of the samples.
+      started_from: description of the model whose weights the training started from; "": none.
+      imported: whether the model was trained elsewhere, so that its text is not known.
     """
 
     name: str
@@ -59,13 +59,13 @@ class ModelCard:
 
 
 class Contents(NamedTuple):
-    """What a folder holds, for its README.
+    """What an exported folder contains, as listed in its README.
 
     Attributes:
-      shapes: of the tensors, by name.
-      sizes: of the files, in bytes, by name.
-      platforms: that the programs run on.
-      sample: a prompt with the `SAMPLE_CHARS` characters that follow it at `SAMPLE_TEMPERATURE`.
+      shapes: shape of each tensor, by its name.
+      sizes: size of each file in bytes, by its name.
+      platforms: platforms that the programs run on, such as "cpu".
+      sample: a prompt and the `SAMPLE_CHARS` characters generated after it at `SAMPLE_TEMPERATURE`.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -75,7 +75,7 @@ class Contents(NamedTuple):
 
 
 def make_card(run: Run) -> ModelCard:
-    """Returns the card of a run: of own texts and other runs it has the names, not the folders.
+    """Returns the card of a run, with the names but not the folders of local texts and other runs.
 
     Raises:
       UserError: `evaluation.json` is damaged.
@@ -103,16 +103,16 @@ def make_card(run: Run) -> ModelCard:
 
 
 def page_description(card: ModelCard) -> str:
-    """Returns the paragraph below the title."""
+    """Returns the paragraph below the title of the page."""
     noun = _noun(card)
     return (
-        f"A recurrent network that was trained on {card.corpus.name} and continues a text, "
-        f"{noun} by {noun}. It runs in this page; nothing is sent anywhere."
+        f"A recurrent network trained on {card.corpus.name} that continues a text, {noun} by "
+        f"{noun}. The model runs in this page; nothing is sent anywhere."
     )
 
 
 def page_facts(card: ModelCard) -> dict[str, str]:
-    """Returns name -> text, for a list below the settings."""
+    """Returns the facts listed under "About this model", name -> text."""
     unit = card.vocabulary.unit
     started = {"Started from": card.started_from} if card.started_from else {}
     losses = {
@@ -127,7 +127,7 @@ def page_facts(card: ModelCard) -> dict[str, str]:
 
 
 def readme(card: ModelCard, contents: Contents) -> str:
-    """Returns the README in Markdown; nothing in a name, a prompt or a sample is markup."""
+    """Returns the README as Markdown, with all names, prompts and samples escaped."""
     sections = {
         "Use": _use(card, contents.platforms),
         "Data": _data(card),
@@ -147,18 +147,18 @@ def _head(card: ModelCard, shapes: Mapping[str, tuple[int, ...]]) -> str:
     return f"""\
 # {_code(card.name)}
 
-A language model with a recurrent network: it predicts the next {_noun(card)} of a text.
+A recurrent language model: it predicts the next {_noun(card)} of a text.
 {num_parameters:,} parameters; exported after {card.step:,} steps of training.
 
 {_fenced(json.dumps(model_settings(card.model), indent=2), "json")}
 
-The vocabulary has {vocabulary.size:,} ids: 0 is `[UNK]`, the others stand for {vocabulary.kind}
-(`vocabulary.json`: the characters in the order of their ids, from 1; byte b has the id b + 1). The
-whole configuration of the training is in `config.json`."""
+The vocabulary has {vocabulary.size:,} ids. Id 0 is `[UNK]`; the others stand for {vocabulary.kind}.
+`vocabulary.json` lists the characters in the order of their ids, starting at 1; byte b has the id
+b + 1. The full training config is in `config.json`."""
 
 
 def model_settings(model: CharRNN) -> dict[str, Any]:
-    """Returns the settings that a program with the same weights needs, as plain data for JSON."""
+    """Returns the settings needed to use the weights in another program, as plain data for JSON."""
     names = ("vocabulary_size", "embedding_size", "hidden_size", "num_layers", "cell", "dtype")
     return {name: getattr(model, name) for name in names}
 
@@ -177,8 +177,8 @@ def _use(card: ModelCard, platforms: tuple[str, ...]) -> str:
     return f"""\
 {_fenced(f"{install}{chr(10)}{_command(card)}", "sh")}
 
-No other package is needed: `generate.py` reads the files of this folder. In a program of your own
-(`pip install safetensors`, too):
+`generate.py` reads the files of this folder and needs no other package. To use the model in a
+program of your own, install safetensors as well (`pip install safetensors`):
 
 ```python
 import jax
@@ -194,14 +194,15 @@ step = load("step.stablehlo")
 ids, carry = step(weights, ids, carry, key, temperature)
 ```
 
-- `ids`: [B] int32, the last {noun} of every text; then the next one. B is any number of texts.
-- `carry`: a tuple with {carry} of every layer, [B, {hidden_size}] float32; zeros at first.
-- `key`: [B] keys of `jax.random.key`, a new one for every step: `fold_in(key, position)`.
-- `temperature`: logits are divided by it; 0 takes the most likely id. `[UNK]` is never drawn.
+- `ids`: [B] int32. The input is the last {noun} of each text, the output the next one. B is any
+  number of texts.
+- `carry`: a tuple with {carry} of each layer, [B, {hidden_size}] float32; it starts with zeros.
+- `key`: [B] keys made with `jax.random.key`, new ones for each step: `fold_in(key, position)`.
+- `temperature`: the logits are divided by it; 0 takes the most likely id. `[UNK]` is never drawn.
 
-`functools.partial(step, weights)` is (ids, carry, key, temperature) -> (ids, carry). The programs
-are lowered for {", ".join(platforms)}. They take any weights of these names and shapes. How
-`prepare` lays them out is between it and `step`."""
+`functools.partial(step, weights)` maps (ids, carry, key, temperature) to (ids, carry). The programs
+are lowered for {", ".join(platforms)}. They take any weights with these names and shapes. The
+layout of the weights that `prepare` returns is internal to the two programs."""
 
 
 def _data(card: ModelCard) -> str:
@@ -216,7 +217,7 @@ def _data(card: ModelCard) -> str:
     if corpus.instead_of:
         lines.append(f"- **INSTEAD OF** {_code(corpus.instead_of)}, which was not available")
     if card.started_from:
-        lines.append(f"- trained further from the weights of {_code(card.started_from)}")
+        lines.append(f"- training started from the weights of {_code(card.started_from)}")
     return "\n".join(lines)
 
 
@@ -235,7 +236,7 @@ def _losses(card: ModelCard) -> str:
     explained = "\n".join(
         f"- {_code(label)}: {card.protocols[label]}" for label in labels if label in card.protocols
     )
-    warning = "Losses of different protocols must not be compared."
+    warning = "Losses of different protocols cannot be compared."
     return head + "\n".join(rows) + f"\n\n{warning}\n\n{explained}".rstrip()
 
 
@@ -252,12 +253,12 @@ def _weights(card: ModelCard, shapes: Mapping[str, tuple[int, ...]]) -> str:
 |---|---|
 {tensors}
 
-A step reads x = `embedding/embedding[id]`; every layer (`layers_0/cell/...` first) computes
+A step starts from x = `embedding/embedding[id]`. Each layer, `layers_0/cell/...` first, computes
 
 {_fenced(CELLS[card.model.cell].equations, "text")}
 
-and its h is the x of the next layer; the logits are `h @ dense/kernel + dense/bias` of the last.
-Products (@) have operands of {card.model.dtype}; all else is float32."""
+and passes its h to the next layer as x. The logits are `h @ dense/kernel + dense/bias`, with the h
+of the last layer. The operands of products (@) are {card.model.dtype}; all else is float32."""
 
 
 def _files(sizes: Mapping[str, int]) -> str:
@@ -267,14 +268,15 @@ def _files(sizes: Mapping[str, int]) -> str:
 |---|---|
 {files}
 
-Written by charrnn_jax {_version()} with jax {jax.__version__}. Newer versions of jax read the
-programs for at least six months, older ones need not; weights and equations do not age."""
+Written by charrnn_jax {_version()} with jax {jax.__version__}. Newer versions of jax can read the
+programs for at least six months; older versions may not. The weights and equations do not depend on
+the version of jax."""
 
 
 def _version() -> str:
     try:
         return metadata.version("charrnn_jax")
-    except metadata.PackageNotFoundError:  # the source tree alone
+    except metadata.PackageNotFoundError:  # run from the source tree
         return "(not installed)"
 
 
@@ -283,15 +285,15 @@ def _noun(card: ModelCard) -> str:
 
 
 def _fenced(text: str, language: str) -> str:
-    """A block of code; its fence is longer than any in the text."""
+    """Returns a code block whose fence is longer than any run of backticks in the text."""
     fence = "`" * max(3, 1 + _longest_run_of_backticks(text))
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _code(text: str) -> str:
-    """Code inside a line: Markdown and HTML in the text are shown, not obeyed."""
+    """Returns inline code, in which Markdown and HTML have no effect."""
     fence = "`" * (1 + _longest_run_of_backticks(text))
-    space = " " if "`" in text else ""  # not shown
+    space = " " if "`" in text else ""  # Markdown does not show it
     return f"{fence}{space}{repr(text)[1:-1]}{space}{fence}"
 
 

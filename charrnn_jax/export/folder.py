@@ -1,10 +1,10 @@
-"""A model as a folder that needs none of this code: `export`.
+"""Exports a model as a folder that works without this package: `export`.
 
-step.stablehlo       one step: ids in, the next ids out; any number of texts; CPU, CUDA and TPU
-prepare.stablehlo    lays the weights out for it
+step.stablehlo       one step, from ids to the next ids; any number of texts; CPU, CUDA and TPU
+prepare.stablehlo    converts the parameters to the weights that the step reads
 weights.safetensors  the parameters
 vocabulary.json, config.json
-generate.py          writes text with all that: `standalone.py`
+generate.py          generates text from these files; a copy of `standalone.py`
 README.md            the model card
 """
 
@@ -45,28 +45,32 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export(run: Run, folder: str | Path) -> None:
-    """Writes the model of a run as a folder that needs none of this code; its README says how.
+    """Writes the model of a run as a folder that works without this package.
+
+    The README in the folder explains how to use it.
 
     Args:
-      run: from `load_run`.
-      folder: a new one, or an empty one.
+      run: run to export, as returned by `load_run`.
+      folder: path of the folder, which must be new or empty.
 
     Raises:
-      UserError: the folder holds something, or `evaluation.json` is damaged.
+      UserError: the folder is not empty, `evaluation.json` is damaged, or the cell cannot be
+        exported.
     """
     write_folder(Path(folder), run.params, card=make_card(run))
 
 
 def write_folder(folder: Path, params: Any, *, card: ModelCard) -> None:
-    """Writes the folder, whole or not at all.
+    """Writes the folder, complete or not at all.
 
     Args:
-      folder: a new one, or an empty one.
-      params: of the card's model.
-      card: of the model.
+      folder: path of the folder, which must be new or empty.
+      params: model parameters, as returned by `initialize_params`.
+      card: card of the model.
 
     Raises:
-      UserError: the folder holds something, or the vocabulary lacks a character of the prompt.
+      UserError: the folder is not empty, the cell cannot be exported, or the vocabulary lacks a
+        character of the prompt.
     """
     with creating(folder) as partial:
         for name, program in _make_programs(card.model).items():
@@ -91,8 +95,8 @@ def _make_programs(model: CharRNN) -> dict[str, bytearray]:
     carry = model.initialize_carry(1)
     if any(np.any(leaf) for leaf in jax.tree.leaves(carry)):
         raise UserError(
-            f"the carry of the cell {model.cell!r} does not begin with zeros, as generate.py of an "
-            "exported folder does: such a model cannot be exported"
+            f"the cell {model.cell!r} cannot be exported: its carry does not begin with zeros, but "
+            "generate.py of an exported folder always begins with zeros"
         )
     with _no_source_lines():
         functions = make_functions(model)
@@ -100,13 +104,13 @@ def _make_programs(model: CharRNN) -> dict[str, bytearray]:
         return {name: function.serialize() for name, function in functions.items()}
     except ValueError as error:
         raise UserError(
-            f"the carry of the cell {model.cell!r} cannot be exported ({error}): make it of "
-            "tuples, lists and dicts"
+            f"the carry of the cell {model.cell!r} cannot be exported ({error}): build it from "
+            "tuples, lists and dicts only"
         ) from error
 
 
 def _sample(params: Any, *, card: ModelCard) -> str:
-    """The card's prompt and how the model continues it."""
+    """Returns the card's prompt and the model's continuation of it."""
     sampler = Sampler(params, model=card.model, vocabulary=card.vocabulary)
     (sample,) = sampler.generate(
         [card.prompt], num_chars=SAMPLE_CHARS, temperature=SAMPLE_TEMPERATURE
@@ -115,9 +119,9 @@ def _sample(params: Any, *, card: ModelCard) -> str:
 
 
 def make_functions(model: CharRNN) -> dict[str, jax_export.Exported]:
-    """Returns the two functions of a model for all platforms, as `jax.export` has them.
+    """Returns the two functions of a model, exported by `jax.export` for all platforms.
 
-    prepare: (parameters by name) -> weights, laid out for `step`.
+    prepare: (parameters by name) -> weights in the layout that `step` reads.
     step: (weights, ids [B] int32, carry, key [B], temperature) -> (ids [B], carry); B is symbolic.
     """
     template = jax.eval_shape(partial(initialize_params, model), jax.random.key(0))
@@ -127,7 +131,7 @@ def make_functions(model: CharRNN) -> dict[str, jax_export.Exported]:
         # Transposed is fastest for one text.
         return prepare(unflatten_dict(parameters, sep="/"), model=model, transposed=True)
 
-    # The tree is made of our classes, which the folder lacks: there it is a tuple of arrays.
+    # The tree contains classes of this package, which the folder cannot use: it gets flat tuples.
     leaves, structure = jax.tree.flatten(jax.eval_shape(lay_out, parameters))
 
     def prepare_parameters(parameters: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
@@ -160,7 +164,7 @@ def make_functions(model: CharRNN) -> dict[str, jax_export.Exported]:
 
 @contextmanager
 def _no_source_lines() -> Iterator[None]:
-    """Keeps the names of this machine's files out of programs made inside."""
+    """Keeps this machine's file names out of programs that are exported inside."""
     limit = jax.config.jax_traceback_in_locations_limit  # type: ignore[attr-defined]
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
@@ -170,7 +174,7 @@ def _no_source_lines() -> Iterator[None]:
 
 
 def _draw(logits: jax.Array, *, key: jax.Array, temperature: jax.Array) -> jax.Array:
-    """[B] ids as `sampler` draws them: key [B] of this step, one a row."""
+    """Draws ids [B] as `Sampler` does. key: [B], the keys of this step, one for each text."""
     logits = Allow(jnp.arange(logits.shape[-1]) != UNK_ID)(logits)
     is_greedy = temperature == 0
     tempered = Temperature(jnp.where(is_greedy, 1, temperature))(logits)

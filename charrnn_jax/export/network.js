@@ -2,7 +2,7 @@ const page = JSON.parse(document.getElementById("data").textContent);
 const { cell, num_gates: GATES, last_gate_has_bias: hasBias, num_layers: L, hidden_size: H,
   vocabulary_size: V } = page.model;
 
-// --- Weights: the order of the bytes is that of `page_weights` in page.py ------------------------
+// --- Weights, in the order in which `page_weights` in page.py packs them -------------------------
 
 const binary = atob(page.weights);
 const bytes = new Uint8Array(binary.length);
@@ -22,7 +22,7 @@ function halfToNumber(bits) {
   return bits >> 15 ? -size : size;
 }
 
-/** A matrix of [rows, columns]; rows of zeros fill it up to a multiple of 4, see `times`. */
+/** Reads a matrix [rows, columns], padded with rows of zeros to a multiple of 4 for `times`. */
 function readMatrix(rows, columns) {
   const matrix = new Float32Array(4 * Math.ceil(rows / 4) * columns);
   const scales = page.dtype === "int8" ? readArray(Float32Array, rows) : null;
@@ -33,25 +33,25 @@ function readMatrix(rows, columns) {
   return matrix;
 }
 
-// --- The model: the equations are those of models/cells ------------------------------------------
+// --- The model, with the equations of models/cells -----------------------------------------------
 
-const table = readMatrix(V, GATES * H); // what every token gives to the gates of the first layer
+const table = readMatrix(V, GATES * H); // every token's input to the gates of the first layer
 const layers = Array.from({ length: L }, (_, l) => ({
   inputKernel: l ? readMatrix(GATES * H, H) : null,
   inputBias: l ? readArray(Float32Array, GATES * H) : null,
   kernel: readMatrix(GATES * H, H),
   bias: hasBias ? readArray(Float32Array, H) : null,
-  a: new Float32Array(4 * Math.ceil(GATES * H / 4)), // the input side of the gates
-  q: new Float32Array(4 * Math.ceil(GATES * H / 4)), // their recurrent side
+  a: new Float32Array(4 * Math.ceil(GATES * H / 4)), // input part of the gates
+  q: new Float32Array(4 * Math.ceil(GATES * H / 4)), // recurrent part of the gates
   h: new Float32Array(H),
-  c: new Float32Array(H), // of the LSTM
+  c: new Float32Array(H), // LSTM only
 }));
 const denseKernel = readMatrix(V, H);
 const denseBias = readArray(Float32Array, V);
 const logits = new Float32Array(4 * Math.ceil(V / 4));
 delete page.weights;
 
-/** y = kernel x, four rows at a time: four sums that do not wait for each other. */
+/** y = kernel x, four rows at a time: the four sums do not wait for each other. */
 function times(kernel, x, y) {
   const K = x.length;
   for (let n = 0; n < y.length; n += 4) {
@@ -94,7 +94,7 @@ const CELLS = {
   },
 };
 
-let hasRead = false; // only then there is a prediction
+let hasRead = false; // without a token read, there is no prediction
 
 function forget() {
   hasRead = false;
@@ -104,7 +104,7 @@ function forget() {
   }
 }
 
-/** Reads one token: the layers' h, and the logits of the token after it. */
+/** Reads one token: updates the layers' h and the logits of the next token. */
 function read(token) {
   let x = null;
   for (const layer of layers) {
@@ -146,7 +146,7 @@ function likeliest(probabilities) {
   return best;
 }
 
-/** Mulberry32 (Tommy Ettinger 2017, public domain): numbers in [0, 1) that a seed repeats. */
+/** Mulberry32 (Tommy Ettinger 2017, public domain): numbers in [0, 1), reproducible by the seed. */
 function makeRandom(seed) {
   return () => {
     seed = (seed + 0x6d2b79f5) | 0;
@@ -162,7 +162,7 @@ function draw(temperature) {
   const probabilities = distribution(temperature);
   let rest = random(), drawn = 0;
   for (let id = 1; id < V && rest >= 0; id++) {
-    if (probabilities[id] > 0) drawn = id; // rounding may leave a rest after the last one
+    if (probabilities[id] > 0) drawn = id; // rounding may leave a remainder after the last one
     rest -= probabilities[id];
   }
   return drawn;

@@ -1,11 +1,11 @@
 // --- Tokens and text -----------------------------------------------------------------------------
 
 const isBytes = page.vocabulary.kind === "bytes";
-// Code points, not one text: two lone surrogates next to each other would become one character.
+// Code points, not one string: two lone surrogates next to each other would become one character.
 const symbols = page.vocabulary.code_points.map((point) => String.fromCodePoint(point));
 const idOf = new Map(symbols.map((symbol, index) => [symbol, index + 1]));
 
-/** Returns the ids of a text, and the characters that the model does not know. */
+/** Returns the ids of a text and the characters that the model does not know. */
 function encode(text) {
   if (isBytes) {
     return { tokens: Array.from(new TextEncoder().encode(text), (b) => b + 1), unknown: [] };
@@ -18,21 +18,22 @@ function encode(text) {
 }
 
 let decoder;
-/** The text that a token completes: bytes of an unfinished character wait for the rest. */
+/** Returns the text that a token completes; bytes of an unfinished character wait for the rest. */
 const decode = (token) =>
   isBytes ? decoder.decode(Uint8Array.of(token - 1), { stream: true }) : symbols[token - 1];
 
 const NAMES = { "\n": "↵ newline", "\t": "⇥ tab", " ": "␣ space" };
-const INVISIBLE = /(?![\n\t])[\p{C}\p{Zl}\p{Zp}]/u; // or it changes how others are written
+const INVISIBLE = /(?![\n\t])[\p{C}\p{Zl}\p{Zp}]/u; // or changes how other characters are shown
 const codePoint = (c) => "U+" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
 
-/** A character so that it can be seen; a byte that is no ASCII character as a number. */
+/** Returns a visible form of a character. */
 function visible(c) {
   if (NAMES[c]) return NAMES[c];
   if (INVISIBLE.test(c) || /\p{Z}/u.test(c)) return codePoint(c);
   return /\p{M}/u.test(c) ? "◌" + c : c;
 }
 const byteName = (byte) => "0x" + byte.toString(16).toUpperCase().padStart(2, "0");
+/** Returns the name of a token; a byte outside ASCII is named by its number. */
 const nameOf = (token) =>
   !isBytes ? visible(symbols[token - 1])
   : token - 1 < 128 ? visible(String.fromCharCode(token - 1)) : byteName(token - 1);
@@ -44,25 +45,25 @@ const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
 // --- The page ------------------------------------------------------------------------------------
 
 const $ = Object.fromEntries([...document.querySelectorAll("[id]")].map((e) => [e.id, e]));
-const SLICE_MS = 24; // of computing, before the browser may answer the reader and paint
+const SLICE_MS = 24; // computing time before the browser gets to handle events and paint
 
-/** Every token of the text: {token, element, probability, best, activations}. */
+/** The tokens of the text: {token, element, probability, best, activations}. */
 let text = [];
-let random; // of the text so far
-let selected = -1; // the character that is looked at
-let pinned = false; // it stays, wherever the pointer goes
+let random; // random numbers of the current text
+let selected = -1; // index of the selected character; -1: none
+let pinned = false; // whether the selection stays when the pointer moves
 let running = false;
-let isRepeat = false; // nothing that the text depends on has changed since Generate was pressed
-let following = true; // the end of the text is kept in sight
+let isRepeat = false; // whether nothing that affects the text has changed since the last Generate
+let following = true; // whether the end of the text is kept in view
 
-/** Makes an element; whatever the text contains, it is text. */
+/** Makes an element; its content is plain text, never markup. */
 function make(name, content, properties = {}) {
   return Object.assign(document.createElement(name), properties, { textContent: content });
 }
 
 /**
- * The element to append to. Browsers lay out paragraph by paragraph: a line of the text is one, and
- * of a long line what stands on its last row on the screen is moved to the next.
+ * Returns the paragraph to append to. Browsers lay out one paragraph at a time, so each line of the
+ * text gets its own. A long line is split: its last row on the screen moves to a new paragraph.
  */
 function paragraph() {
   const last = $.text.lastChild;
@@ -98,7 +99,7 @@ function append(token, className) {
     entry.best = likeliest(probabilities).map((id) => ({ id, probability: probabilities[id] }));
   }
   read(token);
-  // h lies in [-1, 1]; 8 bits are more than a colour shows.
+  // h is in [-1, 1]; 8 bits are more than a colour can show.
   layers.forEach(({ h }, l) => h.forEach((x, j) => {
     entry.activations[l * H + j] = Math.round(127 * x);
   }));
@@ -111,10 +112,10 @@ const colour = () => $.colours.querySelector(":checked").value;
 const activation = (entry) =>
   entry.activations[$.layer.valueAsNumber * H + $.neuron.valueAsNumber] / 127;
 
-/** How unexpected a character was: -log2 p bits, of which 8 have the full colour. */
+/** Returns how unexpected a character was: -log2 p bits, where 8 bits or more have full colour. */
 const surprise = ({ probability }) => Math.min(-Math.log2(probability ?? 1) / 8, 1);
 
-/** Gives a character its colour: 0 none, 1 warm, -1 cold. */
+/** Colours a character by a number: 0 none, 1 warm, -1 cold. */
 function paint(entry) {
   if (colour() === "off") return;
   const x = colour() === "neuron" ? activation(entry) : surprise(entry);
@@ -131,19 +132,19 @@ function recolour() {
   inspect(selected);
 }
 
-/** Shows what the model expected where a character stands; -1: nothing. */
+/** Shows what the model expected at the character with this index; -1: nothing. */
 function inspect(index) {
   text[selected]?.element.classList.remove("selected");
   selected = index;
   const entry = text[selected];
   $.inspector.classList.toggle("empty", !entry);
   if (!entry) {
-    $.chosen.textContent = "No character is chosen.";
+    $.chosen.textContent = "No character is selected.";
     $.alternatives.replaceChildren();
     return;
   }
   entry.element.classList.add("selected");
-  const had = entry.probability === null ? ": nothing predicts the first character"
+  const had = entry.probability === null ? ": the first character has no prediction"
     : ` had ${percent(entry.probability)}`;
   $.chosen.replaceChildren(make("b", nameOf(entry.token)), had);
   if (colour() === "neuron") {
@@ -166,7 +167,7 @@ function moveTo(index) {
   text[selected].element.scrollIntoView({ block: "nearest" });
 }
 
-/** Goes to the next line (direction 1) or the one above (-1), as they are laid out. */
+/** Moves to the line below (direction 1) or above (-1) on the screen. */
 function moveLine(direction) {
   const boxOf = (index) => text[index].element.getClientRects()[0];
   if (selected < 0) return moveTo(0);
@@ -195,13 +196,13 @@ const unit = isBytes ? "byte" : "character";
 const counted = (n) => `${n.toLocaleString("en")} ${unit}${n === 1 ? "" : "s"}`;
 
 const channel = new MessageChannel();
-/** Lets the browser answer and paint; unlike a timer it comes back at once. */
+/** Lets the browser handle events and paint; unlike a timer, it returns at once. */
 const breathe = () => new Promise((resolve) => {
   channel.port1.onmessage = resolve;
   channel.port2.postMessage(null);
 });
 
-/** Draws tokens; the text grows by each before the next is asked for. */
+/** Yields drawn tokens; the caller appends each one to the text before asking for the next. */
 function* draws(count, { temperature, stop }) {
   let end = "";
   for (let i = 0; i < count; i++) {
@@ -211,7 +212,7 @@ function* draws(count, { temperature, stop }) {
   }
 }
 
-/** Appends tokens until there are no more or the reader stops it; returns how many. */
+/** Appends tokens until there are no more or the reader stops; returns how many. */
 async function write(tokens, className) {
   const start = performance.now();
   let count = 0, slice = start;
@@ -235,7 +236,7 @@ async function write(tokens, className) {
   return count;
 }
 
-/** Begins a new text with the prompt. */
+/** Starts a new text with the prompt. */
 async function begin(tokens) {
   forget();
   text = [];
@@ -253,7 +254,7 @@ async function generate(isNew) {
     ? ` The model does not know ${unknown.slice(0, 8).map(visible).join(" ")}`
       + `${unknown.length > 8 ? " …" : ""}: skipped in the prompt.` : "";
   if (isNew && $.prompt.value && !tokens.length) {
-    $.status.textContent = `The model knows no character of this prompt. It knows, for example: ${
+    $.status.textContent = `The model knows no character of this prompt. Some that it knows: ${
       symbols.slice(0, 40).map(visible).join(" ")}`;
     return;
   }
@@ -261,7 +262,7 @@ async function generate(isNew) {
   $.generate.textContent = "Stop";
   $.continue.disabled = true;
   if (isNew) {
-    // The same text again would be of no use; the seed of each text stays in sight.
+    // The same text again would be of no use. The seed of each text stays visible.
     if (isRepeat) $.seed.value = ($.seed.valueAsNumber + 1) % 2 ** 32;
     isRepeat = true;
     $.status.textContent = "Reading the prompt…";
@@ -283,7 +284,7 @@ async function generate(isNew) {
   $.continue.disabled = false;
 }
 
-// --- Beginning -----------------------------------------------------------------------------------
+// --- Start ---------------------------------------------------------------------------------------
 
 document.title = $.title.textContent = page.title;
 $.description.textContent = page.description;
@@ -339,7 +340,7 @@ $.text.addEventListener("keydown", (event) => {
   event.preventDefault();
   move();
 });
-$.text.addEventListener("copy", (event) => { // exactly the characters, without what the layout adds
+$.text.addEventListener("copy", (event) => { // only the characters, without what the layout adds
   const chosen = document.getSelection().getRangeAt(0).cloneContents();
   event.clipboardData.setData("text/plain", chosen.textContent);
   event.preventDefault();

@@ -1,13 +1,14 @@
-"""A trained model as a web page: one file that generates in the browser, without any network.
+"""Exports a model as a web page: one file that generates text in the browser, without a network.
 
-The page holds the weights as `step` reads them, the embedding and the first input kernel multiplied
-beforehand. Matrices are rounded, biases are not:
+The page contains the weights that `step` reads, with the product of the embedding and the first
+input kernel computed in advance. Matrices are rounded, biases are not:
 
-  float16   every number to the nearest half
-  int8      kernel[n, k] to s[n] i[n, k], where s[n] = max_k |kernel[n, k]| / 127 and i are
-            integers
+  float16   each number to the nearest half-precision number
+  int8      kernel[n, k] to s[n] i[n, k], where s[n] = max_k |kernel[n, k]| / 127 and i[n, k] is an
+            integer
 
-Texts (title, prompt, vocabulary, ...) come from anywhere: the script inserts them as text only.
+Texts such as the title, the prompt and the vocabulary are untrusted: the script inserts them as
+plain text, never as markup.
 """
 
 import base64
@@ -28,23 +29,23 @@ from charrnn_jax.models.stepping import StepWeights, prepare
 from charrnn_jax.reports.page import make_page
 from charrnn_jax.workdir.run import Run
 
-PAGE_CELLS = ("gru", "lstm", "rnn")  # whose equations network.js has
+PAGE_CELLS = ("gru", "lstm", "rnn")  # the cells that network.js implements
 PAGE_DTYPES = ("int8", "float16")
-_SIZES = ("cell", "num_layers", "hidden_size", "vocabulary_size")  # what network.js needs to know
+_SIZES = ("cell", "num_layers", "hidden_size", "vocabulary_size")  # fields that network.js reads
 
 
 def export_page(run: Run, file: str | Path, *, dtype: str = "int8") -> None:
-    """Writes the model of a run as one HTML file that generates in the browser.
+    """Writes the model of a run as one HTML file that generates text in the browser.
 
     Args:
-      run: from `load_run`.
-      file: to write; replaced if it is there.
-      dtype: of the weights in the page, one of `PAGE_DTYPES`.
+      run: run to export, as returned by `load_run`.
+      file: path of the HTML file; an existing file is replaced.
+      dtype: number type of the weights in the page, one of `PAGE_DTYPES`.
 
     Raises:
-      ValueError: another dtype.
-      UserError: a cell that the page cannot show, weights that are not finite or too large for
-        float16, or a damaged `evaluation.json`.
+      ValueError: `dtype` is not one of `PAGE_DTYPES`.
+      UserError: the page does not support the cell, the weights are not finite or are too large for
+        float16, or `evaluation.json` is damaged.
     """
     card = make_card(run)
     write_page(
@@ -61,12 +62,12 @@ def export_page(run: Run, file: str | Path, *, dtype: str = "int8") -> None:
 
 
 class PageWeights(NamedTuple):
-    """Rounded weights, twice: `packed` for the page, and the same numbers for `step`.
+    """Rounded weights in two forms: bytes for the page, and arrays for `step`.
 
     Attributes:
-      packed: the leaves of `StepWeights` in order, little-endian: matrices in the dtype of the page
-        (int8 after the scales of the rows), vectors and scales in float32.
-      weights: float32, kernels as [N, K].
+      packed: leaves of `StepWeights` in order, little-endian. Matrices have the dtype of the page,
+        int8 ones preceded by the scales of their rows; vectors and scales are float32.
+      weights: the same numbers as float32 arrays, with kernels as [N, K].
     """
 
     packed: bytes
@@ -74,16 +75,16 @@ class PageWeights(NamedTuple):
 
 
 def page_weights(params: Any, *, model: CharRNN, dtype: str) -> PageWeights:
-    """Rounds the weights of a model as its page has them.
+    """Returns the weights of a model, rounded as in its page.
 
     Args:
-      params: of the model.
-      model: of the params.
-      dtype: one of `PAGE_DTYPES`.
+      params: model parameters, as returned by `initialize_params`.
+      model: model that the parameters belong to.
+      dtype: number type of the page, one of `PAGE_DTYPES`.
 
     Raises:
-      ValueError: another dtype.
-      UserError: the weights are not finite, or too large for float16.
+      ValueError: `dtype` is not one of `PAGE_DTYPES`.
+      UserError: the weights are not finite, or are too large for float16.
     """
     if dtype not in PAGE_DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(PAGE_DTYPES)}")
@@ -91,15 +92,15 @@ def page_weights(params: Any, *, model: CharRNN, dtype: str) -> PageWeights:
     weights = prepare(params, model=fused, transposed=True, dtype="float32")
     leaves, structure = jax.tree.flatten(jax.device_get(weights))
     pack = {"int8": _pack_int8, "float16": _pack_float16}[dtype]
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # checked below instead
         pairs = [
             pack(leaf) if leaf.ndim == 2 else (_to_bytes(leaf, "<f4"), leaf) for leaf in leaves
         ]
     packed, rounded = zip(*pairs, strict=True)
     if not all(np.isfinite(leaf).all() for leaf in rounded):
         raise UserError(
-            f"the weights are not all finite in {dtype}: export another checkpoint, or weights too "
-            "large for float16 as int8"
+            f"the weights are not all finite in {dtype}: export another checkpoint, or use "
+            "--dtype=int8 if they are too large for float16"
         )
     return PageWeights(b"".join(packed), jax.device_put(jax.tree.unflatten(structure, rounded)))
 
@@ -132,28 +133,28 @@ def write_page(
     facts: Mapping[str, str],
     prompt: str,
 ) -> None:
-    """Writes a model as one HTML file that needs nothing else.
+    """Writes a model as one self-contained HTML file.
 
     Args:
-      file: to write; replaced if it is there.
-      params: of the model.
-      model: of the params.
-      vocabulary: of the model.
-      dtype: of the weights in the page, one of `PAGE_DTYPES`.
-      title: of the page.
-      description: a paragraph below the title.
-      facts: name -> text, shown under "About this model".
-      prompt: in the page at first; the reader may change it.
+      file: path of the HTML file; an existing file is replaced.
+      params: model parameters, as returned by `initialize_params`.
+      model: model that the parameters belong to.
+      vocabulary: vocabulary of the model.
+      dtype: number type of the weights in the page, one of `PAGE_DTYPES`.
+      title: title of the page.
+      description: paragraph below the title.
+      facts: facts to list under "About this model", name -> text.
+      prompt: initial prompt, which the reader can change.
 
     Raises:
-      ValueError: another dtype.
-      UserError: a cell that the page cannot show, or weights that are not finite, or too large for
-        float16.
+      ValueError: `dtype` is not one of `PAGE_DTYPES`.
+      UserError: the page does not support the cell, or the weights are not finite or are too large
+        for float16.
     """
     if model.cell not in PAGE_CELLS:
         raise UserError(
-            f"a web page shows models of the cells {', '.join(PAGE_CELLS)}, not {model.cell}: "
-            "export a folder instead, --format=folder"
+            f"a web page can run the cells {', '.join(PAGE_CELLS)}, not {model.cell}: export a "
+            "folder instead, with --format=folder"
         )
     data = {
         "title": title,
@@ -176,12 +177,13 @@ def write_page(
         data=data,
     )
     with replacing(file) as partial:
-        # A title may have characters that UTF-8 lacks; all other texts are in the data, as ASCII.
+        # A title may have characters that UTF-8 cannot encode; the data with the other texts is
+        # ASCII.
         partial.write_text(html, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def _layout(cell: str) -> dict[str, Any]:
-    """What network.js has to know of the layout of a cell's weights."""
+    """Returns what network.js needs to know about the layout of a cell's weights."""
     fused = CELLS[cell].fused
     return {"num_gates": len(fused.gates), "last_gate_has_bias": bool(fused.last_bias)}
 

@@ -1,4 +1,4 @@
-"""Writes text with the model of this folder; needs no package but jax and flatbuffers.
+"""Generates text with the model in this folder; needs only the packages jax and flatbuffers.
 
 python generate.py --prompt "ROMEO:" --num_chars 100 --temperature 0.8 --seed 0
 """
@@ -18,12 +18,12 @@ FOLDER = Path(__file__).parent
 
 
 def load_function(name: str) -> export.Exported:
-    """Reads a program that `jax.export` wrote."""
+    """Reads a program written by `jax.export`."""
     return export.deserialize(bytearray((FOLDER / name).read_bytes()))
 
 
 def load_weights(name: str) -> dict[str, np.ndarray]:
-    """Reads safetensors: the size of a header in 8 bytes, the header in JSON, the numbers."""
+    """Reads a safetensors file: 8 bytes with the header's size, the JSON header, the numbers."""
     data = (FOLDER / name).read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     tensors = json.loads(data[8:start])
@@ -37,11 +37,11 @@ def load_weights(name: str) -> dict[str, np.ndarray]:
 
 
 def generate(prompt: np.ndarray, *, num_chars: int, temperature: float, seed: int) -> np.ndarray:
-    """Continues the ids of a prompt by `num_chars` ids."""
+    """Returns `num_chars` ids that continue the ids of a prompt."""
     program = load_function("step.stablehlo")
     prepare = jax.jit(load_function("prepare.stablehlo").call)
     weights = prepare(load_weights("weights.safetensors"))
-    # The key of a text is of the seed, its prompt, and its number, 0, among equal prompts.
+    # A text's key depends on the seed, the prompt, and its index among equal prompts, here 0.
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(prompt.astype(np.uint32).tobytes()))
     key = jax.random.fold_in(key, 0)
 
@@ -53,7 +53,7 @@ def generate(prompt: np.ndarray, *, num_chars: int, temperature: float, seed: in
     (_, _, carry, _, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
     carry = jax.tree.map(lambda c: jnp.zeros((1, *c.shape[1:]), c.dtype), carry)
     for token in prompt[:-1]:
-        _, carry = step(weights, jnp.array([token], jnp.int32), carry, 0)  # its draw is not used
+        _, carry = step(weights, jnp.array([token], jnp.int32), carry, 0)  # the drawn id is unused
     ids, drawn = jnp.array(prompt[-1:], jnp.int32), []
     for position in range(num_chars):
         ids, carry = step(weights, ids, carry, position)
@@ -62,23 +62,29 @@ def generate(prompt: np.ndarray, *, num_chars: int, temperature: float, seed: in
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Writes text with the model of this folder.")
-    parser.add_argument("--prompt", default="", help="text to continue; none: a line break")
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description="Generates text with the model in this folder.")
+    parser.add_argument("--prompt", default="", help="text to continue; default: a line break")
     parser.add_argument("--num_chars", type=int, default=1000, metavar="N")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: greedy")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="0: always the most likely character; 1: the model's distribution",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     args = parser.parse_args()
 
     vocabulary = json.loads((FOLDER / "vocabulary.json").read_text())
-    of_bytes = vocabulary["kind"] == "bytes"  # they are handled as the characters 0 to 255
+    of_bytes = vocabulary["kind"] == "bytes"  # bytes are handled as the characters 0 to 255
     characters = "".join(map(chr, range(256))) if of_bytes else vocabulary["characters"]
     text = args.prompt or ("\n" if "\n" in characters else characters[0])
     if of_bytes:
         text = text.encode("utf-8", "surrogateescape").decode("latin-1")
     problem = ""
     if unknown := "".join(character for character in text if character not in characters):
-        problem = f"the model does not know {unknown!r}, which is in --prompt"
+        problem = f"--prompt has characters that the model does not know: {unknown!r}"
     elif args.num_chars < 1:
         problem = f"--num_chars is {args.num_chars}; it must be at least 1"
     elif args.temperature and not 1e-6 <= args.temperature <= 1e6:

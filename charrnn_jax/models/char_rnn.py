@@ -15,7 +15,7 @@ from charrnn_jax.models.dropout import Dropout
 from charrnn_jax.models.products import product
 from charrnn_jax.models.recurrence import Recurrence, choose_form
 
-Carry = tuple[Any, ...]  # one entry a layer
+Carry = tuple[Any, ...]  # one entry per layer
 
 
 class CharRNN(nn.Module):
@@ -24,19 +24,19 @@ class CharRNN(nn.Module):
     logits[t] = Dense(h_L[t]), h_l = Recurrence_l(h_(l-1)), h_0[t] = Embedding[tokens[t]]
 
     Attributes:
-      vocabulary_size: V, `[UNK]` included.
-      embedding_size: E.
-      hidden_size: H, of every recurrent layer.
-      num_layers: L.
-      cell: name in `cells.CELLS`.
-      input_dropout: rate on the embedding of every character.
-      dropout: rate on the output of every recurrent layer.
-      dropout_noise: "step": drawn anew for every time step; "locked": once a sequence and unit, for
-        all of its steps (Gal & Ghahramani 2016, arXiv:1512.05287).
-      implementation: of the recurrence, see `recurrence`.
-      dtype: of the operands of products, "float32" or "bfloat16"; parameters, sums, carry and
+      vocabulary_size: V, including `[UNK]`.
+      embedding_size: E, units of the embedding.
+      hidden_size: H, units of each recurrent layer.
+      num_layers: L, number of recurrent layers.
+      cell: name of the cell in `cells.CELLS`.
+      input_dropout: dropout rate on the embedding of every character.
+      dropout: dropout rate on the output of every recurrent layer.
+      dropout_noise: "step": drawn at every time step; "locked": drawn once per sequence and unit,
+        for all time steps (Gal & Ghahramani 2016, arXiv:1512.05287).
+      implementation: form of the recurrence, see `recurrence`.
+      dtype: type of the operands of products, "float32" or "bfloat16"; parameters, sums, carry and
         everything elementwise are float32.
-      init_scale: factor of all matrices as they are drawn.
+      init_scale: factor of all matrices at initialisation.
     """
 
     vocabulary_size: int
@@ -68,25 +68,26 @@ class CharRNN(nn.Module):
     def __call__(
         self, carry: Carry, tokens: jax.Array, *, deterministic: bool = True
     ) -> tuple[Carry, jax.Array]:
-        """Predicts every next character.
+        """Predicts the character after each token.
 
         Args:
-          carry: from `initialize_carry`, or from the call on the text before.
-          tokens: [B, T] ids, any B and T.
-          deterministic: no dropout. False needs an rng named "dropout".
+          carry: carry before the first token, from `initialize_carry` or from the call on the text
+            before.
+          tokens: [B, T] ids, for any B and T.
+          deterministic: whether dropout is off; if it is on, an rng named "dropout" is needed.
 
         Returns:
-          (carry after the last token, logits [B, T, V] of the token that follows each).
+          (carry after the last token, logits [B, T, V] for the token after each).
         """
         new_carry, outputs = self.run_layers(carry, tokens, deterministic=deterministic)
-        # Time first, as the recurrences leave it: else XLA would move [B, T, H] in memory.
+        # Time first, as the recurrence computes it; otherwise XLA would copy [B, T, H] in memory.
         logits = self.dense(outputs[-1].swapaxes(0, 1)).swapaxes(0, 1)  # [B, T, V]
         return new_carry, logits
 
     def run_layers(
         self, carry: Carry, tokens: jax.Array, *, deterministic: bool = True
     ) -> tuple[Carry, list[jax.Array]]:
-        """Runs all layers but the last, dense one; arguments as in `__call__`.
+        """Runs all layers except the dense one; arguments as in `__call__`.
 
         Returns:
           (carry after the last token, the output [B, T, H] of every recurrent layer).
@@ -118,28 +119,42 @@ class CharRNN(nn.Module):
 
 
 def _drops(rate: ArrayLike) -> bool:
-    """A traced rate is that of runs that all drop something."""
+    """Returns whether there is dropout. Only replicas that all have dropout have a traced rate."""
     return isinstance(rate, jax.Array) or rate != 0
 
 
 def make_model(config: ConfigDict, *, vocabulary_size: int) -> CharRNN:
-    """Builds the model of a `config.model` section.
+    """Builds the model that a config describes.
+
+    Args:
+      config: the `config.model` section.
+      vocabulary_size: V, including `[UNK]`.
 
     Raises:
-      UserError: the cell is not registered, or cannot be computed as the config asks for.
+      UserError: the cell is not registered, or does not support the implementation or dtype.
     """
     check_model(config)
     return CharRNN(vocabulary_size=vocabulary_size, **config.to_dict())
 
 
 def check_model(config: ConfigDict) -> None:
-    """Raises UserError if a `config.model` section names no cell, or a form that the cell lacks."""
+    """Raises UserError if a `config.model` section has an unknown cell, or a form that it lacks."""
     choose_form(CELLS[config.cell], implementation=config.implementation, dtype=config.dtype)
 
 
 def initialize_params(model: CharRNN, key: jax.Array) -> Any:
-    """Draws parameters (Flax's defaults: embedding N(0, 1/E), input kernels LeCun normal, recurrent
-    kernels orthogonal, biases zero), and multiplies the matrices by init_scale."""
+    """Draws the initial parameters of a model.
+
+    These are Flax's defaults: embedding N(0, 1/E), input kernels LeCun normal, recurrent kernels
+    orthogonal, biases zero. Matrices are then multiplied by `model.init_scale`.
+
+    Args:
+      model: the model.
+      key: random key.
+
+    Returns:
+      Parameters as nested dictionaries of arrays.
+    """
     tokens = jnp.zeros((1, 1), jnp.int32)
     params = model.init(key, model.initialize_carry(1), tokens)["params"]
     if model.init_scale == 1.0:
@@ -151,12 +166,12 @@ def change_vocabulary(params: Any, *, tokens: Any, new: Any, new_tokens: Any) ->
     """Returns the parameters of the same model for another vocabulary.
 
     Args:
-      params: of the model.
-      tokens: [n] ids of what both vocabularies have, in the old one: their embedding rows, dense
-        columns and dense biases are kept, bit for bit.
-      new: parameters for the new vocabulary, of which all other tokens take theirs; its recurrent
-        layers are not used.
-      new_tokens: [n] the same tokens in the new vocabulary.
+      params: parameters of the model with the old vocabulary.
+      tokens: [n] ids, in the old vocabulary, of the tokens that both have. Their embedding rows,
+        dense columns and dense biases are kept bit for bit.
+      new: initial parameters of the model with the new vocabulary, which all other tokens keep; the
+        recurrent layers are not used.
+      new_tokens: [n] ids of the same tokens in the new vocabulary.
     """
     embedding, dense = jax.device_get((new["embedding"]["embedding"], new["dense"]))
     embedding, kernel, bias = map(np.array, (embedding, dense["kernel"], dense["bias"]))
@@ -175,7 +190,18 @@ def forward(
     model: CharRNN,
     dropout_key: jax.Array | None = None,
 ) -> tuple[Carry, jax.Array]:
-    """Applies the model with given parameters; see `CharRNN.__call__`. No dropout without a key."""
+    """Applies the model to tokens; see `CharRNN.__call__`.
+
+    Args:
+      params: parameters of the model, as returned by `initialize_params`.
+      carry: carry before the first token, for B sequences.
+      tokens: [B, T] ids.
+      model: the model.
+      dropout_key: random key for dropout; None: no dropout.
+
+    Returns:
+      (carry after the last token, logits [B, T, V] for the token after each).
+    """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     result: Any = model.apply(
         {"params": params}, carry, tokens, deterministic=dropout_key is None, rngs=rngs
@@ -185,16 +211,16 @@ def forward(
 
 @partial(jax.jit, static_argnames="model")
 def activations(params: Any, carry: Carry, tokens: ArrayLike, *, model: CharRNN) -> jax.Array:
-    """Returns what every unit puts out at every character, without dropout.
+    """Returns the output of every unit after every character, without dropout.
 
     Args:
-      params: parameters of the model.
+      params: parameters of the model, as returned by `initialize_params`.
       carry: carry before the first token, for B sequences.
       tokens: [B, T] ids.
-      model: the module.
+      model: the model.
 
     Returns:
-      [B, T, L, H] outputs of the recurrent layers, after each token.
+      [B, T, L, H] outputs of the recurrent layers.
     """
     outputs: Any
     _, outputs = model.apply({"params": params}, carry, tokens, method="run_layers")
@@ -202,11 +228,24 @@ def activations(params: Any, carry: Carry, tokens: ArrayLike, *, model: CharRNN)
 
 
 def summary(model: CharRNN) -> str:
-    """Returns the table of layers, shapes and parameter counts, and how the model is computed."""
-    tokens, carry = np.zeros((1, 1), np.int32), model.initialize_carry(1)
-    table = nn.tabulate(
-        model, jax.random.key(0), depth=1, console_kwargs={"width": 110, "force_terminal": False}
-    )(carry, tokens)
+    """Returns a table of layers and parameter counts, and the form of the recurrence."""
+    params = jax.eval_shape(partial(initialize_params, model), jax.random.key(0))
+    layers = [
+        (f"layers_{i}", f" ({model.cell})", model.hidden_size) for i in range(model.num_layers)
+    ]
+    ends = ("embedding", "", model.embedding_size), ("dense", "", model.vocabulary_size)
+    counts = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in params}
+    total = sum(counts.values())
+    rows = [
+        (name + cell, f"[B, T, {size}]", f"{counts[name]:,}", f"{counts[name] / total:.1%}")
+        for name, cell, size in (ends[0], *layers, ends[1])
+    ]
+    table = [
+        ("layer", "output shape", "parameters", "share"),
+        *rows,
+        ("total", "", f"{total:,}", ""),
+    ]
+    lines = (f"{a:20}{b:16}{c:>14}{d:>8}".rstrip() for a, b, c, d in table)
     form = choose_form(CELLS[model.cell], implementation=model.implementation, dtype=model.dtype)
     auto = " (auto)" if model.implementation == "auto" else ""
-    return f"{table.rstrip()}\nRecurrence: {form}{auto}, products of {model.dtype}\n"
+    return "\n".join([*lines, f"Recurrence: {form}{auto}, products of {model.dtype}\n"])

@@ -1,19 +1,19 @@
-"""Weights of PyTorch's and Keras's recurrent language models -> ours. Knows arrays, not files.
+"""Weights of recurrent language models of PyTorch and Keras -> parameters. Knows arrays, not files.
 
-What can be taken over is Embedding -> GRU, LSTM or RNN of any number of layers -> Linear (Dense).
-Cell and sizes are found from names and shapes. What arrays do not show is taken to be the default
-of those libraries: tanh, and nothing between the layers but dropout.
+A model must be Embedding -> GRU, LSTM or RNN with any number of layers -> Linear (Dense). The cell
+and the sizes follow from names and shapes. What the arrays do not show is assumed to be the default
+of those libraries: tanh, and nothing but dropout between the layers.
 
-With G gates, a layer of ours (see `cells.CellWeights`) is, in their terms:
+With G gates, the parts of a layer (see `cells.CellWeights`) correspond to:
 
-  gates           PyTorch                            Keras
+  here            PyTorch                            Keras
   input kernel    weight_ih_l* [G H, E], transposed  kernel [E, G H]
   kernel          weight_hh_l* [G H, H], transposed  recurrent_kernel [H, G H]
   biases          bias_ih_l*, bias_hh_l* [G H]       GRU bias [2, G H]; LSTM, RNN bias [G H]
-  order, GRU      r z n                              z r n (they say h)
-  order, LSTM     i f g o                            i f g o (they say c for g)
+  order, GRU      r z n                              z r n (n is called h)
+  order, LSTM     i f g o                            i f g o (g is called c)
 
-Both keep two biases a gate where their sum alone matters; only the GRU's n needs them apart.
+Where there are two biases per gate, only their sum matters, except for n of the GRU.
 
 Sources: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html (and LSTM, RNN),
 https://keras.io/api/layers/recurrent_layers/gru (`reset_after=True`).
@@ -31,11 +31,11 @@ from charrnn_jax.models.cells import CELLS, CellWeights
 _CELL_OF_NUM_GATES: dict[float, str] = {1: "rnn", 3: "gru", 4: "lstm"}
 _KERAS_GATES = {"gru": ("z", "r", "n"), "lstm": ("i", "f", "g", "o"), "rnn": ("",)}
 _PYTORCH_GATES = {name: CELLS[name].fused.gates for name in _KERAS_GATES}
-_WHAT_CAN_BE = "what can be imported is embedding -> GRU, LSTM or RNN layers -> linear, no more"
+_WHAT_CAN_BE = "only embedding -> GRU, LSTM or RNN layers -> linear can be imported"
 
 
 class _Layer(NamedTuple):
-    """A recurrent layer, gates side by side: [in, G H], [H, G H], [G H], [G H]."""
+    """A recurrent layer with its gates side by side: [in, G H], [H, G H], [G H], [G H]."""
 
     input_kernel: np.ndarray
     kernel: np.ndarray
@@ -47,14 +47,14 @@ def from_pytorch(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Any]
     """Converts the state dict of nn.Embedding -> nn.GRU, nn.LSTM or nn.RNN -> nn.Linear.
 
     Args:
-      arrays: by the names of the state dict; the modules may be called anything. Without biases
-        they are zero; embedding and linear layer may share one weight.
+      arrays: tensors by their names in the state dict. The modules may have any names. Missing
+        biases are zero. The embedding and the linear layer may share one weight.
 
     Returns:
-      (cell and sizes for `config.model`, params).
+      (cell and sizes for `config.model`, parameters).
 
     Raises:
-      UserError: it is another model, or has numbers that are not finite.
+      UserError: the model has another form, or values that are not finite.
     """
     rest = _as_finite_float32(arrays)
     for name in rest:
@@ -64,24 +64,24 @@ def from_pytorch(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Any]
     modules = [name.removesuffix("weight_ih_l0") for name in rest if name.endswith("weight_ih_l0")]
     if len(modules) != 1:
         raise UserError(
-            f"there are {len(modules)} recurrent modules (tensors called weight_ih_l0), not one "
-            f"with all of the layers: {_WHAT_CAN_BE}"
+            f"there are {len(modules)} recurrent modules (tensors with weight_ih_l0 in their "
+            f"name), not one with all layers: {_WHAT_CAN_BE}"
         )
     (module,) = modules
     layers: list[_Layer] = []
     while f"{module}weight_ih_l{len(layers)}" in rest:
         layers.append(_pop_pytorch_layer(rest, module, len(layers)))
     if layers[0].kernel.ndim != 2:
-        raise UserError(f"tensor {module}weight_hh_l0 is no matrix: {_WHAT_CAN_BE}")
+        raise UserError(f"tensor {module}weight_hh_l0 is not a matrix: {_WHAT_CAN_BE}")
     table, kernel, bias = _pop_pytorch_ends(rest, layers[0].kernel.shape[0])
     if rest:
-        raise UserError(f"tensors of an unknown kind: {', '.join(sorted(rest))}: {_WHAT_CAN_BE}")
+        raise UserError(f"unknown tensors ({', '.join(sorted(rest))}): {_WHAT_CAN_BE}")
     return _assemble(table, layers, kernel.T, bias, gates=_PYTORCH_GATES)
 
 
 def _pop_pytorch_layer(rest: dict[str, np.ndarray], module: str, layer: int) -> _Layer:
     input_kernel = rest.pop(f"{module}weight_ih_l{layer}").T
-    kernel = rest.pop(f"{module}weight_hh_l{layer}", np.empty((0, 0))).T  # its shape is refused
+    kernel = rest.pop(f"{module}weight_hh_l{layer}", np.empty((0, 0))).T  # a later check refuses it
     zeros = np.zeros(input_kernel.shape[-1:], np.float32)
     input_bias, bias = (rest.pop(f"{module}bias_{side}_l{layer}", zeros) for side in ("ih", "hh"))
     return _Layer(input_kernel, kernel, input_bias, bias)
@@ -90,19 +90,19 @@ def _pop_pytorch_layer(rest: dict[str, np.ndarray], module: str, layer: int) -> 
 def _pop_pytorch_ends(
     rest: dict[str, np.ndarray], hidden_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The embedding [V, E], and weight [V, H] and bias [V] of the linear layer."""
+    """Returns the embedding [V, E], and the weight [V, H] and bias [V] of the linear layer."""
     matrices = [name for name, array in rest.items() if array.ndim == 2]
     biases = [name for name, array in rest.items() if array.ndim == 1]
     if biases:
         linear = [name for name in matrices if name.removesuffix("weight") + "bias" in biases]
     else:
         linear = [name for name in matrices if rest[name].shape[1] == hidden_size]
-    if len(matrices) == 1:  # shared weights may be there under one name alone
+    if len(matrices) == 1:  # a shared weight may have been saved once
         linear = matrices
     if len(linear) != 1 or len(matrices) > 2 or len(biases) > 1:
         raise UserError(
-            "beside the recurrent layers there should be an embedding, and a linear layer that "
-            "its bias or its shape tells apart from it; there are "
+            "besides the recurrent layers there should be an embedding, and a linear layer that "
+            "differs from it in its bias or its shape; the other tensors are "
             f"{', '.join(sorted(rest)) or 'none'}: {_WHAT_CAN_BE}"
         )
     (kernel_name,) = linear
@@ -118,19 +118,18 @@ def from_keras(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Any]:
     """Converts the weights of Embedding -> GRU, LSTM or SimpleRNN layers -> Dense.
 
     Args:
-      arrays: in the order of `model.get_weights()`, which is all that tells them apart; the names
-        are not read.
+      arrays: arrays in the order of `model.get_weights()`; their names do not matter.
 
     Returns:
-      (cell and sizes for `config.model`, params).
+      (cell and sizes for `config.model`, parameters).
 
     Raises:
-      UserError: it is another model, or has numbers that are not finite.
+      UserError: the model has another form, or values that are not finite.
     """
     if len(arrays) < 6 or len(arrays) % 3:
         raise UserError(
-            f"there are {len(arrays)} arrays; with L recurrent layers there should be 3 L + 3: "
-            "embeddings; kernel, recurrent kernel and bias a layer; dense kernel and bias: "
+            f"there are {len(arrays)} arrays; with L recurrent layers there should be 3 L + 3 "
+            "(embeddings; kernel, recurrent kernel and bias of each layer; dense kernel and bias): "
             f"{_WHAT_CAN_BE}"
         )
     table, *recurrent, kernel, bias = _as_finite_float32(arrays).values()
@@ -144,9 +143,9 @@ def _keras_layer(input_kernel: np.ndarray, kernel: np.ndarray, bias: np.ndarray)
         return _Layer(input_kernel, kernel, *bias)
     if kernel.ndim == 2 and 3 * len(kernel) == kernel.shape[1] == bias.size:
         raise UserError(
-            f"a GRU with a bias of the shape {list(bias.shape)}, not [2, {bias.size}], has "
-            "reset_after=False, which is another GRU than ours: train it with Keras's default, "
-            "reset_after=True"
+            f"the bias of the GRU has the shape {list(bias.shape)}, not [2, {bias.size}]: it was "
+            "made with reset_after=False, a GRU that cannot be imported; train it with Keras's "
+            "default, reset_after=True"
         )
     return _Layer(input_kernel, kernel, bias, np.zeros_like(bias))
 
@@ -158,7 +157,7 @@ def _as_finite_float32(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
         with np.errstate(over="ignore"):
             converted[name] = array.astype(np.float32) if is_float else array
         if not (array.size and is_float and np.isfinite(converted[name]).all()):
-            raise UserError(f"array {name} is empty, or has values that are no finite float32")
+            raise UserError(f"array {name} is empty, or has values that are not finite float32")
     return converted
 
 
@@ -170,9 +169,9 @@ def _assemble(
     *,
     gates: Mapping[str, Sequence[str]],
 ) -> tuple[dict[str, Any], Any]:
-    """Checks all shapes, and gives every gate its own arrays. gates: by cell, in their order."""
+    """Checks all shapes and splits the gates. gates: their names by cell, in the layers' order."""
     if table.ndim != 2 or layers[0].kernel.ndim != 2:
-        raise UserError(f"the embedding or the recurrent kernel is no matrix: {_WHAT_CAN_BE}")
+        raise UserError(f"the embedding or the recurrent kernel is not a matrix: {_WHAT_CAN_BE}")
     (V, E), (H, width) = table.shape, layers[0].kernel.shape
     cell = _CELL_OF_NUM_GATES.get(width / max(H, 1), "")
     if not cell:
@@ -202,7 +201,7 @@ def _assemble(
 
 
 def _split_gates(layer: _Layer, *, cell: str, gates: Sequence[str]) -> dict[str, Any]:
-    """Returns the parameters of the Flax cell. gates: their order in the layer."""
+    """Returns the parameters of the Flax cell. gates: their names, in the layer's order."""
     fused = CELLS[cell].fused
     order = [gates.index(gate) for gate in fused.gates]
 
@@ -211,7 +210,7 @@ def _split_gates(layer: _Layer, *, cell: str, gates: Sequence[str]) -> dict[str,
         return np.concatenate([blocks[index] for index in order], axis=-1)
 
     input_kernel, kernel, input_bias, bias = map(reorder, layer)
-    apart = len(kernel) if fused.last_bias else 0  # what stands between the two needs them apart
+    apart = len(kernel) if fused.last_bias else 0  # r multiplies only one of the last two
     input_bias[: input_bias.size - apart] += bias[: bias.size - apart]
     last = bias[-apart:] if apart else None
     return fused.scatter(CellWeights(input_kernel, input_bias, kernel, last))

@@ -1,21 +1,20 @@
-"""Any cell that has a `Fused` form over time, with the parameters of its Flax module.
+"""Runs any cell that has a `Fused` form over time, with the parameters of its Flax module.
 
-What autodiff makes of a scanned cell adds up the weight gradient inside the backward loop: a thin
-product and a pass over the whole matrix, every step. Here
+Autodiff of a scanned cell adds up the weight gradient inside the backward loop: a thin product and
+a pass over the whole matrix at every step. Here
 
   - the input side of all gates is computed before the loop; for tokens it is a table, the embedding
-    projected once, of which the loop reads rows;
-  - one product a step serves all gates, in the forward and in the backward loop;
+    projected once, and the loop reads rows of it;
+  - one product per step serves all gates, in the forward and in the backward loop;
   - the gradient of the recurrent kernel is one large product after the loop.
 
-With bfloat16 the operands of products are rounded to it; sums, carry and everything elementwise
-stay in float32. Reverse mode can be nested in float32; forward mode is refused by JAX (the scan
-supports it).
+With bfloat16 the operands of products are rounded; sums, carry and everything elementwise stay in
+float32. Gradients of gradients work in float32. Forward-mode differentiation needs the scan.
 
-Letters: a is the input side of the gates, q = h W their recurrent side; d_y is the gradient of the
-loss by y.
+Letters: a is the input side of the gates, q = h W the recurrent side; d_y is the gradient of the
+loss with respect to y.
 
-Source: hoisting the products out of the loop, Appleyard et al. 2016 (arXiv:1604.01946).
+Source: products moved out of the loop, Appleyard et al. 2016 (arXiv:1604.01946).
 """
 
 from functools import partial
@@ -29,7 +28,7 @@ from charrnn_jax.models.cells import Fused
 from charrnn_jax.models.cells.cell import Blocks
 from charrnn_jax.models.products import dot, product, times_transposed
 
-# Of a kernel that is better transposed for the forward loop, by measurement on CPUs.
+# From this size on, a transposed kernel makes the forward loop faster, as measured on CPUs.
 _LARGE_BYTES = 8 << 20
 
 
@@ -41,12 +40,12 @@ def run_fused(
     Args:
       params: parameters of the cell's Flax module.
       carry: carry of the cell, for B sequences.
-      inputs: [B, T, E].
-      fused: the cell.
-      dtype: of the operands of products, "float32" or "bfloat16".
+      inputs: [B, T, E] inputs of the layer.
+      fused: fused form of the cell.
+      dtype: type of the operands of products, "float32" or "bfloat16".
 
     Returns:
-      (carry, outputs [B, T, H]).
+      (carry after the last step, outputs [B, T, H]).
     """
     weights = fused.gather(params)
     a = product(inputs, weights.input_kernel, dtype=dtype)
@@ -72,11 +71,11 @@ def run_fused_on_tokens(
       carry: carry of the cell, for B sequences.
       tokens: [B, T] ids.
       table: [V, E] embeddings.
-      fused: the cell.
-      dtype: of the operands of products, "float32" or "bfloat16".
+      fused: fused form of the cell.
+      dtype: type of the operands of products, "float32" or "bfloat16".
 
     Returns:
-      (carry, outputs [B, T, H]).
+      (carry after the last token, outputs [B, T, H]).
     """
     # Projecting a table with more rows than there are tokens would be the larger product.
     if table.shape[0] > tokens.size:
@@ -97,15 +96,16 @@ def fused_step(
     bias: jax.Array | None,
     transposed: bool = False,
 ) -> tuple[Any, Blocks]:
-    """Runs one step.
+    """Runs one time step.
 
     Args:
-      fused: the cell.
+      fused: fused form of the cell.
       carry: carry of the cell, for B sequences.
-      a: [B, G H], the input side of the gates.
-      kernel: [H, G H] in the dtype of the product's operands; [G H, H] if `transposed`.
-      bias: see `CellWeights`.
-      transposed: the layout of the kernel.
+      a: [B, G H] input side of the gates.
+      kernel: recurrent kernel in the type of the product's operands, [H, G H], or [G H, H] if
+        `transposed`.
+      bias: bias of the last gate's recurrent side, see `CellWeights`; None: there is none.
+      transposed: whether the kernel is transposed.
 
     Returns:
       (carry, saved), see `Fused.forward`.
@@ -122,7 +122,7 @@ def fused_step(
 def _forward(
     fused: Fused, dtype: str, table: Any, xs: jax.Array, carry: Any, kernel: jax.Array, bias: Any
 ) -> tuple[tuple[Any, jax.Array], Any]:
-    """Returns ((carry, outputs [T, B, H]), (saved, carries before the steps) over time)."""
+    """Returns ((last carry, outputs [T, B, H]), (saved, carries before each step))."""
     kernel = kernel.astype(dtype)
     transposed = kernel.nbytes >= _LARGE_BYTES
     if transposed:
@@ -180,18 +180,18 @@ _recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
 
 
 def _sum_rows(tokens: jax.Array, d: jax.Array, *, num_rows: int) -> jax.Array:
-    """Adds d [T, B, N] up by token: [V, N]."""
+    """Sums d [T, B, N] by token; returns [V, N]."""
     if num_rows > 256:
         return jnp.zeros((num_rows, d.shape[-1])).at[tokens].add(d)
-    # On a CPU a product is faster than the scattered additions.
+    # On a CPU a product is faster than scattered additions.
     return dot(jax.nn.one_hot(tokens, num_rows, dtype=d.dtype), d, ((0, 1), (0, 1)))
 
 
 @jax.custom_jvp
 def _to_bits(x: jax.Array) -> jax.Array:
-    """bfloat16 as integers, to be stored inside a loop; float32 as it is.
+    """Returns bfloat16 as integers, for storage inside a loop; float32 is returned unchanged.
 
-    XLA's CPU code stores bfloat16 into an array of all steps by way of float32, value by value.
+    On CPUs, XLA stores bfloat16 into an array of all steps value by value, through float32.
     """
     return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
@@ -200,7 +200,7 @@ def _to_bits(x: jax.Array) -> jax.Array:
 def _to_bits_jvp(primals: Any, tangents: Any) -> Any:
     if primals[0].dtype == jnp.bfloat16:
         raise NotImplementedError(
-            "a gradient of a gradient needs a recurrence in float32, not in bfloat16"
+            "a gradient of a gradient needs float32, not bfloat16: set the dtype to float32"
         )
     return primals[0], tangents[0]
 
@@ -210,7 +210,7 @@ def _from_bits(bits: jax.Array) -> jax.Array:
 
 
 def output(carry: Any) -> jax.Array:
-    """What the layer above reads: h [B, H]."""
+    """Returns the output h [B, H] in a carry, which the layer above reads."""
     return carry[-1] if isinstance(carry, tuple) else carry
 
 

@@ -7,26 +7,32 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Fewer rows than this: exchanging the operands costs more than it saves, by measurement on CPUs.
+# With fewer rows, exchanging the operands costs more than it saves, as measured on CPUs.
 _FEW_ROWS = {"float32": 2, "bfloat16": 16}
 
 
 def dot(
     a: jax.Array, b: jax.Array, contracting: tuple[tuple[int, ...], tuple[int, ...]]
 ) -> jax.Array:
-    """A product with float32 sums, whose left operand takes the type of the right one."""
+    """Returns a product with float32 sums; the left operand is cast to the type of the right one.
+
+    Args:
+      a: left operand.
+      b: right operand.
+      contracting: axes of a and axes of b to sum over.
+    """
     dimensions = (contracting, ((), ()))
     return lax.dot_general(a.astype(b.dtype), b, dimensions, preferred_element_type=jnp.float32)
 
 
 def times_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [B, K] times the transpose of kernel [N, K]; operands of the kernel's type, float32 sums.
+    """Returns x [B, K] times the transpose of kernel [N, K]; operands as the kernel, float32 sums.
 
-    XLA's product for CPUs rearranges its right operand at every call. Inside a loop that had better
-    be the small x than the kernel: hence (kernel x^T)^T there.
+    On CPUs, XLA's product rearranges its right operand at every call. Inside a loop it is cheaper
+    to rearrange the small x than the kernel, so there the product is (kernel x^T)^T.
     """
     x = x.astype(kernel.dtype)
-    num_rows = x.shape[0] if isinstance(x.shape[0], int) else 2  # symbolic, in an export: any
+    num_rows = x.shape[0] if isinstance(x.shape[0], int) else 2  # symbolic in an export: many
     if num_rows < _FEW_ROWS[kernel.dtype.name]:
         return dot(x, kernel, ((1,), (1,)))
     return lax.platform_dependent(
@@ -57,15 +63,21 @@ _product.defvjp(_product_fwd, _product_bwd)
 
 
 def product(x: jax.Array, kernel: jax.Array, *, dtype: str) -> jax.Array:
-    """x [..., K] times kernel [K, N]: operands rounded to `dtype`, sums in float32, both ways."""
-    if dtype == "float32":  # autodiff does the same, and in every mode
+    """Returns x [..., K] times kernel [K, N], with operands rounded to `dtype` and float32 sums.
+
+    The products of the backward pass are computed in the same way.
+    """
+    if dtype == "float32":  # autodiff gives the same gradient, and also has a forward mode
         return dot(x, kernel, ((x.ndim - 1,), (0,)))
     return _product(x, kernel, dtype)
 
 
 @cache
 def can_train_in_bfloat16() -> bool:
-    """Whether this JAX can: jaxlib 0.7 lacks a product of the backward pass on some CPUs."""
+    """Returns whether this JAX can train in bfloat16.
+
+    On some CPUs, jaxlib 0.7 lacks a product of the backward pass.
+    """
     inputs, kernel = jnp.ones((4, 7, 6)), jnp.ones((6, 24))
     gradient = jax.grad(lambda *operands: product(*operands, dtype="bfloat16").sum(), (0, 1))
     try:

@@ -1,11 +1,11 @@
 """One cell over time, in three forms with one signature and one parameter tree.
 
   scan      `nn.scan` over the Flax module: the textbook loop, and the reference; every cell has it
-  fused     the same by hand, faster: see `fused`
+  fused     a faster loop with a backward pass written by hand; see `fused`
   parallel  a whole sequence at once
-  auto      the best form that the cell has
+  auto      the best form that the cell has: parallel, else fused, else scan
 
-The parameters lie under "cell", in the layout of the cell's Flax module.
+The parameters are under "cell", in the layout of the cell's Flax module.
 """
 
 from typing import Any
@@ -23,11 +23,11 @@ def choose_form(cell: Cell, *, implementation: str, dtype: str) -> str:
 
     Args:
       cell: the cell.
-      implementation: one of these, or "auto".
-      dtype: of the operands of products, "float32" or "bfloat16".
+      implementation: the wanted form, or "auto" for the best.
+      dtype: type of the operands of products, "float32" or "bfloat16".
 
     Raises:
-      UserError: the cell has no such form, or the form cannot compute in the dtype.
+      UserError: the cell does not have this form, or the form does not support the dtype.
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
@@ -39,7 +39,7 @@ def choose_form(cell: Cell, *, implementation: str, dtype: str) -> str:
         )
     if form == "scan" and dtype != "float32":
         raise UserError(
-            f"implementation 'scan' (of the cell {cell.name!r}) computes in float32, not in "
+            f"the implementation 'scan' of the cell {cell.name!r} computes in float32, not in "
             f"{dtype}: set the dtype to float32"
             + (", or the implementation to auto" if len(forms) > 1 else "")
         )
@@ -50,10 +50,10 @@ class Recurrence(nn.Module):
     """Runs a cell over the time axis: for t in range(T): carry, y[t] = cell(carry, x[t]).
 
     Attributes:
-      cell_name: name in `CELLS`.
-      hidden_size: H.
+      cell_name: name of the cell in `CELLS`.
+      hidden_size: H, units of the layer.
       implementation: "auto", "scan", "fused" or "parallel".
-      dtype: of the operands of products, "float32" or "bfloat16".
+      dtype: type of the operands of products, "float32" or "bfloat16".
     """
 
     cell_name: str
@@ -77,11 +77,11 @@ class Recurrence(nn.Module):
         """Runs over a piece of text.
 
         Args:
-          carry: carry of this layer.
-          inputs: [B, T, E].
+          carry: carry of this layer, for B sequences.
+          inputs: [B, T, E] inputs of this layer.
 
         Returns:
-          (carry, outputs [B, T, H]).
+          (carry after the last step, outputs [B, T, H]).
         """
         if self.form == "scan" or self.is_initializing():
             result: tuple[Any, jax.Array] = self.cell(carry, inputs)
@@ -97,12 +97,12 @@ class Recurrence(nn.Module):
         """Runs over the embeddings of tokens; equals a call with table[tokens].
 
         Args:
-          carry: carry of this layer.
+          carry: carry of this layer, for B sequences.
           tokens: [B, T] ids.
           table: [V, E] embeddings.
 
         Returns:
-          (carry, outputs [B, T, H]).
+          (carry after the last token, outputs [B, T, H]).
         """
         if self.form != "fused" or self.is_initializing():
             return self(carry, table[tokens])

@@ -1,12 +1,12 @@
-"""A trained model one character at a time, its weights laid out for that once.
+"""A trained model one character at a time, with weights that are arranged for this once.
 
-  table     what every token gives to the gates of the first layer: the embedding and the first
-            input kernel multiplied beforehand
+  table     the input side of the first layer's gates for every token: the embedding times the first
+            input kernel
   kernels   the gates of a layer side by side, in the dtype of the products; transposed or not, see
             `prefers_transposed`
 
-The equations are those of the cell. A model that is not computed in the form "fused" keeps its own
-parameters and is called as it is: the reference.
+The equations are those of the cell. A model whose form is not "fused" keeps its own parameters and
+is called directly, which is the reference.
 """
 
 from functools import partial
@@ -25,14 +25,14 @@ from charrnn_jax.models.recurrence import choose_form
 
 @struct.dataclass
 class StepWeights:
-    """Parameters of a model as `step` reads them; kernels as [K, N], or all of them as [N, K].
+    """Parameters of a model in the layout that `step` reads.
 
     Attributes:
-      table: [V, G H], biases included; G gates.
-      layers: of every layer; the input kernel and bias of the first are in the table.
-      dense_kernel: [H, V].
-      dense_bias: [V].
-      transposed: static; kernels are [N, K].
+      table: [V, G H] input side of the first layer's G gates for every token, with biases.
+      layers: weights of each layer; the input kernel and bias of the first are in the table.
+      dense_kernel: [H, V] kernel of the dense layer.
+      dense_bias: [V] bias of the dense layer.
+      transposed: whether all kernels, including the dense one, are transposed; static.
     """
 
     table: jax.Array
@@ -43,29 +43,34 @@ class StepWeights:
 
 
 def prefers_transposed(batch_size: int, *, dtype: str) -> bool:
-    """Returns whether B sequences are faster with transposed kernels, by measurement on CPUs.
+    """Returns whether B sequences are faster with transposed kernels, as measured on CPUs.
 
-    A row times a matrix reads the matrix along its columns. For many rows see
-    `products.times_transposed`; a few are fastest with the kernel as it is.
+    The product of one row and a matrix reads the matrix along its columns. For many rows, see
+    `products.times_transposed`. A few rows are fastest with the kernel as it is.
+
+    Args:
+      batch_size: B, in sequences.
+      dtype: type of the operands of products, "float32" or "bfloat16".
     """
     many = {"float32": 8, "bfloat16": 16}[dtype]
     return batch_size == 1 or batch_size >= many
 
 
 def prepare(params: Any, *, model: CharRNN, transposed: bool, dtype: str | None = None) -> Any:
-    """Lays the weights out for `step`.
+    """Arranges the weights of a model for `step`.
 
     Args:
-      params: of the model.
-      model: of the params.
-      transposed: the layout of the kernels; the result works for every number of sequences.
-      dtype: "float32" or "bfloat16", of the operands of products; None: the model's.
+      params: parameters of the model, as returned by `initialize_params`.
+      model: the model.
+      transposed: whether to transpose the kernels, see `prefers_transposed`; both layouts work for
+        any number of sequences.
+      dtype: type of the operands of products, "float32" or "bfloat16"; None: the model's.
 
     Returns:
-      `StepWeights`; the params themselves for a model that is not computed in the form "fused".
+      `StepWeights`, or the parameters themselves if the form of the model is not "fused".
 
     Raises:
-      UserError: another dtype, or one that the model cannot compute in.
+      UserError: the dtype is unknown, or the model does not support it.
     """
     dtype = dtype or model.dtype
     if check_dtype(dtype, model=model) != "fused":
@@ -107,13 +112,13 @@ def step(
     """Reads one character of every sequence; equals `forward` on a text of length 1.
 
     Args:
-      weights: from `prepare`.
-      carry: of the model, for B sequences.
+      weights: weights of the model, as returned by `prepare`.
+      carry: carry of the model, for B sequences.
       tokens: [B] ids.
-      model: of the weights.
+      model: the model.
 
     Returns:
-      (carry, logits [B, V] of the character behind each).
+      (carry, logits [B, V] for the character after each).
     """
     if not isinstance(weights, StepWeights):
         carry, logits = forward(weights, carry, tokens[:, None], model=model)

@@ -1,1 +1,1 @@
-"""Reports of what was trained: pages to look at, and files to publish."""
+"""Reports about trained models: pages to read, and files to publish."""

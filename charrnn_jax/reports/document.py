@@ -1,6 +1,6 @@
 """Documents of paragraphs, tables and charts, as one web page and as Markdown.
 
-Every text comes from anywhere: it is escaped in both. Knows nothing of what the tables are about.
+Texts are untrusted: both formats escape them. This file knows nothing about what the tables show.
 """
 
 import re
@@ -12,11 +12,11 @@ from typing import NamedTuple
 from charrnn_jax.reports.page import make_page
 
 _STYLE, _SCRIPT = Path(__file__).with_name("document.css"), Path(__file__).with_name("document.js")
-_LONG = 40  # characters of a cell that may break into lines
+_LONG = 40  # cells with more characters may break into lines
 
 
 class Cell(NamedTuple):
-    """What a cell shows, and the number to sort by; None: by the text, after all numbers."""
+    """The text of a table cell, and a number to sort by; None sorts by text, after all numbers."""
 
     text: str
     value: float | None = None
@@ -28,7 +28,7 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Paragraphs, then tables; with `fold` shown on request only."""
+    """Paragraphs followed by tables; `fold` hides them until the reader opens the section."""
 
     title: str
     paragraphs: Sequence[str]
@@ -46,7 +46,7 @@ class Chart(NamedTuple):
 
 
 class Document(NamedTuple):
-    """The charts come after the first section; Markdown leaves them out."""
+    """A report; its charts follow the first section, and Markdown leaves them out."""
 
     title: str
     overview: Sequence[str]
@@ -55,7 +55,7 @@ class Document(NamedTuple):
 
 
 def to_html(document: Document) -> str:
-    """Returns a page that needs nothing else, neither network nor JavaScript to be read."""
+    """Returns a self-contained page, which can be read without a network or JavaScript."""
     first, *rest = map(_html_section, document.sections)
     figures = "\n".join(map(_html_figure, document.charts))
     body = f"""\
@@ -114,7 +114,7 @@ def _html_table(table: Table) -> str:
 
 
 def _html_head(name: str) -> str:
-    """Long names of settings may break into lines."""
+    """Lets long names of settings break into lines."""
     return re.sub(r"[._](?=.)", r"\g<0><wbr>", escape(name))
 
 
@@ -130,7 +130,7 @@ def _html_cell(cell: Cell, is_number: bool) -> str:
 
 
 def to_markdown(document: Document) -> str:
-    """Returns the same text and tables as GitHub's Markdown; nothing in a text is markup."""
+    """Returns the text and tables as GitHub-flavoured Markdown, with all texts escaped."""
     parts = [f"# {_markdown_text(document.title)}", *map(_markdown_text, document.overview)]
     for section in document.sections:
         parts += [f"## {_markdown_text(section.title)}", *map(_markdown_text, section.paragraphs)]
@@ -145,6 +145,6 @@ def _markdown_table(table: Table) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """Returns one line in which nothing is markup; underscores inside words are none anyhow."""
+    """Returns one line with markup escaped; underscores inside words are not markup."""
     line = " ".join(text.split())
     return re.sub(r"[\\`*<>|&~#]|\](?=[(\[:])|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)

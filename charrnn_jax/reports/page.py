@@ -1,8 +1,8 @@
-"""One HTML page that needs nothing else: `make_page`, the frame of every report.
+"""`make_page`: a self-contained HTML page, which all reports are built on.
 
-The frame has the shared style, light and dark, and a policy under which the page loads nothing and
-runs no script but its own, which is known by its hash: whatever the texts of a page contain, they
-do nothing. Knows nothing of what a page shows.
+The page has the shared style, light and dark, and a content security policy: it loads nothing and
+runs only its own script, which is identified by a hash, so untrusted texts cannot do anything. This
+file knows nothing about what a page shows.
 """
 
 import base64
@@ -14,8 +14,8 @@ from typing import Any
 
 _STYLE = Path(__file__).with_name("page.css")
 
-# CSS variable -> its value in light and in dark mode. Warm and cold are channels of rgb(), for
-# grounds of a varying alpha, at most `strength`: text on them stays readable.
+# CSS variable -> its value in light and in dark mode. Warm and cold are rgb() channels for
+# backgrounds of varying alpha, at most `strength` so that text on them stays readable.
 COLOURS = {
     "page": ("#f7f5f0", "#161514"),
     "surface": ("#fffefb", "#1e1d1b"),
@@ -28,7 +28,7 @@ COLOURS = {
     "warm": ("214 88 16", "226 98 28"),
     "cold": ("36 110 190", "60 130 220"),
     "strength": (".7", ".65"),
-    # Of curves: Okabe and Ito's, darker on light ground
+    # Curves: the colours of Okabe and Ito, darker on a light background
     "series-0": ("#0072b2", "#56b4e9"),
     "series-1": ("#c45500", "#ff8f4d"),
     "series-2": ("#00805e", "#2fc296"),
@@ -40,14 +40,14 @@ DARK = {name: dark for name, (_, dark) in COLOURS.items()}
 
 
 def make_page(body: str, *, title: str, style: str, script: str, data: Any = None) -> str:
-    """Returns a page, to be written as UTF-8.
+    """Returns the HTML of a page, to be written as UTF-8.
 
     Args:
-      body: HTML; texts in it are escaped by `html.escape`.
-      title: plain text, of the browser's tab.
+      body: HTML of the body; the caller escapes the texts in it with `html.escape`.
+      title: title of the browser tab, plain text.
       style: CSS, applied after the shared style.
       script: JavaScript module, the only one that the page runs.
-      data: what the script finds as JSON in the element `data`; None: there is no such element.
+      data: data for the script, as JSON in the element with the id "data"; None adds no element.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     block = "" if data is None else _data_block(data)
@@ -58,7 +58,7 @@ def make_page(body: str, *, title: str, style: str, script: str, data: Any = Non
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<!-- No network, and no script but the one below, whatever the texts of the page contain. -->
+<!-- No network, and no script but the one below, whatever the texts in the page contain. -->
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
   style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'">
 <link rel="icon" href="data:,">
@@ -82,6 +82,6 @@ def _variables(colours: dict[str, str]) -> str:
 
 
 def _data_block(data: Any) -> str:
-    """ASCII without a "<", so that no text in it can end the element."""
+    """Returns the element with the data: ASCII without "<", so that no text can end it."""
     text = json.dumps(data).replace("<", "\\u003c")
     return f'<script type="application/json" id="data">{text}</script>\n'

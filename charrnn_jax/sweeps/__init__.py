@@ -1,1 +1,1 @@
-"""Many runs of one experiment: what they are, how they run, where they stand."""
+"""Sweeps: many runs of one experiment, how they are launched, and their progress."""

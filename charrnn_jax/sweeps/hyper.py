@@ -1,13 +1,13 @@
-"""The algebra of sweeps: a sweep is a list of overrides, {"section.field": value}, one a run.
+"""Functions that build sweeps: lists of overrides, {"section.field": value}, one for each run.
 
-An experiment file's `get_hyper(hyper)` gets this module and returns such a list:
+An experiment file's `get_hyper(hyper)` is called with this module and returns such a list:
 
 >>> product([sweep("model.cell", ["gru", "lstm"]), sweep("seed", range(2))])
 ... # doctest: +NORMALIZE_WHITESPACE
 [{'model.cell': 'gru', 'seed': 0}, {'model.cell': 'gru', 'seed': 1},
  {'model.cell': 'lstm', 'seed': 0}, {'model.cell': 'lstm', 'seed': 1}]
 
-Names as in big_vision's and TensorFlow's experiment files.
+The functions are named as in the experiment files of big_vision and TensorFlow.
 """
 
 import itertools
@@ -22,17 +22,17 @@ Overrides = dict[str, Any]
 
 
 def fixed(name: str, value: Any) -> list[Overrides]:
-    """One value of one field."""
+    """Returns a sweep with one value of a field."""
     return [{name: value}]
 
 
 def sweep(name: str, values: Iterable[Any]) -> list[Overrides]:
-    """Each value of one field."""
+    """Returns a sweep over the values of a field."""
     return [{name: value} for value in values]
 
 
 def product(sweeps: Sequence[Sequence[Overrides]]) -> list[Overrides]:
-    """Every combination of one item from each sweep; the last one varies fastest.
+    """Returns every combination of one item from each sweep; the last sweep varies fastest.
 
     Raises:
       UserError: two of the sweeps set the same field.
@@ -41,26 +41,28 @@ def product(sweeps: Sequence[Sequence[Overrides]]) -> list[Overrides]:
 
 
 def zipit(sweeps: Sequence[Sequence[Overrides]]) -> list[Overrides]:
-    """The first items of all sweeps together, then the second ones, ...; a `fixed` goes with all.
+    """Combines the first items of all sweeps, then the second ones, and so on.
+
+    A sweep with a single item, such as `fixed`, is combined with every item of the others.
 
     Raises:
       UserError: their lengths differ, or two of them set the same field.
     """
     lengths = {len(items) for items in sweeps} - {1}
     if len(lengths) > 1:
-        raise UserError(f"zipit needs sweeps of one length, not of {sorted(lengths)}")
+        raise UserError(f"zipit needs sweeps of the same length, not of {sorted(lengths)}")
     length = max(lengths, default=1)
     columns = [list(items) * (length if len(items) == 1 else 1) for items in sweeps]
     return [_merge(items) for items in zip(*columns, strict=True)]
 
 
 def chainit(sweeps: Sequence[Sequence[Overrides]]) -> list[Overrides]:
-    """One sweep after the other."""
+    """Returns the items of the sweeps, one sweep after the other."""
     return list(itertools.chain.from_iterable(sweeps))
 
 
 def subsample(sweep: Sequence[Overrides], num: int, *, seed: int = 0) -> list[Overrides]:
-    """Random search: `num` different items of a sweep in their order, or all if it has no more."""
+    """Returns `num` random items of a sweep in their order, or all items if there are fewer."""
     chosen = np.random.default_rng(seed).permutation(len(sweep))[:num]
     return [sweep[index] for index in sorted(chosen)]
 
@@ -69,6 +71,6 @@ def _merge(items: Iterable[Overrides]) -> Overrides:
     merged: Overrides = {}
     for item in items:
         if both := merged.keys() & item.keys():
-            raise UserError(f"two sweeps set {min(both)}: give it one list of values")
+            raise UserError(f"two sweeps set {min(both)}: set it in one of them only")
         merged.update(item)
     return merged

@@ -1,7 +1,7 @@
 """Jobs: which work units run in one process, and the command that runs them.
 
 Units that can be replicas of one another share a process, because they can share one compiled
-program. Where there are few such groups they are split, so that no worker is idle.
+program. If there are only a few such groups, they are split so that no worker is idle.
 """
 
 import math
@@ -13,7 +13,7 @@ from pathlib import Path
 from charrnn_jax.sweeps.units import WorkUnit
 from charrnn_jax.training.replicas import program_key
 
-_ENOUGH_GROUPS = 4  # a worker
+_ENOUGH_GROUPS = 4  # for each worker
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Job:
     """Work units that one process runs.
 
     Attributes:
-      units: what to train; at least one unit.
-      workdir: the folder of the sweep.
-      experiments: absolute paths of experiment files that register what the units' configs name,
-        such as cells.
+      units: work units to train, at least one.
+      workdir: folder of the sweep.
+      experiments: absolute paths of the experiment files that register names used in the units'
+        configs, such as cells.
     """
 
     units: tuple[WorkUnit, ...]
@@ -33,12 +33,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Name of the job: the index of its first unit."""
+        """The name of the job: the index of its first unit."""
         return f"{self.units[0].index:04d}"
 
     @property
     def log(self) -> Path:
-        """File with what its process prints."""
+        """The file with the output of its process."""
         return self.workdir / "logs" / f"{self.name}.log"
 
     def command(self) -> list[str]:
@@ -56,18 +56,18 @@ def make_jobs(
     num_workers: int,
     experiments: tuple[str, ...] = (),
 ) -> list[Job]:
-    """Returns the jobs of all units, the largest first.
+    """Returns the jobs of all units, largest first.
 
     Args:
-      units: what to train.
-      workdir: the folder of the sweep.
-      num_workers: processes that run at the same time.
-      experiments: see `Job`.
+      units: work units to train.
+      workdir: folder of the sweep.
+      num_workers: number of processes that run at the same time.
+      experiments: paths of experiment files; see `Job`.
     """
     groups: dict[str, list[WorkUnit]] = {}
     for unit in units:
         groups.setdefault(program_key(unit.config), []).append(unit)
-    # A process costs seconds to start; from some groups a worker on, none stands idle for long.
+    # A process takes seconds to start; with several groups for each worker, none is idle for long.
     if len(groups) < num_workers:
         share = math.ceil(num_workers / max(len(groups), 1))
     elif len(groups) < _ENOUGH_GROUPS * num_workers:

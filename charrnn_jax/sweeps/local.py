@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep on this machine: worker processes, each on its own cores or card."""
+"""Runs the jobs of a sweep on this machine, in worker processes with their own cores or GPU."""
 
 import ctypes
 import json
@@ -16,17 +16,17 @@ from charrnn_jax.sweeps.table import SweepTable
 from charrnn_jax.training.interrupt import InterruptRequest
 
 _POLL_SECONDS = 0.5
-_WORKER = "CHARRNN_WORKER"  # environment variable from a parent to its worker, JSON
-_PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
+_WORKER = "CHARRNN_WORKER"  # environment variable that a parent sets for its worker, JSON
+_PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What one worker process may use.
+    """The resources of one worker process.
 
     Attributes:
-      cores: of the CPU; empty: any.
-      environment: variables, which choose its card.
+      cores: CPU cores that it may use; empty: any.
+      environment: environment variables that choose its GPU.
     """
 
     cores: frozenset[int]
@@ -43,28 +43,28 @@ class Worker:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment, _WORKER: json.dumps(set_up)},
-                start_new_session=True,  # Ctrl-C is for us; we pass it on
+                start_new_session=True,  # Ctrl-C reaches only this process, which passes it on
             )
 
 
 def set_up_worker() -> None:
-    """Applies in a worker process what `Worker.start` asked for; comes before anything else."""
+    """Applies the settings of `Worker.start` in a worker process; call it before anything else."""
     if (wanted := os.environ.pop(_WORKER, None)) is None:
         return
     set_up = json.loads(wanted)
     if set_up["cores"]:
         os.sched_setaffinity(0, set_up["cores"])
-    if sys.platform == "linux":  # if the parent is killed it saves and ends, too
+    if sys.platform == "linux":  # if the parent is killed, the worker saves and ends as well
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != set_up["parent"]:
             sys.exit(128 + signal.SIGTERM)
 
 
 def make_workers(num_workers: int | None = None) -> list[Worker]:
-    """Returns the workers of this machine: one for each card, or one for each core of a CPU.
+    """Returns the workers of this machine: one for each GPU, or one for each CPU core.
 
     Args:
-      num_workers: how many to make instead.
+      num_workers: number of workers to make instead.
     """
     backend, num_devices = _devices()
     if backend == "cpu":
@@ -76,11 +76,11 @@ def make_workers(num_workers: int | None = None) -> list[Worker]:
         cards = visible if visible != [""] else [str(card) for card in range(num_devices)]
         cards = cards[: num_workers or None]
         return [Worker(frozenset(), {"CUDA_VISIBLE_DEVICES": card}) for card in cards]
-    return [Worker(frozenset(), {})]  # of a TPU only one process can have the chips
+    return [Worker(frozenset(), {})]  # only one process can use the chips of a TPU
 
 
 def _devices() -> tuple[str, int]:
-    """Asks another process, since this one must not take the memory of the cards."""
+    """Asks another process for the devices: this one must not take the memory of the GPUs."""
     code = "import jax, json; print(json.dumps([jax.default_backend(), jax.local_device_count()]))"
     answer = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
     backend, num_devices = json.loads(answer.stdout.splitlines()[-1])
@@ -91,12 +91,12 @@ def run_jobs(jobs: Iterable[Job], workers: Sequence[Worker], *, table: SweepTabl
     """Runs every job in a process of its own, as many at once as there are workers.
 
     Args:
-      jobs: what to run; the next one is taken when a worker is free for it.
-      workers: processes that run them, one job at a time.
-      table: shows where the units stand.
+      jobs: jobs to run; the next one is taken when a worker is free.
+      workers: workers, each of which runs one job at a time.
+      table: table that shows the progress of the units.
 
     Raises:
-      Interrupted: a signal came; it was passed on, and what was running is saved.
+      Interrupted: a signal arrived; it was passed on, and the running units were saved.
     """
     waiting, idle = iter(jobs), list(workers)
     running: list[tuple[Worker, Job, subprocess.Popen]] = []
@@ -129,8 +129,8 @@ def run_jobs(jobs: Iterable[Job], workers: Sequence[Worker], *, table: SweepTabl
 
 
 def _note_death(job: Job, return_code: int) -> None:
-    """Marks units that a process left unfinished as failed: it was killed, or could not start."""
+    """Marks the unfinished units of a process that was killed or could not start as failed."""
     for unit in job.units:
         if unit.read_status()["status"] in ("running", "waiting"):
-            message = f"its process ended with {return_code}; see {job.log}"
+            message = f"its process ended with exit code {return_code}; see {job.log}"
             unit.write_status("failed", message=message)

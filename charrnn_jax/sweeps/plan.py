@@ -1,4 +1,4 @@
-"""`Plan`: what a search is, checked before anything is written. Needs no Optuna."""
+"""`Plan`: the settings of a search, checked before anything is written. Does not need Optuna."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from charrnn_jax.sweeps.space import Values
 
 Space = Mapping[str, Values]
 
-REDUCTION_FACTOR = 3  # of ASHA: the best third continues after evaluations 1, 3, 9, ...
+REDUCTION_FACTOR = 3  # ASHA: the best third of the trials continue after evaluations 1, 3, 9, ...
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a search is; the budget is no part of it, since it may grow.
+    """The settings of a search, without the budget, which may grow.
 
     Attributes:
-      config: of the experiment; its seed is also the seed of the sampler.
-      space: the values of each field, as returned by `get_search`.
+      config: config of the experiment; its seed is also the seed of the sampler.
+      space: values of each field, as returned by `get_search`.
       sampler: "tpe" or "random".
       pruner: "asha" or "none".
       experiment: command-line arguments that make the config.
@@ -46,7 +46,7 @@ class Plan:
         return [head, *(f"{name}: {values}" for name, values in self.space.items())]
 
     def changes(self, new: "Plan") -> list[str]:
-        """Returns what makes a new plan another search, in words."""
+        """Returns the changes that make a new plan a different search, as texts."""
         changes = diff(self.config, new.config)
         for name in ("sampler", "pruner", "space"):
             if getattr(self, name) != getattr(new, name):
@@ -60,7 +60,7 @@ def make_plan(
     """Makes a plan from what `get_search` returned; see `Plan`.
 
     Raises:
-      UserError: it returned no space, or an end of a range is no valid value of its field.
+      UserError: it returned no space, or an end of a range is not a valid value of its field.
     """
     if not isinstance(space, dict) or not space:
         raise UserError(
@@ -69,10 +69,10 @@ def make_plan(
         )
     for name, values in space.items():
         if not isinstance(name, str):
-            raise UserError(f"get_search sets {name!r}: fields are named as 'model.cell'")
+            raise UserError(f"get_search sets {name!r}: give a field such as 'model.cell'")
         if not isinstance(values, Values):
             raise UserError(
-                f"get_search: {name} is {values!r}; make it by space.uniform, space.loguniform, "
+                f"get_search: {name} is {values!r}; make it with space.uniform, space.loguniform, "
                 "space.integers or space.choice"
             )
         for value in values.ends():

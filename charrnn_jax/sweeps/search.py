@@ -1,7 +1,7 @@
-"""Search: a sweep whose work units are chosen one after the other, by Optuna.
+"""Search: a sweep whose work units are chosen one after another by Optuna.
 
-Every trial of a `Plan` is a work unit, trained by a worker process; after each evaluation the
-pruner may end it. The study is in `search.journal` in the sweep's folder. Everything else is read
+Every trial of a `Plan` is a work unit, trained by a worker process. The pruner may end it after any
+evaluation. The study is saved in `search.journal` in the sweep's folder; everything else is read
 from it, so a search that was killed can be resumed.
 
 One process asks for trials and tells the study how they ended; the workers only report evaluations.
@@ -58,7 +58,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # ours is the table of the sweep
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # the table of the sweep shows the progress
 
 SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "random": optuna.samplers.RandomSampler,
@@ -70,7 +70,7 @@ PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     ),
     "none": optuna.pruners.NopPruner,
 }
-_MOST_DRAWS = 100  # until a space without new values counts as exhausted
+_MOST_DRAWS = 100  # after this many draws without new values, a space counts as exhausted
 _STUDY = "search"
 
 
@@ -97,11 +97,11 @@ def from_distribution(distribution: BaseDistribution) -> Values:
         case FloatDistribution():
             make = loguniform if distribution.log else uniform
             return make(distribution.low, distribution.high)
-    raise TypeError(f"no values of a search: {distribution!r}")
+    raise TypeError(f"not a distribution of a search: {distribution!r}")
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
-    """Returns a plan as the journal has it: plain data, with the space as Optuna's JSON."""
+    """Returns a plan as plain data for the journal, with the space as Optuna's JSON."""
     space = {
         name: distribution_to_json(to_distribution(values)) for name, values in plan.space.items()
     }
@@ -120,10 +120,10 @@ class Search:
     """A search in a folder. Only one process may have it open.
 
     Attributes:
-      workdir: the folder.
-      plan: what is searched, and how.
-      num_trials: the budget, in trials.
-      units: one work unit for each trial so far; grows in place.
+      workdir: folder of the search.
+      plan: settings of the search.
+      num_trials: budget, in trials.
+      units: one work unit for each trial so far; the list grows in place.
 
     Raises:
       UserError: there is no search in the folder.
@@ -138,12 +138,12 @@ class Search:
         self._read_units()
 
     def set_budget(self, num_trials: int) -> None:
-        """Sets the number of trials, including the ones already there."""
+        """Sets the number of trials, including the ones that already exist."""
         self._study.set_user_attr("num_trials", num_trials)
         self.num_trials = num_trials
 
     def remaining(self) -> Iterator[WorkUnit]:
-        """Yields the trials still to be trained, each chosen when it is asked for.
+        """Yields the trials still to be trained; each is chosen when the caller asks for it.
 
         Trials that were running when the search was stopped come first.
         """
@@ -167,7 +167,7 @@ class Search:
                     self._study.tell(trial.number, state=state)
 
     def best(self) -> WorkUnit | None:
-        """Returns the trained trial with the lowest validation loss at its end."""
+        """Returns the trial with the lowest final validation loss; None if no trial is done."""
         results = [(unit.read_result(), unit) for unit in self.units]
         done = [
             (result.loss, unit.index)
@@ -177,7 +177,7 @@ class Search:
         return self.units[min(done)[1]] if done else None
 
     def notes(self) -> list[str]:
-        """Returns what a report says of the search: what it was, what it cost, what was best."""
+        """Returns the notes of the report: the plan of the search, its cost and its best trial."""
         trained = saved = 0.0
         for unit in self.units:
             part = fraction_trained(unit, _rows(unit))
@@ -186,19 +186,19 @@ class Search:
         head, *fields = self.plan.describe()
         notes = [
             f"{head} {'; '.join(fields)}",
-            f"Cost: the {len(self.units)} trials trained as many steps as {trained:.1f} full ones; "
-            f"pruning saved those of {saved:.1f}.",
+            f"Cost: the {len(self.units)} trials took as many steps as {trained:.1f} full ones; "
+            f"pruning saved the steps of {saved:.1f}.",
         ]
         if best := self.best():
             notes.append(
                 f"Best trial: {best.name}, validation loss {best.read_result().loss:.4f} nats/char "
                 "after its last step. It is the lowest of many, so train it again with other "
-                "seeds before you believe the number."
+                "seeds before you trust the number."
             )
         return notes
 
     def _ask(self) -> bool:
-        """Adds a unit with new values; returns whether there are any.
+        """Adds a unit with new values; returns whether there were any left.
 
         Every draw has a sampler with its own seed, so a search that was stopped continues as if it
         had not been.
@@ -215,7 +215,7 @@ class Search:
             self._read_units()
             if len(self.units) > known:
                 return True
-            self._study.tell(trial, state=TrialState.FAIL)  # known values, or not valid together
+            self._study.tell(trial, state=TrialState.FAIL)  # tried before, or not valid together
         return False
 
     def _read_units(self) -> None:
@@ -226,18 +226,18 @@ class Search:
 
 
 def create_search(plan: Plan, workdir: Path, *, num_trials: int) -> Search:
-    """Makes a search, or opens the one in the folder, of which only the budget may differ.
+    """Makes a search, or opens the one in the folder; only the budget of that one may differ.
 
     Args:
-      plan: what to search, as returned by `make_plan`.
-      workdir: the folder of the sweep.
-      num_trials: the budget, including trials already there.
+      plan: settings of the search, as returned by `make_plan`.
+      workdir: folder of the sweep.
+      num_trials: budget in trials, including the ones that already exist.
 
     Raises:
       UserError: the folder holds another search, or a sweep.
     """
     if (workdir / "sweep.json").exists() and not (workdir / SEARCH_FILE).exists():
-        raise UserError(f"{workdir} holds a sweep that is no search: give another --workdir")
+        raise UserError(f"{workdir} holds a sweep, not a search: give another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=_storage(workdir), study_name=_STUDY, direction="minimize", load_if_exists=True
@@ -260,7 +260,7 @@ def _storage(workdir: Path) -> JournalStorage:
 
 def _load_study(workdir: Path) -> optuna.Study:
     try:
-        if (workdir / SEARCH_FILE).is_file():  # else the storage would make it
+        if (workdir / SEARCH_FILE).is_file():  # otherwise the storage would create it
             study = optuna.load_study(study_name=_STUDY, storage=_storage(workdir))
             if "plan" in study.user_attrs:
                 return study
@@ -270,10 +270,10 @@ def _load_study(workdir: Path) -> optuna.Study:
 
 
 def _trials(study: optuna.Study, plan: Plan) -> list[FrozenTrial]:
-    """The trials that are work units, in their order.
+    """Returns the trials that are work units, in their order.
 
-    Left out are trials that repeat the values of an earlier one, trials whose values do not go
-    together, and, after a kill, trials with only some of their values.
+    It leaves out trials that repeat the values of an earlier one, trials whose values are not valid
+    together, and trials that have only some of their values because the search was killed.
     """
     found: dict[str, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):
@@ -295,7 +295,7 @@ def _goes_together(plan: Plan, overrides: Overrides) -> bool:
 
 
 def _overrides(trial: FrozenTrial, space: Space) -> Overrides:
-    """The values of a trial, with four digits: people read and type them, and names hold them."""
+    """Returns the values of a trial with four digits, which are easy to read, type and name."""
     return {name: _rounded(trial.params[name], values) for name, values in space.items()}
 
 
@@ -306,16 +306,16 @@ def _rounded(value: Any, values: Values) -> Any:
 
 
 def is_pruned(study: optuna.Study, number: int, *, evaluation: int, loss: float) -> bool:
-    """Reports an evaluation of a trial; returns whether the trial ends there.
+    """Reports an evaluation of a trial; returns whether the trial is pruned there.
 
     Args:
-      study: the study, with its pruner.
+      study: study with its pruner.
       number: index of the trial in the study, from 0.
-      evaluation: index of the evaluation in the run, from 1; what the pruner counts as resource.
+      evaluation: index of the evaluation in the run, from 1; the resource that the pruner counts.
       loss: validation loss, nats/char.
     """
     frozen = study.get_trials(deepcopy=False)[number]
-    if evaluation in frozen.intermediate_values:  # decided already, before it was interrupted
+    if evaluation in frozen.intermediate_values:  # decided before it was interrupted
         return False
     trial = Trial(study, frozen._trial_id)
     trial.report(loss, evaluation)
@@ -328,7 +328,7 @@ def _rows(unit: WorkUnit) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _ReportLoss:
-    """A hook that reports every validation loss. report: (step, nats/char)."""
+    """A hook that calls `report(step, nats/char)` for every validation loss."""
 
     every_steps: int
     report: Callable[[int, float], None]
@@ -339,10 +339,10 @@ class _ReportLoss:
 
 
 def run_trial(unit: WorkUnit) -> None:
-    """Trains one trial in this process, and writes down how it ended.
+    """Trains one trial in this process and records how it ended.
 
     Raises:
-      Interrupted: a signal came; the trial is saved.
+      Interrupted: a signal arrived; the trial was saved.
     """
     study = _load_study(unit.workdir.parent.parent)
     plan = plan_from_dict(study.user_attrs["plan"])
@@ -358,7 +358,7 @@ def run_trial(unit: WorkUnit) -> None:
 
     unit.write_status("running")
     try:
-        for step, loss in unit.read_result().curve:  # what was not told when it was interrupted
+        for step, loss in unit.read_result().curve:  # may have been left out by an interruption
             report(step, loss)
         train(
             unit.config,

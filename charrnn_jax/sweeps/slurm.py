@@ -1,11 +1,12 @@
-"""Runs the jobs of a sweep on a Slurm cluster: tasks of one array job, which submitit submits.
+"""Runs the jobs of a sweep on a Slurm cluster, as the tasks of one array job made by submitit.
 
-A task runs the command of its job. The SIGTERM that Slurm sends ahead of a time limit, a preemption
-or a requeue reaches the worker itself, which saves and ends; the task then goes back into the queue
-by itself unless Slurm sees to that, and resumes from the checkpoint when it starts again.
+A task runs the command of its job. Before a time limit, a preemption or a requeue, Slurm sends
+SIGTERM, which reaches the worker directly; the worker saves and ends. The task then requeues itself
+unless Slurm does so, and resumes from the checkpoint when it starts again.
 
-`slurm/` in the sweep's folder holds submitit's files, Slurm's own logs, and `tasks.json`: which
-units the tasks train. By it, starting the command again waits for the tasks that are there.
+`slurm/` in the sweep's folder holds submitit's files, Slurm's own logs, and `tasks.json`, which
+lists the units of each task. If the command is started again, it reads the existing tasks from that
+file and waits for them.
 """
 
 import contextlib
@@ -28,8 +29,8 @@ from charrnn_jax.sweeps.units import WorkUnit
 
 _TASKS_FILE = "slurm/tasks.json"
 _SECONDS_TO_SAVE = 120  # from the signal to the time limit; Slurm may send it a minute earlier
-_MOST_RESTARTS = 100  # a task that never gets anywhere must not go round for ever
-_ENDED = (  # states after which a task does not run again; "gone": Slurm has forgotten it
+_MOST_RESTARTS = 100  # a task that makes no progress must not restart for ever
+_ENDED = (  # states after which a task does not run again; "gone": Slurm no longer lists it
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
     *("PREEMPTED", "REVOKED", "TIMEOUT", "gone"),
 )
@@ -50,11 +51,11 @@ def check_slurm() -> None:
 
 
 def find_tasks(units: Sequence[WorkUnit], *, workdir: Path) -> dict[str, Job]:
-    """Returns the tasks of this sweep that Slurm still has, {"12_0": job}.
+    """Returns the tasks of this sweep that Slurm still has, such as {"12_0": job}.
 
     Raises:
-      UserError: Slurm does not answer, or one of them is to train a unit that has got another
-        place in the sweep, by which its command names it.
+      UserError: Slurm does not answer, or a task names a unit by an index that the unit no longer
+        has in the sweep.
     """
     file = workdir / _TASKS_FILE
     if not file.is_file() or shutil.which("squeue") is None:
@@ -67,8 +68,8 @@ def find_tasks(units: Sequence[WorkUnit], *, workdir: Path) -> dict[str, Job]:
         for index, name in names.items():
             if int(index) >= len(units) or units[int(index)].name != name:
                 raise UserError(
-                    f"Slurm task {task} is to train {name} as unit {index}, which get_hyper has "
-                    f"moved: wait until it has ended, or cancel it with scancel {task}"
+                    f"Slurm task {task} trains {name} as unit {index}, which get_hyper has moved "
+                    f"or removed: wait until the task has ended, or cancel it with scancel {task}"
                 )
         jobs[task] = Job(tuple(units[int(index)] for index in names), workdir)
     return jobs
@@ -84,16 +85,17 @@ def submit(
     """Submits the jobs as one array job.
 
     Args:
-      jobs: at least one.
-      num_at_once: tasks that may run at the same time.
-      options: of sbatch, {"partition": "gpu", "exclusive": True}; the resources are those of a job.
-      beside: tasks that Slurm has already.
+      jobs: jobs to submit, at least one.
+      num_at_once: number of tasks that may run at the same time.
+      options: options of sbatch, such as {"partition": "gpu", "exclusive": True}; resources are for
+        each job.
+      beside: tasks of the sweep that Slurm already has.
 
     Returns:
-      Its tasks, {"12_0": job}.
+      The new tasks, such as {"12_0": job}.
 
     Raises:
-      UserError: sbatch refused.
+      UserError: sbatch refused the job.
     """
     import submitit
 
@@ -104,7 +106,7 @@ def submit(
         job_name=f"charrnn-{workdir.name}",
         array_parallelism=num_at_once,
         stderr_to_stdout=True,
-        time=None,  # the partition's, if the options say nothing; submitit would say 5 minutes
+        time=None,  # the partition's, unless the options set it; submitit's would be 5 minutes
         wckey=None,
         # Since Slurm 22.05, srun does not inherit this option of sbatch.
         srun_args=[f"--cpus-per-task={cpus}"] if cpus else None,
@@ -115,13 +117,13 @@ def submit(
         },
     )
     jobs[0].log.parent.mkdir(parents=True, exist_ok=True)
-    messages = io.StringIO()  # those of sbatch
+    messages = io.StringIO()  # what sbatch prints
     try:
         with contextlib.redirect_stderr(messages), executor.batch():
             submitted = [executor.submit(run_task, job.command(), job.log) for job in jobs]
     except submitit.core.utils.FailedJobError as error:
         lines = (str(error).strip() or messages.getvalue().strip()).splitlines()
-        raise UserError(f"Slurm did not take the job: {lines[-1] if lines else error}") from error
+        raise UserError(f"Slurm refused the job: {lines[-1] if lines else error}") from error
     tasks = {task.job_id: job for task, job in zip(submitted, jobs, strict=True)}
     names = {
         task: {str(unit.index): unit.name for unit in job.units}
@@ -133,11 +135,11 @@ def submit(
 
 
 def run_task(command: Sequence[str], log: Path) -> None:
-    """Runs the command of a job; this is what a task of the array does.
+    """Runs the command of a job, in a task of the array.
 
     Slurm sends SIGTERM to all processes of a task; submitit ignores it in this one. If Slurm still
-    lists the task as running after that, its time, or its grace before a preemption, is running
-    out: it must requeue itself, for nothing else would. A cancelled task is no longer listed.
+    lists the task as running after that, its time limit or a preemption is near, and the task must
+    requeue itself because nothing else does. A cancelled task is no longer listed as running.
     """
     import submitit
 
@@ -145,7 +147,7 @@ def run_task(command: Sequence[str], log: Path) -> None:
         worker = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
         )
-    print(f"the worker ended with {worker.returncode}", flush=True)  # into Slurm's own log
+    print(f"the worker ended with exit code {worker.returncode}", flush=True)  # to Slurm's own log
     task = submitit.JobEnvironment().job_id
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     was_told_to_end = worker.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)
@@ -155,20 +157,20 @@ def run_task(command: Sequence[str], log: Path) -> None:
 
 
 def wait_for_tasks(tasks: Mapping[str, Job], *, table: SweepTable) -> None:
-    """Shows the table until the tasks have ended; a unit that its task left unfinished has failed.
+    """Shows the table until the tasks have ended, and marks units left unfinished as failed.
 
     The tasks continue if this is interrupted.
     """
     started = time.monotonic()
     waiting = dict(tasks)
     while waiting:
-        with contextlib.suppress(UserError):  # the controller is busy, or starts again
+        with contextlib.suppress(UserError):  # the controller is busy or restarting
             states = _read_queue()
             for task in list(waiting):
                 state = states.get(task, "gone")
                 if state in _ENDED:
                     _note_end(waiting.pop(task), task=task, state=state)
-        # Large clusters mind being asked often.
+        # Frequent queries are a burden on large clusters.
         next_look = time.monotonic() + min(2 + (time.monotonic() - started) / 20, 30)
         while waiting and time.monotonic() < next_look:
             table.update()
@@ -178,16 +180,17 @@ def wait_for_tasks(tasks: Mapping[str, Job], *, table: SweepTable) -> None:
 
 def _note_end(job: Job, *, task: str, state: str) -> None:
     log = job.workdir / "slurm" / f"{task}_0_log.out"
-    message = f"its Slurm task {task} is {state}; see {job.log} and {log}"
+    message = f"its Slurm task {task} ended as {state}; see {job.log} and {log}"
     for unit in job.units:
         if unit.read_status()["status"] in ("waiting", "running"):
             unit.write_status("failed", message=message)
 
 
 def _read_queue() -> dict[str, str]:
-    """Asks Slurm for the user's tasks, {"12_0": "RUNNING"}; for some minutes ended ones are there.
+    """Returns the states of the user's tasks, such as {"12_0": "RUNNING"}.
 
-    squeue, for not every cluster keeps the accounts that sacct reads.
+    Tasks that ended in the last few minutes are included. The states come from squeue, because not
+    every cluster keeps the accounting records that sacct reads.
     """
     command = ["squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i %T"]
     answer = subprocess.run(command, capture_output=True, text=True)

@@ -1,13 +1,14 @@
-"""Spaces that a search draws values from: ranges and choices, one for each field of the config.
+"""Spaces that a search draws values from: a range or a choice for each field of the config.
 
-An experiment file's `get_search(space)` gets this module and returns {"section.field": values}:
+An experiment file's `get_search(space)` is called with this module and returns
+{"section.field": values}:
 
 >>> loguniform(1e-4, 1e-1)
 LogUniform(low=0.0001, high=0.1)
 >>> print(integers(64, 256, log=True))
 from 64 to 256, logarithmic
 
-Only says which values there are. How they are drawn is up to `sweeps/search.py`.
+This file only describes the values; `sweeps/search.py` draws them.
 """
 
 import sys
@@ -31,7 +32,7 @@ class Uniform:
         _check_range("uniform", self.low, self.high)
 
     def ends(self) -> tuple[Scalar, ...]:
-        """Returns the values to check against the schema: if these are valid, so are the others."""
+        """Returns the values to check against the schema; if they are valid, so are the others."""
         return float(self.low), float(self.high)
 
     def __str__(self) -> str:
@@ -92,7 +93,7 @@ class Choice:
                 )
 
     def ends(self) -> tuple[Scalar, ...]:
-        """See `Uniform.ends`; here it is all values."""
+        """Returns all values; see `Uniform.ends`."""
         return self.values
 
     def __str__(self) -> str:
@@ -133,7 +134,7 @@ def _check_range(
     for value in (low, high):
         is_number = isinstance(value, kind) and not isinstance(value, bool)
         if not is_number or not abs(value) <= sys.float_info.max:  # nan is not
-            raise UserError(f"{call}: {value!r} is no {needed} number")
+            raise UserError(f"{call}: {value!r} is not a {needed} number")
     if low > high:
         raise UserError(f"{call}: {low} is above {high}; give the lower end first")
     if log and low <= 0:

@@ -1,7 +1,7 @@
-"""`SweepTable`: what a person sees while a sweep runs, wherever its workers are.
+"""`SweepTable`: the progress of a running sweep, shown to the user.
 
-Everything is read from the work units' folders. On a terminal it is a live table; elsewhere a line
-for every unit that ends.
+Everything is read from the work units' folders, wherever the workers run. On a terminal the table
+is live; otherwise a line is printed for every unit that ends.
 """
 
 import time
@@ -17,16 +17,16 @@ from charrnn_jax.sweeps.units import ENDED, WorkUnit
 from charrnn_jax.training.progress import format_seconds
 from charrnn_jax.workdir.json_lines import read_json_lines
 
-_MOST_ROWS = 20  # of units that are running
+_MOST_ROWS = 20  # running units shown
 
 
 class SweepTable:
-    """A table of the units of a sweep; `update` reads where they stand.
+    """A table of the units of a sweep; `update` reads their progress.
 
     Args:
-      units: all units, or the ones there so far; may grow.
-      num_units: how many there will be; None: these are all.
-      console: where the table is shown.
+      units: all units, or the units made so far, which may grow.
+      num_units: number of units in the end; None: `units` has all of them.
+      console: console that shows the table.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class SweepTable:
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._told = {unit.name for unit in units if unit.read_status()["status"] in ENDED}
         self._started = time.monotonic()
-        self._at_start: float | None = None  # work done when it was first looked at
+        self._at_start: float | None = None  # units of work done at the first update
 
     def __enter__(self) -> "SweepTable":
         if self._console.is_terminal:
@@ -53,7 +53,7 @@ class SweepTable:
         self._live.stop()
 
     def update(self) -> None:
-        """Shows where the units stand now."""
+        """Shows the current progress of the units."""
         now = {unit.name: unit.read_status() for unit in self._units}
         for unit in self._units:
             if now[unit.name]["status"] in ENDED and unit.name not in self._told:
@@ -96,7 +96,7 @@ class SweepTable:
 
 
 def describe_counts(statuses: Sequence[str]) -> str:
-    """Returns how many units stand where.
+    """Returns how many units have which status.
 
     >>> describe_counts(["done", "done", "failed", "running"])
     '2 of 4 done, 1 failed, 1 running'
@@ -117,7 +117,7 @@ def _describe(unit: WorkUnit) -> str:
 
 
 def fraction_trained(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> float:
-    """Returns how much of its training is done, from 0 to 1, by the rows of its metrics."""
+    """Returns how much of a unit's training is done, from 0 to 1, judged by its metrics rows."""
     if not rows:
         return 0.0
     last, train = rows[-1], unit.config.train

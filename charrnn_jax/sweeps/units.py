@@ -1,7 +1,7 @@
-"""Work units: the runs of a sweep, each with its config, its workdir and where it stands.
+"""Work units: the runs of a sweep, each with its config, its workdir and its status.
 
-A sweep's folder holds `sweep.json` (what was swept), `units/<name>/` (the workdir of each run, with
-a `unit.json` that says how it ended) and the report.
+A sweep's folder holds `sweep.json` (the config and the overrides), `units/<name>/` (the workdir of
+each run, with its status in `unit.json`) and the report.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ from charrnn_jax.workdir.checkpoints import read_metadata, steps
 from charrnn_jax.workdir.json_lines import read_json_lines
 from charrnn_jax.workdir.resume import check_same_run
 
-SEARCH_FILE = "search.journal"  # in a sweep's folder: its units are the trials of a search
+SEARCH_FILE = "search.journal"  # marks a sweep's folder whose units are the trials of a search
 _STATUS_FILE = "unit.json"
 ENDED = ("done", "diverged", "failed", "pruned")
-# A run may be resumed with other values of these, but then it is not what a sweep compares.
+# A run may be resumed with other values of these fields, but a sweep could not compare it then.
 _FIXED = ("optimizer.", "train.num_steps", "train.num_epochs")
-# Losses under different values of these must not be compared.
+# Losses under different values of these fields cannot be compared.
 _COMPARED = ("data.validation_fraction", "data.test_fraction", "evaluation.")
-# A scaling law is fitted to a sweep that varies nothing but these.
+# A scaling law is fitted to a sweep that varies only these fields.
 _OF_SCALING = {
     *("seed", "model.embedding_size", "model.hidden_size", "model.num_layers"),
     *("train.num_steps", "train.num_epochs"),
@@ -47,11 +47,11 @@ class WorkUnit:
     """One run of a sweep.
 
     Attributes:
-      index: its place in the sweep, from 0.
-      name: made of its overrides, so it stays the same when the sweep grows.
-      overrides: {"section.field": value}
-      config: with the overrides.
-      workdir: of the run.
+      index: position in the sweep, from 0.
+      name: name made from the overrides, so it stays the same when the sweep grows.
+      overrides: values of config fields, {"section.field": value}.
+      config: config with the overrides applied.
+      workdir: folder of the run.
     """
 
     index: int
@@ -61,33 +61,33 @@ class WorkUnit:
     workdir: Path
 
     def is_done(self) -> bool:
-        """Whether it was trained to the end, and with this config."""
+        """Returns whether the unit was trained to the end with this config."""
         return self.read_status()["status"] == "done" and self.has_ended()
 
     def has_ended(self) -> bool:
-        """Whether it was trained with this config and came to an end, good or bad."""
+        """Returns whether training with this config has ended, successfully or not."""
         saved = self.read_status()
         return saved["status"] in ENDED and saved["config"] == self.config.to_dict()
 
     def read_status(self) -> dict[str, Any]:
-        """Returns {"status": where it stands, "message": why, "config": it was trained with}.
+        """Returns {"status": status, "message": its reason, "config": the config trained with}.
 
         The status is "waiting", "running" or one of `ENDED`.
         """
         status = {"status": "waiting", "message": "", "config": None}
         try:
             return status | json.loads((self.workdir / _STATUS_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError):  # not there, or no JSON object
+        except (OSError, ValueError, TypeError):  # missing, or not a JSON object
             return status
 
     def write_status(self, status: str, *, message: str = "") -> None:
-        """Says where it stands."""
+        """Writes the status of the unit."""
         written = {"status": status, "message": message, "config": self.config.to_dict()}
         with replacing(self.workdir / _STATUS_FILE) as partial:
             partial.write_text(json.dumps(written) + "\n", encoding="utf-8")
 
     def read_result(self) -> Result:
-        """Returns what is known of it now."""
+        """Returns the result of the unit so far."""
         rows = read_json_lines(self.workdir / "metrics.jsonl")
         curve = tuple(
             (row["step"], row["validation/loss"])
@@ -115,17 +115,18 @@ def make_units(config: ConfigDict, sweep: Sequence[Overrides], *, workdir: Path)
     """Makes the work units of a sweep.
 
     Args:
-      config: of the experiment, to which the overrides of every unit are applied.
-      sweep: what `get_hyper` returned.
-      workdir: of the sweep.
+      config: config of the experiment, to which the overrides of every unit are applied.
+      sweep: overrides of each unit, as returned by `get_hyper`.
+      workdir: folder of the sweep.
 
     Raises:
-      UserError: no list of overrides, an override that is none, or two units that are the same.
+      UserError: `sweep` is not a list of overrides, an override is not valid, or two units are the
+        same.
     """
     if not isinstance(sweep, Sequence) or not all(isinstance(item, dict) for item in sweep):
         raise UserError("get_hyper must return a list of dicts such as {'model.cell': 'gru'}")
     if wrong := [name for overrides in sweep for name in overrides if not isinstance(name, str)]:
-        raise UserError(f"get_hyper sets {wrong[0]!r}: fields are named as 'model.cell'")
+        raise UserError(f"get_hyper sets {wrong[0]!r}: give a field such as 'model.cell'")
     swept = {name for overrides in sweep for name in overrides}
     short = Counter(map(_last, swept))
     units: dict[str, WorkUnit] = {}
@@ -134,7 +135,7 @@ def make_units(config: ConfigDict, sweep: Sequence[Overrides], *, workdir: Path)
         name = _name({_last(n) if short[_last(n)] == 1 else n: v for n, v in overrides.items()})
         if name in units:
             raise UserError(
-                f"get_hyper returned {name} twice, as units {units[name].index}, {index}"
+                f"get_hyper returned {name} twice, as units {units[name].index} and {index}"
             )
         try:
             validate(unit_config)
@@ -148,22 +149,27 @@ def make_units(config: ConfigDict, sweep: Sequence[Overrides], *, workdir: Path)
     for other in others:
         for field in diff(first.config, other.config):
             if field.startswith(_COMPARED) and field != "evaluation.batch_size":
-                raise UserError(f"get_hyper varies {field}: losses could not be compared then")
+                raise UserError(f"get_hyper varies {field}, so losses could not be compared")
     return list(units.values())
 
 
 def save_sweep(workdir: Path, *, config: ConfigDict, sweep: Sequence[Overrides]) -> None:
-    """Writes `sweep.json`, from which `load_sweep` makes the units again."""
+    """Writes `sweep.json`, from which `load_sweep` makes the units."""
     saved = {"config": config.to_dict(), "sweep": list(sweep)}
     with replacing(workdir / "sweep.json") as partial:
         partial.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
 
 
 def load_sweep(workdir: str | Path) -> list[WorkUnit]:
-    """Opens a sweep; `load_run(unit.workdir)` opens the run of a unit, `read_result` its losses.
+    """Opens a sweep.
+
+    `load_run(unit.workdir)` opens the run of a unit, and `unit.read_result()` reads its losses.
+
+    Args:
+      workdir: folder of the sweep.
 
     Raises:
-      UserError: there is no sweep.
+      UserError: the folder holds no sweep.
     """
     file = Path(workdir) / "sweep.json"
     try:
@@ -172,7 +178,7 @@ def load_sweep(workdir: str | Path) -> list[WorkUnit]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{workdir} holds no sweep: there is no {file} to read") from error
+        raise UserError(f"{workdir} holds no sweep: {file} is missing or damaged") from error
     return make_units(config, saved["sweep"], workdir=Path(workdir))
 
 
@@ -197,7 +203,7 @@ def _last(field: str) -> str:
 
 
 def _name(overrides: Overrides) -> str:
-    """Names and values, fit for a folder: cell=gru,seed=0."""
+    """Returns names and values as the name of a folder, such as cell=gru,seed=0."""
     full = ",".join(f"{name}={value}" for name, value in overrides.items())
     name = re.sub(r"[^\w.=,+-]", "_", full).encode()[:120].decode(errors="ignore") or "default"
     exact = json.dumps(overrides, default=str)
@@ -211,16 +217,16 @@ def write_report(
     baseline: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes the report on a sweep from what its units have left; see `write_sweep_report`.
+    """Writes the report of a sweep from the results of its units; see `write_sweep_report`.
 
     Args:
-      units: all work units of the sweep; the first one's protocol is the protocol of all.
-      workdir: the folder of the sweep.
+      units: all work units of the sweep, which have the same protocol.
+      workdir: folder of the sweep.
       baseline: settings of the configuration to compare with; None: the first unit's.
       notes: sentences for the report.
 
     Raises:
-      UserError: not just one configuration has the settings of the baseline.
+      UserError: the baseline does not match exactly one configuration.
     """
     protocol = make_protocol(units[0].config.evaluation)
     results = [unit.read_result() for unit in units]
@@ -235,7 +241,7 @@ def write_report(
 
 
 def _describe_texts(units: Sequence[WorkUnit]) -> list[str]:
-    """A sentence on the text that the units were trained on; a warning if there are several."""
+    """Returns a sentence on the text that the units were trained on, or a warning about several."""
     corpora = {}
     for unit in units:
         if saved := steps(unit.workdir):
@@ -249,9 +255,9 @@ def _describe_texts(units: Sequence[WorkUnit]) -> list[str]:
 
 
 def _scaling_law(units: Sequence[WorkUnit], results: Sequence[Result]) -> list[str]:
-    """A sentence on how the loss falls with size and length, if the sweep varied both enough."""
+    """Returns a sentence on the scaling law, if the sweep varied size and length enough."""
     if not {name for unit in units for name in unit.overrides} <= _OF_SCALING:
-        return []  # it would be one law for different families
+        return []  # one law cannot describe several families of models
     rows = []
     for unit, result in zip(units, results, strict=True):
         if result.status == "done" and result.loss is not None:
@@ -260,7 +266,7 @@ def _scaling_law(units: Sequence[WorkUnit], results: Sequence[Result]) -> list[s
             rows.append((result.num_params, num_chars, result.loss))
     if not rows:
         return []
-    # Not above: scipy.optimize takes half a second, and every worker imports this file.
+    # Imported here: scipy.optimize takes half a second, and every worker imports this file.
     from charrnn_jax.reports.sweep.scaling import can_fit, describe_scaling_law
 
     num_params, num_chars, losses = map(np.array, zip(*rows, strict=True))

@@ -1,4 +1,4 @@
-"""A worker: trains work units in this process, and writes down how each one ended."""
+"""A worker: trains work units in this process and records how each one ended."""
 
 import os
 import time
@@ -23,12 +23,12 @@ def run_units(units: Sequence[WorkUnit]) -> bool:
       Whether all are done.
 
     Raises:
-      Interrupted: a signal came; what was running is saved.
+      Interrupted: a signal arrived; the running units were saved.
     """
     groups: dict[str, list[WorkUnit]] = {}
     for unit in units:
         if not unit.is_done():
-            # Replicas share one device; a run that is to have several is trained alone.
+            # Replicas share one device, so a run on several devices is trained alone.
             alone = max(unit.config.train.data_devices, unit.config.train.model_devices) > 1
             key = unit.name if alone else program_key(unit.config)
             groups.setdefault(key, []).append(unit)
@@ -65,7 +65,7 @@ def _run_group(units: Sequence[WorkUnit]) -> None:
 
 
 def _wait_for(unit: WorkUnit) -> None:
-    """Waits while the worker of a launcher that was killed saves and ends."""
+    """Waits while a worker left over from a killed launcher saves and ends."""
     unit.workdir.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
@@ -74,12 +74,12 @@ def _wait_for(unit: WorkUnit) -> None:
             return
         except BusyError:
             if time.monotonic() > deadline:
-                return  # the run itself will say so
+                return  # training then reports that the folder is locked
             time.sleep(0.2)
 
 
 def write_failure(unit: WorkUnit, error: Exception) -> None:
-    """Writes down why a unit ended early; the log gets the traceback of what nobody expected."""
+    """Records why a unit ended early; the log also gets the traceback of unexpected errors."""
     if not isinstance(error, UserError | TrainingError):
         traceback.print_exception(error)
     message = " ".join(f"{type(error).__name__}: {error}".split())[:500]

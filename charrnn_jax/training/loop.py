@@ -22,6 +22,7 @@ from charrnn_jax.data.batches import prefetch
 from charrnn_jax.errors import Interrupted, UserError
 from charrnn_jax.evaluation.metrics import CrossEntropy
 from charrnn_jax.files import replacing
+from charrnn_jax.messages import PROGRESS
 from charrnn_jax.models.char_rnn import summary
 from charrnn_jax.processes import is_first_process, say_once
 from charrnn_jax.registry import LOSSES, TRAIN_STEPS
@@ -83,8 +84,14 @@ def train(
     with locked_for_training(workdir, text=config.data.path):
         setup = make_setup(config, workdir)
         _check_train_step(step_fn, setup)
-        say_once(setup.dataset.describe())
-        say_once(summary(setup.state.model))
+        if setup.resumes:
+            say_once(f"Corpus: {setup.dataset.identity().describe()}")
+        else:
+            say_once(f"{setup.dataset.describe()}\n{summary(setup.state.model)}")
+        PROGRESS.debug(
+            f"{setup.mesh.size} device(s) of kind {jax.devices()[0].device_kind!r}, "
+            f"{setup.steps_per_call} steps a call, {setup.batches.steps_per_epoch} an epoch"
+        )
         run_steps = make_run_steps(
             step_fn,
             sequence_length=config.data.sequence_length,

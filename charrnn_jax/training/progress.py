@@ -2,11 +2,13 @@
 
 import math
 import sys
+from logging import INFO
 
 import jax
 from tqdm import tqdm
 
-from charrnn_jax.processes import is_first_process
+from charrnn_jax.messages import PROGRESS
+from charrnn_jax.processes import is_first_process, say_once
 
 LONG_RUN_SECONDS = 15 * 60
 
@@ -29,7 +31,8 @@ class Progress:
             total=num_steps,
             initial=start,
             unit="step",
-            disable=bool(label) or not (sys.stderr.isatty() and is_first_process()),
+            disable=bool(label)
+            or not (sys.stderr.isatty() and is_first_process() and PROGRESS.isEnabledFor(INFO)),
             dynamic_ncols=True,
             smoothing=0.1,
         )
@@ -61,10 +64,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line, or several."""
-        if not is_first_process():
-            return
-        tqdm.write(f"[{self._label}] {text}" if self._label else text, file=sys.stdout)
-        sys.stdout.flush()
+        say_once(f"[{self._label}] {text}" if self._label else text)
 
 
 def describe_initial_loss(loss: float, *, vocabulary_size: int) -> str:
@@ -91,7 +91,7 @@ def describe_time_left(seconds: float, *, steps: int) -> str:
     )
     if seconds > LONG_RUN_SECONDS:
         text += (
-            "\nThat is long: --config=experiments/quick.py gives a good model in minutes. "
+            "\nThat is long: --config=quick gives a good model in minutes. "
             "Ctrl-C saves,\nand the same command resumes."
         )
     return text

@@ -35,6 +35,7 @@ from charrnn_jax.data.corpora import cache_folder
 from charrnn_jax.data.dataset import Dataset
 from charrnn_jax.errors import DivergedError, Interrupted, TrainingError, UserError
 from charrnn_jax.files import replacing
+from charrnn_jax.messages import PROGRESS
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.registry import OPTIMIZERS, TRAIN_STEPS
 from charrnn_jax.training.dispatch import Call, make_run_steps, put_on_device
@@ -133,7 +134,7 @@ def _set_up(
             folder = folders[index]
             setup = make_setup(configs[index], folder, dataset=dataset, label=folder.name)
             if dataset is None:
-                print(setup.dataset.describe())
+                PROGRESS.info(setup.dataset.describe())
             elif setup.dataset.identity() != dataset.identity():
                 raise UserError(
                     f"{folder} was begun with another text than the others: train it alone"
@@ -271,7 +272,7 @@ def _choose_program(setup: Setup, arguments: tuple[Any, ...], *, mapping: str) -
         seconds = {name: _measure(program, arguments) for name, program in programs.items()}
         known[key] = "vmap" if seconds["vmap"] < _CLEARLY * seconds["map"] else "map"
         shown = ", ".join(f"{name} {1000 * s:.1f} ms" for name, s in seconds.items())
-        print(f"{num_replicas} replicas, {num_steps} steps of each: {shown}", flush=True)
+        PROGRESS.info(f"{num_replicas} replicas, {num_steps} steps of each: {shown}")
         with contextlib.suppress(OSError), replacing(file) as partial_file:
             partial_file.write_text(json.dumps(known, indent=1))
     return programs[known[key]]

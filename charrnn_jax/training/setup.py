@@ -48,6 +48,7 @@ class Setup:
       steps_per_call: steps that the device does in one call, at most.
       hooks: the registered hooks of the config; see `training.hooks`.
       origin: the run whose weights it starts from; None: it starts from random weights.
+      resumes: whether the workdir has a checkpoint of the run.
       label: its name, if it is one of several runs in this process; else "".
     """
 
@@ -61,6 +62,7 @@ class Setup:
     steps_per_call: int
     hooks: tuple[Any, ...] = ()
     origin: Origin | None = None
+    resumes: bool = False
     label: str = ""
 
 
@@ -121,6 +123,7 @@ def make_setup(
         steps_per_call=config.train.steps_per_call or choose_steps_per_call(state.model, **size),
         hooks=_make_hooks(config),
         origin=origin,
+        resumes=saved is not None,
         label=label,
     )
 

@@ -22,6 +22,7 @@ import optax
 import orbax.checkpoint as ocp
 
 from charrnn_jax.errors import DivergedError, TrainingError, UserError
+from charrnn_jax.messages import PROGRESS
 from charrnn_jax.processes import from_first, is_first_process
 from charrnn_jax.workdir.metadata import CheckpointMetadata
 
@@ -98,6 +99,7 @@ class Checkpoints:
             items["training"] = ocp.args.StandardSave(rest)
         items["metadata"] = ocp.args.JsonSave(metadata.to_dict())
         self._unfinished = step
+        PROGRESS.debug(f"saving a checkpoint of step {step:,} in {self.folder}")
         try:
             self._checkpointer.save(self.folder / str(step), args=ocp.args.Composite(**items))
         except (OSError, ValueError) as error:

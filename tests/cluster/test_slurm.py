@@ -231,7 +231,7 @@ def test_command_attaches_again_to_what_slurm_has(
 def test_what_sbatch_says_is_one_line(slurm: None, experiment: Path, tmp_path: Path) -> None:
     flags = ("--launcher=slurm", "--partition=nowhere")
     output = sweep(experiment, tmp_path / "sweep", *flags, returncode=2)
-    assert output.splitlines()[-1].startswith("charrnn: error: Slurm did not take the job: ")
+    assert output.splitlines()[-1].startswith("charrnn: error: Slurm refused the job: ")
     assert "Invalid partition" in output.splitlines()[-1]
 
 

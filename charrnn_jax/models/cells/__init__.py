@@ -1,4 +1,4 @@
-"""Recurrent cells, a file each: equations, Flax module, and faster forms where there are any."""
+"""Recurrent cells, one per file: equations, Flax module, and faster forms if there are any."""
 
 from charrnn_jax.models.cells.cell import Cell, CellWeights, Fused
 from charrnn_jax.models.cells.gru import GRU

@@ -1,10 +1,10 @@
-"""`Cell`: what a recurrent cell is, in one record that everything else reads.
+"""`Cell`: the record that describes a recurrent cell to all other code.
 
 A cell maps (carry, x) to (carry, y) for one time step. Its Flax module is enough to train, resume,
-evaluate, sample, sweep and export it. A cell may have faster forms besides, with the same
-parameters and the same results up to rounding:
+evaluate, sample, sweep and export it. A cell may also have faster forms, with the same parameters,
+and the same results up to rounding:
 
-  fused     forward and backward by hand, one product a step; `models.fused` runs it over time
+  fused     steps written by hand, with one product each; `models.fused` runs them over time
   parallel  a whole sequence at once, for cells whose recurrence is linear in the carry
 """
 
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-Blocks = tuple[jax.Array, ...]  # one [B, H] a gate
+Blocks = tuple[jax.Array, ...]  # one [B, H] per gate
 # (params, carry, inputs [B, T, E], dtype=) -> (carry, outputs [B, T, H])
 Parallel = Callable[..., tuple[Any, jax.Array]]
 
@@ -28,10 +28,10 @@ class CellWeights(NamedTuple):
     """The parameters of a fused cell with the gates side by side; G is the number of gates.
 
     Attributes:
-      input_kernel: [E, G H].
-      input_bias: [G H], the bias of every gate.
-      kernel: [H, G H], the recurrent kernel.
-      bias: [H], added to the recurrent side of the last gate; None: the cell has no such bias.
+      input_kernel: [E, G H] input kernel.
+      input_bias: [G H] bias of every gate.
+      kernel: [H, G H] recurrent kernel.
+      bias: [H] bias of the recurrent side of the last gate; None: the cell has no such bias.
     """
 
     input_kernel: Any
@@ -42,18 +42,19 @@ class CellWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class Fused:
-    """A cell as functions of blocks [B, H], one a gate: a = x W_i + b on the input side, and
-    q = h W_h on the recurrent side. h is the carry, or the last entry of it.
+    """A cell as functions of blocks [B, H], one per gate.
 
-    The parameters of gate g are the dense layers "i" + g and "h" + g.
+    The blocks are a = x W_i + b on the input side, and q = h W_h on the recurrent side. h is the
+    carry, or the last entry of it. The parameters of gate g are the dense layers "i" + g and
+    "h" + g. d_y is the gradient of the loss with respect to y.
 
     Attributes:
-      gates: their names, in the order of the blocks.
+      gates: names of the gates, in the order of the blocks.
       biased: "i" or "h", the side whose dense layers have the bias.
-      forward: (a, q, carry) -> (carry, saved): one step, and what its gradient needs.
-      backward: (d_carry, saved, carry before the step) -> (d_q; d_a[-1], or None where it equals
-        d_q[-1]; d_carry without what comes through q). d_y is the gradient of the loss by y.
-      last_bias: the dense layer whose bias is added to q[-1]; "": there is none.
+      forward: function (a, q, carry) -> (carry, saved) for one step; `backward` needs `saved`.
+      backward: function (d_carry, saved, carry before the step) -> (d_q, d_a[-1], d_carry). The
+        second is None if it equals d_q[-1]; the third is without the part that comes through q.
+      last_bias: name of the dense layer whose bias is added to q[-1]; "": none.
     """
 
     gates: tuple[str, ...]
@@ -63,7 +64,7 @@ class Fused:
     last_bias: str = ""
 
     def gather(self, params: Any) -> CellWeights:
-        """Puts the parameters of the Flax module side by side."""
+        """Returns the parameters of the Flax module with the gates side by side."""
         return CellWeights(
             jnp.concatenate([params["i" + gate]["kernel"] for gate in self.gates], axis=1),
             jnp.concatenate([params[self.biased + gate]["bias"] for gate in self.gates]),
@@ -72,7 +73,7 @@ class Fused:
         )
 
     def scatter(self, weights: CellWeights) -> dict[str, Any]:
-        """Returns the parameters of the Flax module: the reverse of `gather`."""
+        """Returns the parameters of the Flax module; the inverse of `gather`."""
         size = len(weights.kernel)
         params: dict[str, Any] = {}
         for index, gate in enumerate(self.gates):
@@ -90,15 +91,16 @@ class Cell:
     """A recurrent cell.
 
     Attributes:
-      name: that a config uses.
-      module: Flax module, `module(features=H)`: (carry, x [B, E]) -> (carry, y [B, H]), with
-        `initialize_carry` as flax.linen's cells have it. A carry is made of arrays [B, ...] in
-        tuples, lists and dicts; those that end in H are shared among devices.
-      equations: one step in the names of the parameters; vectors are rows, @ is the matrix product.
-      recurrent: the parameters that multiply the carry, by their first name in the module's tree.
-      carry: what the carry holds, in the letters of the equations.
-      fused: the cell by hand; None: it has no such form.
-      parallel: the cell over a whole sequence at once; None: it has no such form.
+      name: name that a config uses.
+      module: class of a Flax module like flax.linen's cells. `module(features=H)` maps
+        (carry, x [B, E]) to (carry, y [B, H]) and has `initialize_carry`. A carry consists of
+        arrays [B, ...] in tuples, lists and dicts; devices may share an array whose last axis is H.
+      equations: equations of one step, in the names of the parameters; vectors are rows, and @ is
+        the matrix product.
+      recurrent: names of the parameters that multiply the carry, at the top of the module's tree.
+      carry: what the carry contains, in the letters of the equations.
+      fused: fused form of the cell; None: there is none.
+      parallel: parallel form of the cell; None: there is none.
     """
 
     name: str
@@ -110,9 +112,13 @@ class Cell:
     parallel: Parallel | None = None
 
     def count_weights(self, input_size: int, hidden_size: int) -> tuple[int, int]:
-        """Returns the size of the kernels: (those that multiply the input, the recurrent ones).
+        """Returns the number of weights in the kernels, as (input kernels, recurrent kernels).
 
         A step multiplies each weight once for every sequence of a batch.
+
+        Args:
+          input_size: E, size of the input.
+          hidden_size: H, units of the layer.
         """
         return _count_weights(self, input_size, hidden_size)
 

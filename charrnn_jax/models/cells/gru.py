@@ -31,7 +31,7 @@ def forward(a: Blocks, q: Blocks, h: jax.Array) -> tuple[jax.Array, Blocks]:
 
 def backward(d_h: jax.Array, saved: Blocks, h: jax.Array) -> tuple[Blocks, jax.Array, Any]:
     r, z, n, q_n = saved
-    d_a_n = d_h * (1 - z) * (1 - n * n)  # the reset gate stands between a_n and q_n
+    d_a_n = d_h * (1 - z) * (1 - n * n)  # d_q_n is this times r, the reset gate
     d_r = d_a_n * q_n * r * (1 - r)
     d_z = d_h * (h - n) * z * (1 - z)
     return (d_r, d_z, d_a_n * r), d_a_n, d_h * z

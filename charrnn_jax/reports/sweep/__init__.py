@@ -1,1 +1,1 @@
-"""The report of a sweep: statistics, effects, scaling laws, figures, and the page of it all."""
+"""The report of a sweep: statistics, effects, scaling laws, figures, and the page itself."""

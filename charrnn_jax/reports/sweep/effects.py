@@ -1,20 +1,20 @@
-"""What each setting of a sweep does to the loss, as far as the sweep can tell.
+"""The effect of each setting of a sweep on the loss.
 
-The model is additive, a column of 0 and 1 for every level but the first of every factor:
+The model is additive, with a column of 0 and 1 for every level of a factor except the first:
 
   loss[run] = constant + sum over factors of effect[level of the run's configuration] + error
 
-fitted by least squares to the runs that are done. The variance of their losses around the mean is
-split into
+It is fitted by least squares to the runs that are done. The variance of their losses is split into
 
-  share[factor] = (RSS without the factor - RSS of the model) / SS in all   (eta squared, type II)
-  seeds         = SS of the runs around the mean of their configuration / SS in all
-  remainder     = (RSS of the model - SS of the seeds) / SS in all          (interactions)
-  shared        = 1 - all of these: explained, but by several factors alike; 0 in a balanced grid
+  share[factor] = (RSS without the factor - RSS of the model) / total SS   (eta squared, type II)
+  seeds         = SS of the runs around the mean of their configuration / total SS
+  remainder     = (RSS of the model - SS of the seeds) / total SS          (interactions)
+  shared        = 1 - all of these: explained equally well by several factors; 0 in a balanced grid
 
-The mean of a level is what the model gives with the other factors as they are over the
-configurations: in a balanced grid the plain average. Its error is estimated from the remainder; if
-that has no degree of freedom, as with a single factor, from the spread over seeds.
+The mean of a level is the model's prediction at that level, averaged over the configurations with
+their other factors as they are; in a balanced grid it is the plain average. Its error is estimated
+from the remainder or, if that has no degrees of freedom, as with a single factor, from the spread
+over seeds.
 """
 
 import math
@@ -33,18 +33,18 @@ from charrnn_jax.reports.sweep.statistics import (
     varying,
 )
 
-_MAX_LEVELS = 6  # of a numeric setting that a random search draws, before it is cut into quarters
-_ROUNDING = 1e-20  # sum of squares, nats^2, below which losses are equal
+_MAX_LEVELS = 6  # a numeric setting with more, as in a random search, is cut into quarters
+_ROUNDING = 1e-20  # sum of squares, nats^2, below which losses count as equal
 
 
 class Level(NamedTuple):
     """A value of a factor, or a range of values.
 
     Attributes:
-      text: the value.
-      num_done: runs that are done.
-      num_runs: runs in all.
-      loss: the model's mean, nats/char; None if the sweep cannot tell.
+      text: the value or the range, as shown in tables.
+      num_done: number of runs that are done.
+      num_runs: number of all runs.
+      loss: mean loss of the model, nats/char; None if the sweep does not determine it.
     """
 
     text: str
@@ -54,13 +54,13 @@ class Level(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """A factor: a setting, or several that always vary together.
+    """The effect of a factor: a setting, or several that always vary together.
 
     Attributes:
-      name: of the settings.
-      levels: numbers by size, others as they come.
-      share: of the variance of the losses, 0 to 1; None if the sweep cannot tell.
-      note: what cannot be told apart, and what was done to the values; may be empty.
+      name: names of the settings.
+      levels: levels of the factor; numbers by size, others in the order of their appearance.
+      share: share of the variance of the losses, 0 to 1; None if the sweep does not determine it.
+      note: which effects cannot be told apart, and how values were grouped; may be empty.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Effect(NamedTuple):
 
 
 class Decomposition(NamedTuple):
-    """The shares add up to 1; None where all losses are equal or there are too few."""
+    """Shares of the variance, which add up to 1; None if all losses are equal or too few."""
 
     effects: tuple[Effect, ...]
     shared: float | None
@@ -82,7 +82,7 @@ class Decomposition(NamedTuple):
 class _Factor(NamedTuple):
     name: str
     codes: np.ndarray  # [C], level of each configuration
-    texts: list[str]  # of the levels
+    texts: list[str]  # one for each level
     note: str
 
 
@@ -91,7 +91,7 @@ def is_number(value: Any) -> bool:
 
 
 def value_text(value: Any) -> str:
-    """Returns a value as tables show it: short, and strings never like something else."""
+    """Returns a short text of a value; a string that could be another value gets quotes."""
     if isinstance(value, str):
         plain = value[:1].isalpha() and value not in ("None", "True", "False", "nan", "inf")
         return value if plain else repr(value)
@@ -107,7 +107,7 @@ def setting_text(configuration: Configuration, name: str) -> str:
 
 
 def levels_of(configurations: Sequence[Configuration], name: str) -> dict[Hashable, Any]:
-    """Returns key -> value of the levels of a setting; numbers by size, others as they come."""
+    """Returns the levels of a setting, key -> value: numbers by size, others as they appear."""
     levels: dict[Hashable, Any] = {
         setting_key(each.settings, name): each.settings.get(name) for each in configurations
     }
@@ -121,7 +121,7 @@ def is_numeric(configurations: Sequence[Configuration], name: str) -> bool:
 
 
 def is_geometric(values: Sequence[float]) -> bool:
-    """Whether sorted numbers are more evenly spaced on a logarithmic axis."""
+    """Returns whether sorted numbers are more evenly spaced on a logarithmic axis."""
     if len(values) < 3 or min(values) <= 0:
         return False
     linear, ratios = np.diff(values), np.diff(np.log(np.asarray(values, float)))
@@ -132,8 +132,8 @@ def decompose(configurations: Sequence[Configuration]) -> Decomposition:
     """Splits the variance of the losses by the settings that vary.
 
     Args:
-      configurations: at least one with a run that is done; those without count among the runs of
-        a level only.
+      configurations: configurations of the sweep, at least one of them with a run that is done. The
+        ones without such a run only count among the runs of a level.
     """
     names = varying(configurations)
     factors = _separable([_factor(configurations, name, cut=len(names) > 1) for name in names])
@@ -153,7 +153,7 @@ def decompose(configurations: Sequence[Configuration]) -> Decomposition:
         freedom, variance = seed_freedom, within / seed_freedom
         error = f"the spread over seeds, {freedom} degrees of freedom"
     else:
-        freedom, variance, error = 0, 0.0, "nothing: too few runs, so that there are no intervals"
+        freedom, variance, error = 0, 0.0, "none, since there are too few runs"
 
     effects, explained = [], []
     for number, factor in enumerate(factors):
@@ -171,7 +171,7 @@ def decompose(configurations: Sequence[Configuration]) -> Decomposition:
         elif separable < possible:
             note += (
                 f"Only {separable} of its {possible} degrees of freedom can be told apart from the "
-                "other settings, so that means of levels would be arbitrary. "
+                "other settings, so the means at its values would be arbitrary. "
             )
         levels = _levels(factor, configurations, means)
         share = explained[-1] / total if separable and total > _ROUNDING else None
@@ -207,13 +207,13 @@ def _levels(
 class _Fit(NamedTuple):
     coefficients: np.ndarray  # [P]
     inverse: np.ndarray  # [P, P], pseudo-inverse of X^T X
-    projector: np.ndarray  # [P, P], onto what the runs determine
+    projector: np.ndarray  # [P, P], onto the effects that the runs determine
     rank: int
     rss: float
 
 
 def _fit(design: np.ndarray, index: np.ndarray, losses: np.ndarray) -> _Fit:
-    """Least squares: design [C, P], index [N] of the configuration of each of the losses [N]."""
+    """Fits by least squares: design [C, P], losses [N], index [N] of their configurations."""
     rows = design[index]
     inverse = np.linalg.pinv(rows.T @ rows, hermitian=True, rcond=1e-10)
     coefficients = inverse @ (rows.T @ losses)
@@ -225,7 +225,7 @@ def _fit(design: np.ndarray, index: np.ndarray, losses: np.ndarray) -> _Fit:
 def _design(
     codes: Sequence[np.ndarray], num: int, fixed: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Returns [C, P]: a constant, and a column a level; with `fixed`, (factor, level) for all."""
+    """Returns the design [C, P]; `fixed`: (factor, level) that all configurations get."""
     columns = [np.ones((num, 1))]
     for number, each in enumerate(codes):
         used = np.unique(each)
@@ -236,7 +236,7 @@ def _design(
 
 
 def _mean_at(at: np.ndarray, model: _Fit, *, variance: float, freedom: int) -> Interval | None:
-    """The model's mean at the point [P] with its interval; None if the runs do not determine it."""
+    """Returns the model's mean at a point [P]; None if the runs do not determine it."""
     if not np.allclose(at @ model.projector, at, atol=1e-6):
         return None
     mean, num = float(at @ model.coefficients), model.rank + freedom
@@ -247,7 +247,7 @@ def _mean_at(at: np.ndarray, model: _Fit, *, variance: float, freedom: int) -> I
 
 
 def _factor(configurations: Sequence[Configuration], name: str, *, cut: bool) -> _Factor:
-    """`cut`: numbers that hardly repeat are cut into quarters."""
+    """Returns the factor of a setting; with `cut`, numbers that rarely repeat become quarters."""
     levels = levels_of(configurations, name)
     many = len(levels) > max(_MAX_LEVELS, len(configurations) / 2)
     if cut and many and is_numeric(configurations, name):
@@ -256,7 +256,7 @@ def _factor(configurations: Sequence[Configuration], name: str, *, cut: bool) ->
         _, codes = np.unique(np.searchsorted(edges, values), return_inverse=True)
         ranges = [values[codes == code] for code in range(codes.max() + 1)]
         texts = [f"{value_text(each.min())} to {value_text(each.max())}" for each in ranges]
-        return _Factor(name, codes, texts, "Cut into quarters of the configurations. ")
+        return _Factor(name, codes, texts, "Grouped into quarters of the configurations. ")
     order = {key: number for number, key in enumerate(levels)}
     codes = np.array([order[setting_key(each.settings, name)] for each in configurations])
     texts = [MISSING] * len(levels)
@@ -266,14 +266,14 @@ def _factor(configurations: Sequence[Configuration], name: str, *, cut: bool) ->
 
 
 def _separable(factors: list[_Factor]) -> list[_Factor]:
-    """Joins factors that always vary together, and drops those that others determine."""
+    """Joins factors that always vary together, and drops factors that another one determines."""
     joined: list[_Factor] = []
     for factor in factors:
         for number, other in enumerate(joined):
             if _determines(factor, other) and _determines(other, factor):
                 pairs = dict(zip(other.codes.tolist(), factor.codes.tolist(), strict=True))
                 texts = [f"{text}, {factor.texts[pairs[i]]}" for i, text in enumerate(other.texts)]
-                note = "They vary together: their effects cannot be told apart. "
+                note = "They always vary together, so their effects cannot be told apart. "
                 name = f"{other.name}, {factor.name}"
                 joined[number] = other._replace(name=name, texts=texts, note=note)
                 break
@@ -286,12 +286,12 @@ def _separable(factors: list[_Factor]) -> list[_Factor]:
             coarser = [
                 each.name for each in joined if each is not factor and _determines(factor, each)
             ]
-            inside = f"It determines {'; '.join(coarser)}, whose effect is part of it. "
+            inside = f"It determines {'; '.join(coarser)}, whose effect is included here. "
             kept.append(factor._replace(note=factor.note + inside) if coarser else factor)
     return kept
 
 
 def _determines(factor: _Factor, other: _Factor) -> bool:
-    """Whether the level of `factor` always tells the level of `other`."""
+    """Returns whether the level of `factor` always determines the level of `other`."""
     pairs = set(zip(factor.codes.tolist(), other.codes.tolist(), strict=True))
     return len(pairs) == len(set(factor.codes.tolist()))

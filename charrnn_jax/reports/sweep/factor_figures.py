@@ -25,18 +25,18 @@ from charrnn_jax.reports.sweep.statistics import Configuration, Summary, setting
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_GRID = 20  # levels of either factor of a heat map
-NUM_BEST = 5  # configurations that stand out among parallel axes
+MAX_GRID = 20  # levels of each factor of a heat map
+NUM_BEST = 5  # configurations that are highlighted on parallel axes
 
 
 def make_factor_charts(summaries: Sequence[Summary]) -> list[Chart]:
-    """Returns the figure that fits what varies in the sweep, if there is one.
+    """Returns the figure that suits the settings that vary, if there is one.
 
     One numeric setting: the loss against it. Two settings in a grid that is at least 80% full: a
     heat map. More than two: parallel axes.
 
     Args:
-      summaries: of the configurations, the best first.
+      summaries: summaries of the configurations, best first.
     """
     configurations = [each.configuration for each in summaries]
     names = varying(configurations)
@@ -96,18 +96,18 @@ def _curve_chart(summaries: Sequence[Summary], name: str) -> Chart:
         axes.set_ylabel("validation loss (nats/char)")
         svg = to_svg(figure, prefix="factor", label=f"Loss against {name}")
     caption = (
-        "Line: means over the seeds that are done; bars: 95% intervals (a wide one leaves the "
-        "figure); dots: single seeds."
+        "Line: means over the seeds that are done; bars: 95% intervals (wide ones are cut off); "
+        "dots: single seeds."
     )
     if num_lost:
-        caption += " Cross at the top: so many runs diverged or failed there."
+        caption += " Crosses at the top: number of runs that diverged or failed."
     if max(losses) > scale.high:
-        caption += " Triangles: a seed that lies above the axis."
+        caption += " Triangles: seeds with a loss above the axis."
     return Chart(f"Loss against {name}", caption, svg)
 
 
 def _set_scale(axes: "Axes", configurations: Sequence[Configuration], name: str) -> None:
-    """A logarithmic axis if the values are spaced so; its ticks are the values if they are few."""
+    """Uses a logarithmic axis if that suits the values; a few values become the ticks."""
     values = [float(value) for value in levels_of(configurations, name).values()]
     is_log = is_geometric(values)
     if is_log:
@@ -120,7 +120,7 @@ def _set_scale(axes: "Axes", configurations: Sequence[Configuration], name: str)
 
 
 def _grid_chart(summaries: Sequence[Summary], names: Sequence[str]) -> Chart:
-    """The setting with more levels goes to the side."""
+    """Returns a heat map, with the setting that has more levels on the vertical axis."""
     import matplotlib
 
     configurations = [each.configuration for each in summaries]
@@ -182,7 +182,7 @@ def _texts(configurations: Sequence[Configuration], name: str, *, longest: int) 
 
 
 def _parallel_chart(summaries: Sequence[Summary], names: Sequence[str]) -> Chart:
-    """A line a configuration through its settings to its loss."""
+    """Returns parallel axes: each configuration is a line through its settings to its loss."""
     configurations = [each.configuration for each in summaries]
     means = {index: each.loss.mean for index, each in enumerate(summaries) if each.loss}
     scale = range_of(list(means.values()))
@@ -214,22 +214,22 @@ def _parallel_chart(summaries: Sequence[Summary], names: Sequence[str]) -> Chart
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         figure.legend(loc="outside upper center", ncols=NUM_BEST)
-        svg = to_svg(figure, prefix="parallel", label="Settings and loss, a line a configuration")
+        svg = to_svg(figure, prefix="parallel", label="Settings and loss of configurations")
     caption = (
-        "A line a configuration, from its settings to its mean loss in nats/char, the lowest at "
-        f"the top; the best {min(NUM_BEST, len(means))} stand out. Configurations without a run "
-        "that is done have no line."
+        "Each line is a configuration, from its settings to its mean loss in nats/char, the lowest "
+        f"at the top; the best {min(NUM_BEST, len(means))} are highlighted. Configurations without "
+        "a run that is done have no line."
     )
     return Chart("Settings and loss", caption, svg, is_wide=True)
 
 
 class _Column(NamedTuple):
-    heights: list[float]  # of every configuration, 0 to 1
+    heights: list[float]  # one for each configuration, 0 to 1
     ticks: list[tuple[float, str]]
 
 
 def _column(configurations: Sequence[Configuration], name: str) -> _Column:
-    """Numbers by size, logarithmic if that is more even; other values evenly apart."""
+    """Places numbers by size, on a logarithmic scale if that is more even, and others evenly."""
     levels = levels_of(configurations, name)
     places = np.arange(len(levels), dtype=float)
     if is_numeric(configurations, name):

@@ -1,8 +1,8 @@
-"""Figures of a sweep: matplotlib's objects, to be embedded in a page or printed in a paper.
+"""Figures of a sweep, drawn with matplotlib for a web page or a paper.
 
-Every figure states by its marks, not by colour alone, what it shows. matplotlib is imported where a
-figure is made, so that commands that draw nothing start fast; its settings are changed inside
-`drawing` only, and restored.
+Every figure distinguishes its parts by marks, not by colour alone. matplotlib is imported only
+where a figure is made, so that commands that draw nothing start fast. Its settings are changed only
+inside `drawing`, which restores them.
 """
 
 import io
@@ -36,21 +36,21 @@ MAX_DOTS = 30  # configurations, besides the baseline
 _SERIES = [name for name in LIGHT if name.startswith("series-")]
 INK, MUTED, LINE, SURFACE = (LIGHT[name] for name in ("ink", "muted", "line", "surface"))
 COLOURS = tuple(LIGHT[name] for name in _SERIES)
-# What a page sets for its dark mode: colour of the figures -> CSS variable.
+# Colour of the figures -> CSS variable, which a page sets for its dark mode.
 VARIABLES = {LIGHT[name]: name for name in ("ink", "muted", "line", "surface", *_SERIES)}
 _MARKERS, _STYLES = "osD^vPX<>ph", ("-", "--", ":")
-_PAPER = (5.5, 2.5)  # inches: the width of the text in papers with one column
+_PAPER = (5.5, 2.5)  # inches; the text width of papers with one column
 
 
 @contextmanager
 def drawing(size: float = 9.0, fonttype: str = "none") -> Iterator[None]:
-    """Sets matplotlib's fonts and colours for what is drawn and saved inside.
+    """Sets matplotlib's fonts and colours for figures that are drawn and saved inside.
 
-    Text is text: no formulas between dollar signs, whatever the names of the settings are.
+    Dollar signs are not read as formulas, because names of settings may contain them.
 
     Args:
-      size: of the font, points.
-      fonttype: of SVG: "none" leaves text to the page, "path" draws it.
+      size: font size, points.
+      fonttype: how SVG shows text: "none" keeps it as text, "path" draws its outlines.
     """
     import matplotlib.style
 
@@ -83,17 +83,17 @@ def drawing(size: float = 9.0, fonttype: str = "none") -> Iterator[None]:
         "legend.frameon": False,
         "svg.fonttype": fonttype,
         "svg.hashsalt": "sweep",
-        "pdf.fonttype": 42,  # TrueType, as publishers ask for
+        "pdf.fonttype": 42,  # TrueType, as publishers require
     }
     with matplotlib.style.context(["default", settings]):
         yield
 
 
 def make_run_charts(summaries: Sequence[Summary]) -> list[Chart]:
-    """Returns intervals and learning curves, where there are any.
+    """Returns the charts of the intervals and the learning curves, if there is anything to show.
 
     Args:
-      summaries: of the configurations, the best first.
+      summaries: summaries of the configurations, best first.
     """
     charts = [_interval_chart(summaries)] if any(each.loss for each in summaries) else []
     if any(_curve(each.configuration) for each in summaries):
@@ -102,13 +102,13 @@ def make_run_charts(summaries: Sequence[Summary]) -> list[Chart]:
 
 
 def write_paper_figure(file: Path, summaries: Sequence[Summary], *, format: str) -> None:
-    """Writes intervals beside learning curves, the same bytes for the same results.
+    """Writes a figure of intervals next to learning curves; equal results give equal bytes.
 
-    The marks and numbers beside the intervals are the legend of the curves.
+    The marks and numbers of the intervals are also the legend of the curves.
 
     Args:
-      file: to write.
-      summaries: of the configurations, the best first.
+      file: path of the figure.
+      summaries: summaries of the configurations, best first.
       format: "pdf" or "svg".
     """
     from matplotlib.figure import Figure
@@ -124,12 +124,12 @@ def write_paper_figure(file: Path, summaries: Sequence[Summary], *, format: str)
 
 
 def to_svg(figure: "Figure", *, prefix: str, label: str) -> str:
-    """Returns markup for a page that sets the colours as CSS variables (see `VARIABLES`).
+    """Returns SVG markup for a page that sets the colours as CSS variables (see `VARIABLES`).
 
     Args:
-      figure: drawn inside `drawing`.
-      prefix: letters that make the names inside unique in the page.
-      label: what screen readers say.
+      figure: figure drawn inside `drawing`.
+      prefix: letters that make the ids of the figure unique in the page.
+      label: text for screen readers.
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -138,7 +138,7 @@ def to_svg(figure: "Figure", *, prefix: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\sid="|url\(#|href="#)(?=[^<>]*>)', rf"\g<1>{prefix}-", svg)
-    # In tags only: a "<" or ">" in text is written as an entity.
+    # Only inside tags: a "<" or ">" in text is written as an entity.
     svg = re.sub(
         r"#[0-9a-f]{6}(?=[^<>]*>)",
         lambda m: f"var(--{VARIABLES[m[0]]})" if m[0] in VARIABLES else m[0],
@@ -148,13 +148,13 @@ def to_svg(figure: "Figure", *, prefix: str, label: str) -> str:
 
 
 def label_of(summary: Summary, rank: int, names: Sequence[str], *, longest: int = 34) -> str:
-    """Returns "#rank values of the settings that vary", shortened for a figure."""
+    """Returns the rank and the values of the settings that vary, shortened for a figure."""
     values = ", ".join(setting_text(summary.configuration, name) for name in names)
     return drawable(f"#{rank} {values}".strip(), longest)
 
 
 def drawable(text: str, longest: int = 34) -> str:
-    """Returns one line that the font of the figures can show, shortened in the middle."""
+    """Returns the text as one line that the figures' font can show, shortened in the middle."""
     from matplotlib.font_manager import findfont, get_font
 
     known = get_font(findfont("DejaVu Sans")).get_charmap()
@@ -165,12 +165,12 @@ def drawable(text: str, longest: int = 34) -> str:
 
 
 def _best(summaries: Sequence[Summary], num: int) -> list[int]:
-    """Returns the indices of the first `num` and of the baseline."""
+    """Returns the indices of the first `num` summaries and of the baseline."""
     return [i for i, each in enumerate(summaries) if i < num or each.is_baseline]
 
 
 def style_of(position: int) -> dict[str, Any]:
-    """Returns colour, marker and line of a curve; the first 11 differ in their markers."""
+    """Returns the colour, marker and line style of a curve; the first 11 have different markers."""
     return {
         "color": COLOURS[position % len(COLOURS)],
         "marker": _MARKERS[position % len(_MARKERS)],
@@ -187,7 +187,7 @@ def make_figure(*, height: float, width: float = 5.2) -> "tuple[Figure, Axes]":
 
 
 class Range(NamedTuple):
-    """The losses that an axis shows, nats/char; what lies above `high` is marked as beyond it."""
+    """The range of losses on an axis, nats/char; losses above `high` are marked as beyond it."""
 
     low: float
     high: float
@@ -197,12 +197,12 @@ class Range(NamedTuple):
         return max(self.high - self.low, 1e-3)
 
     def near(self, loss: float) -> float:
-        """Returns the loss; far outside the axis instead what renderers cannot place."""
+        """Returns the loss, moved closer if it is too far outside the axis to be drawn."""
         return min(max(loss, self.low - 10 * self.span), self.high + 10 * self.span)
 
 
 def range_of(losses: Sequence[float]) -> Range:
-    """Returns all losses but outliers, next to which one could not tell the others apart."""
+    """Returns the range of the losses without outliers, which would squeeze the others together."""
     low, upper, highest = np.quantile(losses, [0, 0.75, 1]).tolist()
     return Range(low, min(highest, upper + 3 * (upper - low)) if upper > low else highest)
 
@@ -210,7 +210,7 @@ def range_of(losses: Sequence[float]) -> Range:
 def _draw_intervals(
     axes: "Axes", summaries: Sequence[Summary], shown: Sequence[int], *, longest: int
 ) -> bool:
-    """Returns whether something lies beyond the end of the axis."""
+    """Draws the intervals; returns whether a loss is beyond the end of the axis."""
     names = varying([each.configuration for each in summaries])
     losses = [loss for i in shown for loss in summaries[i].configuration.losses.values()]
     scale = range_of(losses or [0.0])
@@ -268,20 +268,20 @@ def _interval_chart(summaries: Sequence[Summary]) -> Chart:
     names = ", ".join(varying([each.configuration for each in summaries]))
     caption = (
         f"Labels: number in the table{f'; {names}' if names else ''}. Large marks: means over "
-        "seeds; bars: 95% intervals (none for a single seed; a wide one leaves the figure); small "
-        "dots: single seeds; dashed: the baseline's mean."
+        "seeds; bars: 95% intervals (none for a single seed; wide ones are cut off); small dots: "
+        "single seeds; dashed line: mean of the baseline."
     )
     if len(shown) < len(summaries):
-        caption += f" Only the best {MAX_DOTS} of {len(summaries)}, and the baseline."
+        caption += f" Only the best {MAX_DOTS} of {len(summaries)} and the baseline are shown."
     if is_cut:
-        caption += " Triangles at the right edge: a seed that lies beyond it."
+        caption += " Triangles at the right edge: seeds with a loss beyond it."
     return Chart("Loss of every configuration", caption, svg)
 
 
 def _curve(configuration: Configuration) -> list[tuple[int, Interval]]:
-    """Mean and interval at every step at which all runs that are done have a finite loss.
+    """Returns mean and interval at each step where all runs that are done have a finite loss.
 
-    If none is done, of all runs that have a finite loss at all.
+    If no run is done, all runs that have any finite loss are used.
     """
     curves = [
         finite
@@ -294,7 +294,7 @@ def _curve(configuration: Configuration) -> list[tuple[int, Interval]]:
 
 
 def _draw_curves(axes: "Axes", summaries: Sequence[Summary], shown: Sequence[int]) -> bool:
-    """Returns whether something lies above the end of the axis."""
+    """Draws the learning curves; returns whether a mean is above the end of the axis."""
     curves = {row: _curve(summaries[index].configuration) for row, index in enumerate(shown)}
     curves = {row: curve for row, curve in curves.items() if curve}
     axes.grid(axis="y")
@@ -304,7 +304,7 @@ def _draw_curves(axes: "Axes", summaries: Sequence[Summary], shown: Sequence[int
     if not curves:
         axes.annotate("no curves", (0.5, 0.5), xycoords="axes fraction", ha="center")
         return False
-    # The start of training would squeeze what differs at its end.
+    # The high losses at the start of training would hide the differences at its end.
     late = [m.mean for c in curves.values() for s, m in c if s >= 0.15 * c[-1][0]]
     scale = range_of(late)
     for row, curve in curves.items():
@@ -334,12 +334,12 @@ def _curve_chart(summaries: Sequence[Summary]) -> Chart:
         axes.legend(ncols=3 if len(shown) > 6 else 2, columnspacing=1, handlelength=2.4)
         svg = to_svg(figure, prefix="curves", label="Learning curves")
     caption = (
-        "Means over the runs that are done (over all where none is), at the steps at which all of "
-        "them were evaluated; bands: 95% intervals, where narrower than the figure. Numbers as in "
+        "Means over the runs that are done (over all runs if none is), at the steps at which all "
+        "of them were evaluated; bands: 95% intervals, unless wider than the figure. Numbers as in "
         "the table."
     )
     if len(shown) < len(summaries):
-        caption += f" Only the best {MAX_CURVES} of {len(summaries)}, and the baseline."
+        caption += f" Only the best {MAX_CURVES} of {len(summaries)} and the baseline are shown."
     if is_cut:
-        caption += " What lies above the axis, such as the start of training, is cut off."
+        caption += " Losses above the axis, such as at the start of training, are cut off."
     return Chart("Learning curves", caption, svg)

@@ -1,6 +1,6 @@
-"""The report of a sweep: one web page, the same tables as Markdown, the runs as CSV, a figure.
+"""The report of a sweep: a web page, the same tables as Markdown, the runs as CSV, and a figure.
 
-Knows nothing of how runs are made.
+This file knows nothing about how runs are made.
 """
 
 import csv
@@ -35,8 +35,8 @@ from charrnn_jax.reports.sweep.statistics import (
 )
 
 NATS_PER_BIT = math.log(2)
-_MAX_LEVELS = 12  # of a factor whose levels are listed
-_SHARED = "Explained by one setting as well as by another; 0 in a full grid."
+_MAX_LEVELS = 12  # factors with more levels are not listed
+_SHARED = "Explained equally well by more than one setting; 0 in a full grid."
 
 
 def write_sweep_report(
@@ -51,15 +51,15 @@ def write_sweep_report(
     """Writes sweep.html, sweep.md, sweep.csv, sweep.pdf and sweep.svg; each is replaced whole.
 
     Args:
-      results: of all runs of the sweep, also of those that failed or wait.
-      folder: to write to; made if it is not there.
-      title: of the report.
-      protocol: how the losses were measured, in words.
-      baseline: settings that one configuration alone has; None: the one of the first result.
-      notes: further remarks, a paragraph each.
+      results: results of all runs of the sweep, including failed and waiting ones.
+      folder: folder to write to; created if it does not exist.
+      title: title of the report.
+      protocol: description of how the losses were measured.
+      baseline: settings that exactly one configuration has; None: those of the first result.
+      notes: further remarks, one paragraph each.
 
     Raises:
-      UserError: there are no results, or not just one configuration is the baseline.
+      UserError: there are no results, or the baseline does not match exactly one configuration.
       ValueError: a status is not one of `STATUSES`.
     """
     for result in results:
@@ -79,14 +79,14 @@ def write_sweep_report(
     }
     for name, text in texts.items():
         with replacing(folder / name) as partial:
-            # A path may hold bytes that are no text: shown as escapes rather than refused.
+            # A path may contain bytes that are not text, which are shown as escapes.
             partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     for format in ("pdf", "svg"):
         with replacing(folder / f"sweep.{format}") as partial:
             write_paper_figure(partial, summaries, format=format)
 
 
-# --- what is said -------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------
 
 
 def _overview(
@@ -98,7 +98,7 @@ def _overview(
     ]
     best = summaries[0]
     if best.loss is None:
-        paragraphs.append("No run is done with a loss: there is nothing to compare yet.")
+        paragraphs.append("No run is done with a loss yet, so there is nothing to compare.")
     else:
         mean, num = best.loss.mean, best.loss.num
         certainty = f", 95% interval {_interval_text(best.loss)} over {num} seeds"
@@ -111,8 +111,8 @@ def _overview(
     num_open = sum(result.status in ("running", "waiting") for result in results)
     if num_open:
         paragraphs.append(
-            f"The sweep is not finished: {_plural(num_open, 'run')} still to come. Everything here "
-            "may change, and whoever stops at a moment that pleases has biased the result."
+            f"The sweep is not finished: {_plural(num_open, 'run')} still to come. All numbers "
+            "here may change, and stopping because they look good would bias the result."
         )
     return paragraphs + [f"Note: {note}" for note in notes]
 
@@ -121,9 +121,9 @@ def _compared_text(best: Summary, summaries: Sequence[Summary]) -> str:
     if len(summaries) == 1:
         return ""
     if best.is_baseline:
-        return "That is the baseline."
+        return "It is the baseline."
     if best.comparison is None:
-        return "No seed is done both there and in the baseline."
+        return "No seed is done in both this configuration and the baseline."
     difference, p, corrected = best.comparison
     text = f"Against the baseline: {difference.mean:+.4f}"
     if p is None or corrected is None:
@@ -206,35 +206,35 @@ def _configurations_section(results: Sequence[Result], summaries: Sequence[Summa
     columns += ["Δ to baseline", "95% interval of Δ", "p", "p (Holm)", "Significant"]
     columns += ["Bits/char", "Min", "Max", "Parameters", "Seconds"]
     paragraphs = [
-        "By mean loss: validation, nats/char, lower is better. Δ: the configuration minus the "
-        "baseline, paired by seed. n/a: cannot be given, such as an interval from a single seed."
+        "Sorted by mean validation loss in nats/char; lower is better. Δ: the configuration minus "
+        "the baseline, paired by seed. n/a: not available, such as an interval from a single seed."
     ]
     if any(len(each.done) < len(each.runs) for each in configurations):
         paragraphs.append(
-            "†: not all runs are done. The numbers are those of the runs that are, and flatter a "
-            "configuration whose worst runs broke off."
+            "†: not all runs are done. The numbers are from the runs that are, so a configuration "
+            "whose worst runs failed looks better than it is."
         )
     fixed = [name for name in configurations[0].settings if name not in names]
     if fixed:
         values = [f"{name} = {setting_text(configurations[0], name)}" for name in fixed]
-        paragraphs.append(f"The same in all: {', '.join(values)}.")
+        paragraphs.append(f"The same in all configurations: {', '.join(values)}.")
     return Section("Configurations", paragraphs, [Table(columns, rows)])
 
 
 def _effects_section(parts: Decomposition) -> Section:
     shares = [[Cell(each.name), _percent(each.share), Cell(each.note)] for each in parts.effects]
     if len(parts.effects) > 1:
-        rest = "where effects do not just add up, and chance"
+        rest = "effects that do not simply add up, and chance"
         shares += [
-            [Cell("several alike"), _percent(parts.shared), Cell(_SHARED)],
+            [Cell("shared"), _percent(parts.shared), Cell(_SHARED)],
             [Cell("remainder"), _percent(parts.remainder), Cell(f"Interactions: {rest}.")],
         ]
-    seeds = "Runs that differ in nothing but the seed."
-    paragraphs = ["Shares of the variance of the loss, among the runs that are done."]
+    seeds = "Runs that differ only in the seed."
+    paragraphs = ["Shares of the variance of the loss, over the runs that are done."]
     if parts.remainder is None:
-        paragraphs.append("All losses are equal: there is no variance to share out.")
+        paragraphs.append("All losses are equal, so there is no variance to explain.")
     elif parts.seeds is None:
-        seeds += " No configuration has two: what the seed does is in the rest."
+        seeds += " No configuration has two, so the other shares include the effect of the seed."
     shares.append([Cell("seeds"), _percent(parts.seeds), Cell(seeds)])
     tables = [Table(["Source", "Share of variance", "Remarks"], shares)]
     listed = [each for each in parts.effects if len(each.levels) <= _MAX_LEVELS]
@@ -252,11 +252,11 @@ def _effects_section(parts: Decomposition) -> Section:
         ]
         tables.append(Table(["Setting", "Value", "Done", "Mean loss", "95% interval"], levels))
         paragraphs.append(
-            "Mean loss at each value, the other settings being as they are in this sweep. Errors "
-            f"are estimated from {parts.error}."
+            "Mean loss at each value, with the other settings as they are in this sweep. Error "
+            f"estimate for the intervals: {parts.error}."
         )
         if len(listed) < len(parts.effects):
-            paragraphs.append(f"Settings of more than {_MAX_LEVELS} values are left out there.")
+            paragraphs.append(f"Settings with more than {_MAX_LEVELS} values are not listed.")
     return Section("Effects of the settings", paragraphs, tables)
 
 
@@ -268,8 +268,8 @@ def _methods(summaries: Sequence[Summary], protocol: str) -> list[str]:
     )
     return [
         f"Protocol: {protocol}",
-        f"Here: seeds that are done, of the configurations that have any: {seeds}; paired t tests: "
-        f"{num_tests}.",
+        f"In this report: seeds that are done, for each configuration with any: {seeds}; paired t "
+        f"tests: {num_tests}.",
         *METHODS,
     ]
 
@@ -300,7 +300,7 @@ def _interval_text(interval: Interval | None, form: str = ".4f") -> str:
 
 
 def _format(value: float, form: str) -> str:
-    """A loss that exploded is no use with all its digits."""
+    """Formats a number; a loss that exploded is shown without all its digits."""
     return format(value, form if abs(value) < 1e6 or form.endswith("d") else ".3e")
 
 
@@ -356,7 +356,7 @@ def _percent(share: float | None) -> Cell:
 
 
 def _csv(results: Sequence[Result]) -> str:
-    """A row a run, numbers in full precision; an empty cell: there is no value."""
+    """Returns one row for each run, with numbers in full precision and missing values empty."""
     names = list(dict.fromkeys(name for result in results for name in result.settings))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

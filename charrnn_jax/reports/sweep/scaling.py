@@ -1,9 +1,9 @@
-"""Scaling laws: how the loss falls with the size of the model and with what it has read.
+"""Scaling laws: how the loss falls with the size of the model and the characters it has read.
 
   L(N, D) = E + A / N^alpha + B / D^beta
 
-N parameters, D characters of training, L the validation loss in nats/char. E is what no model of
-the family gets below.
+N is the number of parameters, D the number of characters read in training, L the validation loss in
+nats/char. No model of the family gets below E.
 
 Source: Hoffmann et al. 2022, "Training compute-optimal large language models" (arXiv:2203.15556),
 section 3.3: the same form, fitted to log L with a Huber loss from many starting points.
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize
 
-_HUBER = 1e-3  # of log L: above this a residual counts linearly
-# Of log E, log A, alpha, log B, beta
+_HUBER = 1e-3  # residuals of log L above this count linearly
+# Bounds of log E, log A, alpha, log B, beta
 _BOUNDS = ([-5.0, -10.0, 1e-3, -10.0, 1e-3], [3.0, 40.0, 3.0, 40.0, 3.0])
 _STARTS = list(itertools.product([-1.0, 0.3], [1.0, 6.0], [0.2, 0.6], [1.0, 6.0], [0.2, 0.6]))
-_MIN_LEVELS = 3  # different N and different D that a fit needs
+_MIN_LEVELS = 3  # number of different N and of different D that a fit needs
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class ScalingLaw:
 
     Attributes:
       irreducible: E, nats/char.
-      a: A.
-      alpha: its exponent.
-      b: B.
-      beta: its exponent.
+      a: A, the factor of the term in N.
+      alpha: exponent of N.
+      b: B, the factor of the term in D.
+      beta: exponent of D.
     """
 
     irreducible: float
@@ -50,7 +50,7 @@ class ScalingLaw:
 
 
 def can_fit(num_params: np.ndarray, num_chars: np.ndarray) -> bool:
-    """Whether enough sizes and lengths were tried, and more runs than the law has numbers."""
+    """Returns whether there are enough sizes and lengths, and more runs than fitted numbers."""
     levels = min(len(np.unique(num_params)), len(np.unique(num_chars)))
     return levels >= _MIN_LEVELS and len(num_params) > 5
 
@@ -65,10 +65,10 @@ def fit_scaling_law(
     """Fits the law to runs.
 
     Args:
-      num_params: [n] N of each run.
-      num_chars: [n] D of each run.
-      losses: [n] in nats/char.
-      start: of the fit; None: the best from many starts.
+      num_params: [n], N of each run.
+      num_chars: [n], D of each run.
+      losses: [n], validation loss of each run, nats/char.
+      start: law to start the fit from; None tries many starts and keeps the best fit.
     """
     n, d, log_losses = (np.log(np.asarray(x, float)) for x in (num_params, num_chars, losses))
 
@@ -109,9 +109,9 @@ def bootstrap(
     num_samples: int = 200,
     seed: int = 0,
 ) -> list[ScalingLaw]:
-    """Fits the law to runs drawn again with replacement: how far its numbers can be trusted.
+    """Fits the law to bootstrap samples of the runs, which shows how uncertain its numbers are.
 
-    Drawings in which too few sizes or lengths are left are drawn anew.
+    Samples with too few sizes or lengths for a fit are drawn again.
     """
     rng = np.random.default_rng(seed)
     start = fit_scaling_law(num_params, num_chars, losses=losses)
@@ -127,7 +127,7 @@ def bootstrap(
 def describe_scaling_law(
     num_params: np.ndarray, num_chars: np.ndarray, *, losses: np.ndarray
 ) -> str:
-    """Returns the fitted law in words, with 95% bootstrap intervals and its residual."""
+    """Returns a description of the fitted law, with 95% bootstrap intervals and its residual."""
     law = fit_scaling_law(num_params, num_chars, losses=losses)
     laws = bootstrap(num_params, num_chars, losses=losses)
 
@@ -142,5 +142,5 @@ def describe_scaling_law(
         f"{max(num_chars):,} characters read): E {interval('irreducible')} nats/char, "
         f"A {interval('a')}, alpha {interval('alpha')}, B {interval('b')}, beta "
         f"{interval('beta')} (95% intervals by bootstrap over runs); root mean square residual "
-        f"{residual:.4f} nats/char. Outside of these ranges it is a guess."
+        f"{residual:.4f} nats/char. Outside these ranges the law is a guess."
     )

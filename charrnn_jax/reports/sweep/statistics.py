@@ -1,8 +1,8 @@
 """Statistics of the runs of a sweep: means over seeds, comparisons, effects of settings.
 
-A *configuration* is the settings of a run without "seed"; its runs differ in their seeds, and the
-seed is the unit that is drawn at random. Runs with the same settings and seed count as one, by
-their mean. Losses are in nats/char. Knows nothing of how results are shown.
+A *configuration* is the settings of a run without "seed". Its runs differ in their seeds, and the
+seed is the sampling unit: runs with the same settings and seed count as one, by their mean. Losses
+are in nats/char. This file knows nothing about how results are shown.
 """
 
 import math
@@ -17,23 +17,23 @@ from scipy.special import stdtr, stdtrit
 from charrnn_jax.errors import UserError
 
 STATUSES = ("done", "diverged", "failed", "running", "waiting", "pruned")
-MISSING = "—"  # shown for a setting that a run leaves as the config has it
+MISSING = "—"  # shown for a setting that a run does not override
 
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of one run.
+    """The result of one run, as far as it is known.
 
     Attributes:
-      name: of the work unit.
+      name: name of the work unit.
       settings: flat overrides, such as {"model.cell": "gru", "seed": 3}.
       status: one of `STATUSES`.
-      loss: validation, nats/char, of the last evaluation; None if it never got there.
-      best_loss: nats/char, the lowest of the evaluations.
-      curve: pairs of step and validation nats/char.
-      num_params: of the model.
-      seconds: of training.
-      message: why it failed or diverged.
+      loss: validation loss of the last evaluation, nats/char; None before the first one.
+      best_loss: lowest validation loss, nats/char; None before the first evaluation.
+      curve: (step, validation loss in nats/char) of each evaluation.
+      num_params: number of model parameters; None if not known.
+      seconds: training time; None if not known.
+      message: why the run failed, diverged or was pruned.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Result:
 
 
 class Interval(NamedTuple):
-    """A mean and its 95% interval: `low` and `high` are None where none can be given."""
+    """A mean and its 95% interval; `low` and `high` are None if there is none."""
 
     mean: float
     low: float | None
@@ -60,9 +60,10 @@ class Comparison(NamedTuple):
     """A configuration minus the baseline, paired by seed.
 
     Attributes:
-      difference: nats/char, over the seeds that both have; below 0: better than the baseline.
-      p: two-sided, of the paired t test; None with fewer than two pairs or equal differences.
-      corrected_p: Holm's, over all comparisons that have a p.
+      difference: mean difference over the seeds that both have, nats/char; below 0 is better than
+        the baseline.
+      p: two-sided p of the paired t test; None for fewer than two pairs or equal differences.
+      corrected_p: p with Holm's correction over all comparisons that have a p.
     """
 
     difference: Interval
@@ -83,7 +84,7 @@ class Configuration:
 
     @property
     def done(self) -> tuple[Result, ...]:
-        """Runs that ended well, with a loss that is a number."""
+        """Runs that are done and have a finite loss."""
         return tuple(
             run
             for run in self.runs
@@ -92,7 +93,7 @@ class Configuration:
 
     @property
     def losses(self) -> dict[Hashable, float]:
-        """Seed -> nats/char of the runs that are done."""
+        """Losses of the runs that are done, seed -> nats/char."""
         by_seed: dict[Hashable, list[float]] = {}
         for run in self.done:
             if run.loss is not None:
@@ -102,12 +103,14 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Summary:
-    """A configuration and what its runs say.
+    """A configuration with its mean loss and its comparison with the baseline.
 
     Attributes:
-      configuration: its settings and runs.
-      loss: nats/char over the seeds that are done; None if there is none.
-      comparison: with the baseline; None for the baseline itself and where no seed is done in both.
+      configuration: settings and runs.
+      loss: mean loss over the seeds that are done, nats/char; None if no seed is done.
+      comparison: comparison with the baseline; None for the baseline itself, and if no seed is done
+        in both.
+      is_baseline: whether this is the baseline.
     """
 
     configuration: Configuration
@@ -117,7 +120,7 @@ class Summary:
 
 
 def key_of(value: Any) -> Hashable:
-    """Returns what is equal for equal settings: 1 and 1.0, (1, 2) and [1, 2]; not 1, True, "1"."""
+    """Returns a key, the same for equal settings: 1 and 1.0, (1, 2) and [1, 2]; not 1 and True."""
     if isinstance(value, Mapping):
         return "mapping", tuple(sorted((repr(key), key_of(item)) for key, item in value.items()))
     if isinstance(value, list | tuple):
@@ -128,7 +131,7 @@ def key_of(value: Any) -> Hashable:
 
 
 def setting_key(settings: Mapping[str, Any], name: str) -> Hashable:
-    """Returns `key_of` a setting, or a key of its own if it is not there."""
+    """Returns `key_of` a setting, or a separate key if the setting is missing."""
     return key_of(settings[name]) if name in settings else ("missing",)
 
 
@@ -158,13 +161,15 @@ def varying(configurations: Sequence[Configuration]) -> list[str]:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Mean with Student's t interval: mean ± t s / sqrt(n), t the 97.5% quantile at n - 1.
+    """Returns the mean with Student's t interval, mean ± t s / sqrt(n).
+
+    t is the 97.5% quantile with n - 1 degrees of freedom.
 
     Args:
-      values: finite numbers, taken as independent draws of one normal distribution.
+      values: finite numbers, assumed to be independent draws from one normal distribution.
 
     Returns:
-      None without values; no limits for a single one.
+      The interval, without limits for a single value; None if there are no values.
     """
     if not len(values):
         return None
@@ -176,16 +181,16 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 
 def _deviation(values: Sequence[float]) -> float:
-    """Returns the standard deviation of a sample of losses; 0 if they differ by rounding only."""
+    """Returns the sample standard deviation of losses; 0 if they differ only by rounding."""
     deviation = float(np.std(values, ddof=1))
     return deviation if deviation > 1e-12 * max(1.0, float(np.max(np.abs(values)))) else 0.0
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
-    """Returns the two-sided p of the paired t test of a mean difference of 0.
+    """Returns the two-sided p of the paired t test for a mean difference of 0.
 
-    None where it is undefined: fewer than two pairs, or differences that are all equal, which say
-    nothing about the spread that a t test measures by.
+    It is None where the test is undefined: with fewer than two pairs, or if all differences are
+    equal, so that there is no spread to compare the mean with.
     """
     num = len(differences)
     if num < 2 or not (deviation := _deviation(differences)):
@@ -195,7 +200,7 @@ def paired_p(differences: Sequence[float]) -> float | None:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Returns p values corrected for being several, so that any error at all stays below 5%.
+    """Returns p values with Holm's correction, which limits the chance of any false positive.
 
     Sorted, corrected[i] = max over j <= i of min(1, (m - j) p[j]), j from 0.
 
@@ -211,10 +216,10 @@ def holm(ps: Sequence[float]) -> list[float]:
 def find_baseline(
     configurations: Sequence[Configuration], baseline: Mapping[str, Any] | None
 ) -> Configuration:
-    """Returns the only configuration with the settings of the baseline; None: the first.
+    """Returns the only configuration with the settings of `baseline`, or the first one for None.
 
     Raises:
-      UserError: none has them, or several do.
+      UserError: no configuration or several have these settings.
     """
     if baseline is None:
         return configurations[0]
@@ -233,20 +238,20 @@ def find_baseline(
     ]
     more = f" and {len(configurations) - 10} more" if len(configurations) > 10 else ""
     raise UserError(
-        f"the baseline {wanted!r} matches {len(found)} configurations of the sweep; it must match "
-        f"one of: {'; '.join(known)}{more}"
+        f"the baseline {wanted!r} matches {len(found)} configurations of the sweep, but it must "
+        f"match exactly one of: {'; '.join(known)}{more}"
     )
 
 
 def summarize(results: Sequence[Result], baseline: Mapping[str, Any] | None) -> list[Summary]:
-    """Returns the configurations by mean loss; those without a run that is done come last.
+    """Returns the configurations by mean loss; the ones without a run that is done come last.
 
     Args:
-      results: at least one.
-      baseline: settings that one configuration alone has; None: the first one.
+      results: results of the runs, at least one.
+      baseline: settings that exactly one configuration has; None: those of the first.
 
     Raises:
-      UserError: there are no results, or not just one configuration is the baseline.
+      UserError: there are no results, or the baseline does not match exactly one configuration.
     """
     if not results:
         raise UserError("the sweep has no runs: there is nothing to report")
