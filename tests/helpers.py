@@ -26,6 +26,12 @@ VOCABULARY = Vocabulary("\nabcdefghi")  # V ids
 SMOKE = f"--config={ROOT / 'experiments' / 'smoke.py'}"
 forward = jax.jit(unjitted_forward, static_argnames="model")
 
+
+def slow(*values: Any) -> Any:
+    """Values of `pytest.mark.parametrize` for `-m slow`: more of what is tested without."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 # --- models -------------------------------------------------------------------------------------
 
 

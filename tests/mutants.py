@@ -149,7 +149,7 @@ class Copy:
             "PYTHONPATH": str(self.root),
             "CHARRNN_TESTS": str(self._folder / "programs"),  # see conftest.py
         }
-        options = ["-n", "0", "-q", "-p", "no:cacheprovider"]
+        options = ["-n", "0", "-q", "-p", "no:cacheprovider", "-m", "slow or not slow"]
         options.append(f"--basetemp={self._folder / 'tmp'}")
         with open(self._folder / "output.txt", "w", encoding="utf-8") as output:
             process = subprocess.Popen(

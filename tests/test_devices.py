@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import ROOT
-from helpers import assert_rows_agree
+from helpers import assert_rows_agree, slow
 from ml_collections import ConfigDict
 
 from charrnn_jax.errors import UserError
@@ -28,7 +28,10 @@ from charrnn_jax.workdir.run import load_run
 LOSSES_AGREE, ARRAYS_AGREE = 1e-6, 1e-5
 
 
-@pytest.mark.parametrize(("cell", "implementation"), [("lstm", "fused"), ("rnn", "scan")])
+@pytest.mark.parametrize(
+    ("cell", "implementation"),
+    [("lstm", "fused"), slow("rnn", "scan")],
+)
 def test_two_devices_train_the_model_of_one(cell: str, implementation: str) -> None:
     """They share the batch, or the hidden units; what is dropped out is the same."""
     case = {"cell": cell, "implementation": implementation, "dropout": 0.3}
@@ -81,6 +84,7 @@ def run_on_eight_devices(cases) -> None:
     assert restored
 
 
+@pytest.mark.slow
 def test_eight_devices_train_the_model_of_one_and_restore_what_others_saved() -> None:
     case = {"cell": "gru", "implementation": "fused", "dropout": 0.3}
     run_on_eight_devices([(case, [(4, 2)])])
@@ -96,6 +100,7 @@ def test_eight_devices_train_every_cell_in_every_way() -> None:
     )
 
 
+@pytest.mark.slow
 def test_run_goes_on_with_other_devices(tiny_config: ConfigDict, tmp_path: Path) -> None:
     """One device, then two that share the batch, then two that share the hidden units."""
     tiny_config.data.batching, tiny_config.model.cell = "lanes", "rnn"

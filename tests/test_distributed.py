@@ -97,6 +97,7 @@ def wait_for_checkpoint(workdir: Path, processes: list[subprocess.Popen[bytes]])
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_model_of_one(tiny_config: ConfigDict, tmp_path: Path) -> None:
     """Only the first writes and prints; one process goes on with what two have saved."""
     tiny_config.data.batching = "lanes"

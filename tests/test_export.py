@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from flax.traverse_util import flatten_dict
-from helpers import H, V, make
+from helpers import H, V, make, slow
 from jax import export as jax_export
 from markdown_it import MarkdownIt
 from ml_collections import ConfigDict
@@ -154,8 +154,8 @@ def run_alone(folder: Path, packages: Path, *flags: str) -> tuple[int, str, str]
 @pytest.mark.parametrize(
     ("vocabulary", "cell", "prompt", "temperature"),
     [
-        (VOCABULARY, "lstm", "bad", 0.8),
-        (Vocabulary(kind="bytes"), "gru", "", 1.0),
+        slow(VOCABULARY, "lstm", "bad", 0.8),
+        slow(Vocabulary(kind="bytes"), "gru", "", 1.0),
         (Vocabulary.build([HOSTILE]), "rnn", "'😀`\n</script>", 1.0),
     ],
 )

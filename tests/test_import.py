@@ -228,6 +228,7 @@ for cell in ("GRU", "LSTM", "SimpleRNN"):
 """
 
 
+@pytest.mark.slow
 def test_real_keras_gives_the_same_logits(tmp_path: Path) -> None:
     """In a process of its own: Keras chooses its backend when it is imported."""
     if not importlib.util.find_spec("keras"):

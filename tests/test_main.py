@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, SENTENCE
-from helpers import SMOKE, last_line_of_error
+from helpers import SMOKE, last_line_of_error, slow
 
 from charrnn_jax.commands.arguments import _default_workdir
 from charrnn_jax.data.corpora import KNOWN_CORPORA
@@ -270,7 +270,7 @@ def test_offline_run_uses_the_built_in_corpus_or_ends_with_nothing_left_behind(
     assert main(["evaluate", f"--workdir={workdir}"]) == 0
 
 
-@pytest.mark.parametrize("vocabulary", ["characters", "bytes"])
+@pytest.mark.parametrize("vocabulary", ["characters", slow("bytes")])
 def test_text_in_any_script_is_trained_on_and_generated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], vocabulary: str
 ) -> None:
@@ -325,6 +325,7 @@ def test_help_and_errors_of_usage_do_not_wait_for_jax() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_command_finds_the_programs_that_it_compiled_before(
     trained: Path, tmp_path: Path
 ) -> None:

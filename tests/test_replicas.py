@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import assert_same_run
+from helpers import assert_same_run, slow
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import override_values, to_json
@@ -64,7 +64,7 @@ def params_of(workdir: Path) -> Any:
     return load_run(workdir, checkpoint="latest").params
 
 
-@pytest.mark.parametrize(("batching", "cell"), [("chunks", "gru"), ("lanes", "rnn")])
+@pytest.mark.parametrize(("batching", "cell"), [("chunks", "gru"), slow("lanes", "rnn")])
 def test_mapped_replicas_are_bit_for_bit_what_they_are_alone(
     tiny_config: ConfigDict,
     tmp_path: Path,
@@ -80,6 +80,7 @@ def test_mapped_replicas_are_bit_for_bit_what_they_are_alone(
         assert_same_run(workdir, alone(config))
 
 
+@pytest.mark.slow
 def test_vmapped_replicas_are_mapped_ones_up_to_rounding(
     tiny_config: ConfigDict, tmp_path: Path
 ) -> None:
@@ -198,7 +199,7 @@ def test_runs_that_differ_in_more_are_no_replicas(tiny_config: ConfigDict, tmp_p
 
 @pytest.mark.parametrize(
     ("num_bytes", "mapping", "sizes"),
-    [(5.9e5, "map", [2, 1]), (5.9e5, "vmap", [1, 1, 1]), (0.0, "map", [1, 1, 1])],
+    [(5.9e5, "map", [2, 1]), slow(5.9e5, "vmap", [1, 1, 1]), (0.0, "map", [1, 1, 1])],
 )
 def test_groups_are_cut_to_fit_the_memory(
     tiny_config: ConfigDict,

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 import pytest
 from conftest import ROOT
-from helpers import CallAt
+from helpers import CallAt, slow
 from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
@@ -87,6 +87,7 @@ def test_asha_decides_as_successive_halving_by_hand() -> None:
         assert made == most, losses
 
 
+@pytest.mark.slow
 def test_pruned_trials_stop_early_and_stay_in_the_results(
     short_config: ConfigDict, tmp_path: Path
 ) -> None:
@@ -121,7 +122,11 @@ def test_pruned_trials_stop_early_and_stay_in_the_results(
     )
 
 
-@pytest.mark.parametrize("stop", [Interrupted(signal.SIGINT, 0), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "stop",
+    [Interrupted(signal.SIGINT, 0), slow(KeyboardInterrupt())],
+    ids=repr,
+)
 def test_stopped_search_continues_as_if_it_had_not_been(
     short_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
 ) -> None:
@@ -205,6 +210,7 @@ def write_experiment(folder: Path, config: ConfigDict, *, search: str) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 def test_command_trains_the_trials_in_processes_and_says_how_to_train_the_best(
     short_config: ConfigDict, tmp_path: Path
 ) -> None:
@@ -409,6 +415,7 @@ def test_sweep_json_holds_what_was_begun(short_config: ConfigDict, tmp_path: Pat
     assert load_sweep(tmp_path)[0].overrides == unit.overrides
 
 
+@pytest.mark.slow
 def test_values_that_do_not_go_together_are_never_tried(
     short_config: ConfigDict, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, slow
 
 import charrnn_jax
 from charrnn_jax.config import from_json
@@ -29,7 +29,7 @@ def unpacked(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["gru_lanes", "two_lstms_dropout"])
+@pytest.mark.parametrize("name", ["gru_lanes", slow("two_lstms_dropout")])
 def test_stored_run_resumes_as_the_version_that_wrote_it(
     unpacked: Path, text_file: Path, name: str
 ) -> None:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
-from helpers import assert_same_run
+from helpers import assert_same_run, slow
 
 from charrnn_jax import load_run, train
 from charrnn_jax.errors import UserError
@@ -56,6 +56,7 @@ def experiment(tmp_path: Path, text_file: Path) -> str:
     return f"--config={file}"
 
 
+@pytest.mark.slow
 def test_a_sweep_reports_on_all_units_and_trains_none_twice(
     experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,7 +151,7 @@ def test_experiment_files_are_registered_before_a_config_is_read(
     assert registered == ["cell.py", "loss.py"]
 
 
-@pytest.mark.parametrize(("indices", "numbers"), [("1", [1]), ("0-1", [0, 1])])
+@pytest.mark.parametrize(("indices", "numbers"), [slow("1", [1]), ("0-1", [0, 1])])
 def test_an_interrupted_unit_is_not_done_until_it_is_trained_to_the_end(
     experiment: str,
     tmp_path: Path,

@@ -15,7 +15,14 @@ import numpy as np
 import optax
 import pytest
 from conftest import ROOT
-from helpers import CallAt, assert_bitwise_equal, assert_same_run, rows_without_time, signal_at
+from helpers import (
+    CallAt,
+    assert_bitwise_equal,
+    assert_same_run,
+    rows_without_time,
+    signal_at,
+    slow,
+)
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import default_config, flatten, override_values, to_json
@@ -38,8 +45,15 @@ from charrnn_jax.workdir.json_lines import JsonLines, read_json_lines
 from charrnn_jax.workdir.run import load_run
 
 
-@pytest.mark.parametrize("steps_per_call", [1, 4])
-@pytest.mark.parametrize("batching", ["chunks", "lanes"])
+@pytest.mark.parametrize(
+    ("batching", "steps_per_call"),
+    [
+        ("chunks", 4),
+        ("lanes", 1),
+        slow("chunks", 1),
+        slow("lanes", 4),
+    ],
+)
 def test_resume_is_bitwise_identical(
     tiny_config: ConfigDict,
     tmp_path: Path,
@@ -138,7 +152,7 @@ def test_terminated_and_killed_process_resumes_bitwise(
     tiny_config: ConfigDict, tmp_path: Path, heeded_signals: None
 ) -> None:
     """SIGTERM saves and exits 143; SIGKILL loses only what came after the last checkpoint."""
-    tiny_config.train.num_epochs = 10
+    tiny_config.train.num_epochs = 5
     tiny_config.train.checkpoint_every_steps = 5
     tiny_config.train.sample_every_steps = 10_000
     experiment = tmp_path / "experiment.py"
@@ -169,7 +183,7 @@ def test_terminated_and_killed_process_resumes_bitwise(
     assert rows_without_time(workdir) == rows_without_time(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("steps_per_call", [1, 4])
+@pytest.mark.parametrize("steps_per_call", [slow(1), 4])
 def test_training_compiles_once(
     tiny_config: ConfigDict, tmp_path: Path, caplog: pytest.LogCaptureFixture, steps_per_call: int
 ) -> None:

@@ -1,1 +1,1 @@
-"""How well a model predicts a text, by protocols that are stated."""
+"""Evaluation: how well a model predicts a text, under a named protocol."""

@@ -1,4 +1,4 @@
-"""Cross-entropy as a sum and a count, until the moment it is shown."""
+"""Cross-entropy, kept as a sum and a count until it is reported."""
 
 import math
 from typing import Any
@@ -12,11 +12,11 @@ from charrnn_jax.registry import LOSSES
 
 
 def cross_entropy(logits: jax.Array, targets: ArrayLike) -> jax.Array:
-    """-log softmax(logits)[target], from logits.
+    """Returns -log softmax(logits)[target] for each target.
 
     Args:
-      logits: [..., V].
-      targets: [...] ids.
+      logits: [..., V] logits of the next token.
+      targets: [...] ids of the next token.
 
     Returns:
       [...] losses in nats.
@@ -29,11 +29,11 @@ LOSSES.provide("cross_entropy", cross_entropy)
 
 @struct.dataclass
 class CrossEntropy:
-    """The loss of a number of predicted characters. Addition joins two of them.
+    """The loss of a number of predicted characters; `a + b` is the loss of both texts together.
 
     Attributes:
-      total: nats, summed over the characters.
-      count: characters.
+      total: loss in nats, summed over the characters.
+      count: number of predicted characters.
     """
 
     total: Any
@@ -44,25 +44,29 @@ class CrossEntropy:
 
     @property
     def nats_per_char(self) -> float:
-        """Mean loss in nats a character; NaN if nothing was counted."""
+        """Mean loss in nats per character; NaN if the count is 0."""
         return float(self.total) / float(self.count) if self.count else math.nan
 
     @property
     def bits_per_char(self) -> float:
-        """Mean loss in bits a character: nats / ln 2."""
+        """Mean loss in bits per character: nats / ln 2."""
         return self.nats_per_char / math.log(2)
 
     @property
     def perplexity(self) -> float:
-        """exp(nats a character): as uncertain as among so many equally likely characters."""
+        """exp(nats per character): the number of equally likely characters with this loss."""
         return math.exp(min(self.nats_per_char, 700.0))
 
     def describe(self, unit: str = "char") -> str:
-        """Returns e.g. "1.4786 nats/char, 2.1332 bits/char"; unit: "char", or "byte"."""
+        """Returns the mean loss as text, such as "1.4786 nats/char, 2.1332 bits/char".
+
+        Args:
+          unit: what one token is, "char" or "byte".
+        """
         return f"{self.nats_per_char:.4f} nats/{unit}, {self.bits_per_char:.4f} bits/{unit}"
 
     def to_dict(self) -> dict[str, float]:
-        """Returns what is reported, as plain data for JSON."""
+        """Returns the mean loss and the number of characters, as plain data for JSON."""
         return {
             "nats_per_char": self.nats_per_char,
             "bits_per_char": self.bits_per_char,

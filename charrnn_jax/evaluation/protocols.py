@@ -1,13 +1,13 @@
-"""Whole-text evaluation: what context each character is predicted from.
+"""Evaluation of a whole text: the context that each character is predicted from.
 
-A protocol is a frozen dataclass of its settings that yields the loss of every character:
+A protocol is a frozen dataclass of its settings, which yields the loss of every character:
 
-  cold     the text in windows, each from a zero carry and the one character before it: what nanoGPT
-           reports
+  cold     the text in windows; each starts from a zero carry and the one character before it
   carried  one pass over the whole text; the carry is kept from beginning to end
 
-Every character after the first is counted exactly once, the tail included. Losses of different
-protocols must not be compared. Knows a model and token arrays, not where they came from.
+Every character after the first is counted exactly once, up to the end of the text. Losses under
+different protocols must not be compared. This module knows a model and token arrays, but not where
+they come from.
 """
 
 from collections.abc import Iterator
@@ -25,17 +25,17 @@ from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
 from charrnn_jax.models.char_rnn import Carry, CharRNN, forward
 from charrnn_jax.registry import PROTOCOLS
 
-_SEGMENT = 1024  # characters a call of the carried pass; the result does not depend on it
+_SEGMENT = 1024  # characters in one call of the carried pass; does not affect the result
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What all protocols have in common.
+    """Base class of protocols.
 
     Attributes:
-      name: that a config uses.
-      in_all: whether `charrnn evaluate --protocol=all` means this one, too; False for an expensive
-        one, which is then evaluated only where it is asked for by name.
+      name: name of the protocol in a config.
+      in_all: whether `charrnn evaluate --protocol=all` includes the protocol; False for an
+        expensive one, which must then be named.
     """
 
     name: ClassVar[str]
@@ -43,40 +43,40 @@ class Protocol:
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Protocol":
-        """Makes one with the settings of a `config.evaluation` section."""
+        """Makes the protocol with the settings of a `config.evaluation` section."""
         return cls()
 
     @property
     def label(self) -> str:
-        """The name under which its losses are reported: different settings, different labels."""
+        """Name that losses are reported under; it tells settings apart that change the losses."""
         return self.name
 
     @property
     def description(self) -> str:
-        """What it does with a split, in words."""
+        """What the protocol does with a split, in words."""
         raise NotImplementedError
 
     def losses(self, params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
-        """Yields -log p(tokens[i] | context) for i = 1, 2, ... in order, in pieces.
+        """Yields -log p(tokens[i] | context) for i = 1, 2, ..., in order.
 
         Args:
-          params: parameters of the model.
-          tokens: [1 + n] ids, n at least 1; the first is context only.
-          model: the module.
+          params: parameters of the model, as returned by `initialize_params`.
+          tokens: [1 + n] ids, with n at least 1; the first is only context.
+          model: the model.
 
         Yields:
-          [k] losses in nats; n in all.
+          [k] losses in nats of the next k characters; n losses in all.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Cold(Protocol):
-    """Windows of the text, each from a zero carry.
+    """The text in windows, each from a zero carry.
 
     Attributes:
-      window: length of a window, in characters.
-      batch_size: windows that are scored at once; does not change the result.
+      window: number of characters in a window.
+      batch_size: number of windows scored at once; does not affect the result.
     """
 
     window: int = 256
@@ -93,7 +93,7 @@ class Cold(Protocol):
 
     @property
     def description(self) -> str:
-        return f"the split cut into windows of {self.window} characters, each from a zero carry"
+        return f"the split in windows of {self.window} characters, each from a zero carry"
 
     def losses(self, params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
         num_chars = len(tokens) - 1
@@ -107,13 +107,13 @@ class Cold(Protocol):
 
 @dataclass(frozen=True)
 class Carried(Protocol):
-    """One pass over the text, the carry kept."""
+    """One pass over the text, in which the carry is kept."""
 
     name: ClassVar[str] = "carried"
 
     @property
     def description(self) -> str:
-        return "one pass over the split, the carry kept from beginning to end"
+        return "one pass over the split, in which the carry is kept from beginning to end"
 
     def losses(self, params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
         carry = model.initialize_carry(1)
@@ -124,10 +124,10 @@ class Carried(Protocol):
 
 
 def _segments(tokens: np.ndarray, *, rows: int, length: int) -> Iterator[tuple[Batch, int]]:
-    """Yields (batch [rows, length] on the device, how many of its targets are the text's)."""
+    """Yields (batch [rows, length] on the device, number of its targets that are in the text)."""
     for start in range(0, len(tokens) - 1, rows * length):
         piece = np.asarray(tokens[start : start + rows * length + 1], np.int32)
-        # Only the last piece is shorter. Padding after the end changes nothing before it.
+        # Only the last piece can be short. Padding after its end does not change its losses.
         padded = np.zeros(rows * length + 1, np.int32)
         padded[: len(piece)] = piece
         batch = Batch(padded[:-1].reshape(rows, length), padded[1:].reshape(rows, length))
@@ -139,10 +139,10 @@ def eval_step(params: Any, carry: Carry, batch: Batch, *, model: CharRNN) -> tup
     """Scores one batch.
 
     Args:
-      params: parameters of the model.
+      params: parameters of the model, as returned by `initialize_params`.
       carry: carry before the batch, for B sequences.
-      batch: inputs and targets [B, T].
-      model: the module.
+      batch: inputs and targets, [B, T] each.
+      model: the model.
 
     Returns:
       (carry after the batch, losses [B, T] in nats).
@@ -156,7 +156,11 @@ for _protocol in (Cold, Carried):
 
 
 def make_protocol(config: ConfigDict, name: str = "") -> Protocol:
-    """Makes the protocol of a `config.evaluation` section, or another one with its settings.
+    """Makes a protocol with the settings of a config.
+
+    Args:
+      config: the `config.evaluation` section.
+      name: name of the protocol; "": the one that the config names.
 
     Raises:
       UserError: no protocol has this name.
@@ -166,26 +170,26 @@ def make_protocol(config: ConfigDict, name: str = "") -> Protocol:
 
 
 def protocols_in_all() -> list[str]:
-    """Returns the names of the protocols that "all" means."""
+    """Returns the names of the protocols that `--protocol=all` includes."""
     return [name for name in PROTOCOLS if PROTOCOLS[name].in_all]
 
 
 def evaluate(
     params: Any, tokens: np.ndarray, *, model: CharRNN, protocol: Protocol
 ) -> CrossEntropy:
-    """Scores tokens[1:] under a protocol.
+    """Scores a text under a protocol.
 
     Args:
-      params: parameters of the model.
-      tokens: [1 + n] ids; the first is context only.
-      model: the module.
-      protocol: such as `Cold(window=256)` or `Carried()`.
+      params: parameters of the model, as returned by `initialize_params`.
+      tokens: [1 + n] ids; the first is only context.
+      model: the model.
+      protocol: the protocol, such as `Cold(window=256)` or `Carried()`.
 
     Returns:
-      The loss, summed in float64, and the number of characters, n.
+      The loss of the n characters, summed in float64.
 
     Raises:
-      UserError: the protocol did not give a loss for each of the n characters.
+      UserError: the protocol did not yield one loss for each of the n characters.
     """
     result, num_chars = CrossEntropy(0.0, 0), max(len(tokens) - 1, 0)
     if not num_chars:

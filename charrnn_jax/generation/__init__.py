@@ -1,1 +1,1 @@
-"""Text from a model. Knows a model, its parameters and a vocabulary; no files."""
+"""Text generation. Knows a model, its parameters and a vocabulary, but not where they come from."""

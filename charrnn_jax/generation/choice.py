@@ -1,4 +1,4 @@
-"""Which rules text is drawn by: `make_rules`, from numbers and strings to `Rules`."""
+"""`make_rules`: turns settings such as a temperature into the rules of drawing."""
 
 from collections.abc import Sequence
 
@@ -36,23 +36,28 @@ def make_rules(
     pattern: str = "",
     own: Sequence[str] = (),
 ) -> Rules:
-    """Puts rules together, in the order in which they make sense. `[UNK]` is never drawn.
+    """Makes the rules for some settings, in the order in which they have to be applied.
+
+    `[UNK]` is never drawn, except by `pattern`, where it stands for the end of the text.
 
     Args:
-      vocabulary: of the model.
-      temperature: 0 is greedy, 1 the model's own distribution.
-      top_k: tokens that can be drawn; 0: all.
-      top_p: probability of the tokens that can be drawn, at a temperature; 1: all.
-      min_p: probability of a token, as a fraction of the likeliest one's; 0: all.
-      no_repeat: characters that are not written a second time in a row; 0: no such rule.
+      vocabulary: vocabulary of the model.
+      temperature: what the logits are divided by, from 1e-6 to 1e6; 1: the model's own
+        distribution; 0: greedy, always the most likely token.
+      top_k: number of most likely tokens that can be drawn; 0: all.
+      top_p: total probability, after the temperature, of the most likely tokens that can be drawn;
+        1: all.
+      min_p: lowest probability, after the temperature, of a token that can be drawn, as a fraction
+        of the highest; 0: all.
+      no_repeat: length in characters of the stretches that are not written twice; 0: no such rule.
       allow: characters that can be drawn; "": all.
-      forbid: characters that cannot.
-      pattern: a regular expression that the text after the prompt matches; "": any text.
-      own: names of registered rules, which come before the temperature.
+      forbid: characters that cannot be drawn.
+      pattern: regular expression that the text after the prompt has to match; "": any text.
+      own: names of registered rules, which are applied before the temperature.
 
     Raises:
-      UserError: a number out of its range, characters that the model does not know, or a pattern
-        that cannot be used.
+      UserError: a number is out of range, the model does not know a character, or the pattern
+        cannot be used.
     """
     _check_ranges(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, no_repeat=no_repeat
@@ -60,7 +65,8 @@ def make_rules(
     allowed = _allowed(vocabulary, allow=allow, forbid=forbid)
     rules: list[Rule] = [Allow(jnp.asarray(allowed))]
     if pattern:
-        # It uses allowed characters only; all others may stand for its end.
+        # The pattern itself permits only allowed characters. The others are not removed here, since
+        # their probability is part of that of the end.
         rules = [Allow(jnp.arange(vocabulary.size) != UNK_ID)]
         rules.append(compile_pattern(pattern, vocabulary, allowed=allowed))
     if no_repeat:
@@ -85,7 +91,7 @@ def _check_ranges(
             temperature == 0 or 1e-6 <= temperature <= 1e6,
             "0, or from 1e-6 to 1e6",
         ),
-        "top_k": (top_k, top_k in range(2**31), "a whole number below 2**31"),
+        "top_k": (top_k, top_k in range(2**31), "a whole number from 0 to 2147483647"),
         "top_p": (top_p, 1e-6 <= top_p <= 1, "from 1e-6 to 1"),
         "min_p": (min_p, 0 <= min_p <= 1, "from 0 to 1"),
         "no_repeat": (no_repeat, no_repeat in range(WINDOW + 1), f"from 0 to {WINDOW}"),
@@ -96,7 +102,7 @@ def _check_ranges(
 
 
 def _allowed(vocabulary: Vocabulary, *, allow: str, forbid: str) -> np.ndarray:
-    """[V] bool."""
+    """Returns whether each token can be drawn, [V] bool."""
     allowed = np.ones(vocabulary.size, bool)
     if allow:
         allowed[:] = False
@@ -104,8 +110,8 @@ def _allowed(vocabulary: Vocabulary, *, allow: str, forbid: str) -> np.ndarray:
             allowed[vocabulary.encode(allow)] = True
         except UserError as error:
             raise UserError(f"allow has characters {error}") from error
-    allowed[vocabulary.encode(forbid, unk="skip")] = False  # what is unknown is never written
+    allowed[vocabulary.encode(forbid, unk="skip")] = False  # unknown ones are never drawn
     allowed[UNK_ID] = False
     if not allowed.any():
-        raise UserError("allow and forbid leave no character to write: give others")
+        raise UserError("allow and forbid leave no character to write: allow more, or forbid fewer")
     return allowed

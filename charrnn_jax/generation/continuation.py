@@ -1,4 +1,4 @@
-"""`Continuation`: a text with the model's state behind it, to go on from, or to branch."""
+"""`Continuation`: a text with the state of the sampler after it, to continue or to branch."""
 
 import json
 import zipfile
@@ -23,19 +23,19 @@ from charrnn_jax.generation.writer import Sample, Writer
 
 @dataclass(frozen=True)
 class Continuation:
-    """One text so far. What is done with it gives another; this one stays what it is.
+    """A text so far. Methods return a new continuation and leave this one unchanged.
 
         story = Continuation.start(sampler, "Once")
         endings = [story.branch(seed).write(200) for seed in range(3)]
 
-    Writing 40 characters and then 60 gives the text that writing 100 gives. (With a pattern it does
-    not: each writing begins it anew.)
+    Writing 40 characters and then 60 gives the same text as writing 100, except with a pattern,
+    which starts anew in each call of `write`.
 
     Attributes:
-      sampler: which goes on.
-      tokens: ids of the whole text, prompt included.
-      state: of the sampler behind them, one row, without a memory of rules.
-      last: what was written last; None: nothing yet.
+      sampler: sampler that continues the text.
+      tokens: [num_chars] ids of the whole text, including the prompt.
+      state: state of the sampler after the text, with one row and without the memory of rules.
+      last: what the last `write` wrote; None: nothing has been written.
     """
 
     sampler: Sampler
@@ -47,13 +47,13 @@ class Continuation:
     def start(
         cls, sampler: Sampler, prompt: str = "", *, seed: int = 0, unk: str = "error"
     ) -> "Continuation":
-        """Reads a prompt; arguments and errors: see `Sampler.generate`."""
+        """Starts a text from a prompt; for arguments and errors, see `Sampler.generate`."""
         tokens = encode_prompt(prompt, sampler.vocabulary, unk=unk)
         return cls(sampler, tokens, sampler.prime([tokens], seed=seed, rules=()))
 
     @property
     def text(self) -> str:
-        """All of it, prompt included."""
+        """The whole text, including the prompt."""
         return self.sampler.vocabulary.decode(self.tokens)
 
     def write(
@@ -65,14 +65,15 @@ class Continuation:
         rules: Rules | None = None,
         **choice: Any,
     ) -> "Continuation":
-        """Writes up to so many characters more.
+        """Continues the text.
 
         Args:
-          num_chars: at least 1.
-          stop: strings before which the writing ends.
-          on_text: called with every piece of text; what it returns, if False, ends the writing.
-          rules: your own, instead of a choice.
-          **choice: of `make_rules`: temperature, top_k, top_p, ...
+          num_chars: largest number of characters to write, at least 1 (for a vocabulary of bytes:
+            bytes).
+          stop: strings before which the text ends.
+          on_text: called with each new piece of the text; if it returns False, the text ends.
+          rules: your own rules, instead of `choice`.
+          **choice: settings of `make_rules`: temperature, top_k, top_p, ...
 
         Raises:
           UserError: see `Sampler.generate`.
@@ -84,11 +85,11 @@ class Continuation:
             self.sampler.vocabulary, num_chars=num_chars, stop=stop, behind=self.tokens[-4:]
         )
         state, num_drawn = self._with_memory(rules), 0
-        # The states before the last chunks: what is held back may go beyond one.
+        # The states before the last few chunks: text that is held back may span several.
         longest = max(map(len, writer.stop), default=0)
         starts: deque[tuple[int, SampleState]] = deque(maxlen=2 + longest // CHUNK)
         while not writer.finish:
-            starts.append((num_drawn, jax.tree.map(jnp.copy, state)))  # what is drawn is donated
+            starts.append((num_drawn, jax.tree.map(jnp.copy, state)))  # drawing donates the state
             num_steps = min(CHUNK, num_chars - num_drawn)
             state, drawn = self.sampler.draw_chunk(state, num_steps, rules=rules)
             new_tokens, log_probabilities = fetch(drawn, num_steps)
@@ -96,7 +97,7 @@ class Continuation:
             piece = writer.add(new_tokens[:, 0], log_probabilities[:, 0])
             if on_text(piece) is False and not writer.finish:
                 writer.interrupt()
-        if num_drawn > len(writer.tokens):  # beyond the end: the last of it again, just so far
+        if num_drawn > len(writer.tokens):  # drawn beyond the end: draw again, up to the end
             num_kept = len(writer.tokens)
             first, state = next(start for start in reversed(starts) if start[0] <= num_kept)
             state, _ = self.sampler.draw_chunk(state, num_kept - first, rules=rules)
@@ -105,10 +106,14 @@ class Continuation:
         return replace(self, tokens=tokens, state=replace(state, memory=()), last=last)
 
     def read(self, text: str, *, unk: str = "error") -> "Continuation":
-        """Adds a text of yours, as if the model had written it.
+        """Adds your own text, as if the model had written it.
+
+        Args:
+          text: the text to add.
+          unk: what to do with unknown characters: "error", or "skip" (drop them).
 
         Raises:
-          UserError: it has characters that the model does not know.
+          UserError: the text has characters that the model does not know.
         """
         new = self.sampler.vocabulary.encode(text, unk=unk)
         if not new.size:
@@ -117,12 +122,12 @@ class Continuation:
         return replace(self, tokens=tokens, state=self.sampler.read(self.state, new))
 
     def branch(self, seed: int) -> "Continuation":
-        """Returns the same text, which another seed will go on with."""
+        """Returns the same text with another seed for what is written next."""
         key = row_keys(seed, [self.tokens], num_rows=1)
         return replace(self, state=replace(self.state, key=self._put(key)))
 
     def save(self, file: str | Path) -> None:
-        """Writes the text and the state into a file, for `load`."""
+        """Writes the text and the state to a file, for `load`."""
         leaves = jax.device_get(jax.tree.leaves(_with_plain_key(self.state)))
         named = {f"state_{i}": leaf for i, leaf in enumerate(leaves)}
         identity = _identity(self.sampler)
@@ -131,29 +136,34 @@ class Continuation:
 
     @classmethod
     def load(cls, file: str | Path, *, sampler: Sampler) -> "Continuation":
-        """Reads what `save` wrote.
+        """Reads a text that `save` has written.
 
         Args:
-          file: of it.
-          sampler: of the same kind of model and vocabulary; its weights may be others.
+          file: path of the file.
+          sampler: sampler with the same sizes of the model and the same vocabulary; its weights may
+            differ.
 
         Raises:
-          UserError: there is no such file, or it is of another kind of model.
+          UserError: there is no such file, it is damaged, or it belongs to another kind of model.
         """
         template = _with_plain_key(sampler.prime([np.array([1])], seed=0, rules=()))
         expected = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(template)]
         try:
-            # Opened here: of a broken file, np.load would leave its own open.
+            # Opened here, since np.load does not close a damaged file that it has opened itself.
             with open(file, "rb") as opened, np.load(opened) as saved:
                 identity, tokens = str(saved["identity"]), saved["tokens"]
                 leaves = [saved[f"state_{i}"] for i in range(len(expected))]
         except OSError as error:
-            reason = error.strerror or "no archive of NumPy's"
-            raise UserError(f"{file} holds no saved text: {reason}") from error
+            reason = error.strerror or "the file is damaged"
+            raise UserError(
+                f"cannot read a saved text from {file} ({reason}): give another file"
+            ) from error
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"{file} holds no saved text: give another file") from error
+            raise UserError(f"{file} is not a saved text: give another file") from error
         if identity != _identity(sampler):
-            raise UserError(f"{file} is of another model: open it with the run that wrote it")
+            raise UserError(
+                f"{file} was saved with another model: open it with the run that wrote it"
+            )
         ids = np.arange(sampler.vocabulary.size)
         is_text = tokens.ndim == 1 and tokens.size and np.isin(tokens, ids).all()
         if not is_text or [(leaf.shape, leaf.dtype) for leaf in leaves] != expected:
@@ -164,11 +174,11 @@ class Continuation:
         return cls(sampler, tokens.astype(sampler.vocabulary.dtype), state)
 
     def _put(self, arrays: Any) -> Any:
-        """Where the state is: elsewhere, or uncommitted, they would make XLA compile anew."""
+        """Puts arrays where the state is; XLA would recompile for arrays that are anywhere else."""
         return jax.device_put(arrays, self.state.token.sharding)
 
     def _with_memory(self, rules: Rules) -> SampleState:
-        """A copy of the state, with what the rules remember of the text."""
+        """Returns a copy of the state, with the memory that the rules have after the text."""
         padded, lengths = self._put(pad([self.tokens]))
         memory = start_memory(rules, padded, lengths)
         return replace(jax.tree.map(jnp.copy, self.state), memory=memory)
@@ -179,7 +189,7 @@ def _with_plain_key(state: SampleState) -> SampleState:
 
 
 def _identity(sampler: Sampler) -> str:
-    """What must be the same for a state to make sense."""
+    """Returns what two samplers must have in common to share a state, as JSON."""
     model = sampler.model
     sizes = {"cell": model.cell, "layers": model.num_layers, "hidden_size": model.hidden_size}
     return json.dumps({**sizes, **sampler.vocabulary.to_dict()})

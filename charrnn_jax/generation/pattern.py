@@ -1,7 +1,7 @@
 """Regular expressions over the characters of a model: the rule, and `compile_pattern`.
 
-The automaton is made by outlines-core, in the syntax of Rust's regex crate (no look-around, no back
-references), with the model's characters, or bytes, as its alphabet.
+The automaton is built by outlines-core, with the model's characters or bytes as its alphabet. The
+syntax is that of Rust's regex crate (no look-around, no back references).
 """
 
 import math
@@ -23,15 +23,15 @@ from charrnn_jax.generation.rules import Rule
 class Pattern(Rule):
     """The text after the prompt matches a regular expression; see `compile_pattern`.
 
-    Where the text so far matches, it may end: what the pattern does not permit then stands for the
-    end, with all its probability. The end is drawn as [UNK], which is no character.
+    Where the text so far matches, it may end. The end then has the total probability of all tokens
+    that the pattern does not permit. It is drawn as [UNK], which is not a character.
 
     Attributes:
-      next_state: [S, V] int32; -1: the pattern does not permit the token there. State 0 is the
-        first, state S - 1 is after the end.
+      next_state: [S, V] int32, state of the automaton after each token; -1: the token is not
+        permitted. State 0 is the first, and state S - 1 is the one after the end.
       final: [S] bool, whether the text so far matches.
 
-    The memory is the state, [B].
+    The memory is the state of the automaton, [B].
     """
 
     next_state: jax.Array
@@ -53,15 +53,15 @@ class Pattern(Rule):
 
 
 def compile_pattern(pattern: str, vocabulary: Vocabulary, *, allowed: np.ndarray) -> Pattern:
-    """Turns a regular expression into a rule; those that were wanted last are kept.
+    """Turns a regular expression into a rule; the most recent rules are cached.
 
     Args:
-      pattern: matched by the whole text after the prompt.
-      vocabulary: of the model.
-      allowed: [V] bool, tokens that may be used.
+      pattern: regular expression that the whole text after the prompt has to match.
+      vocabulary: vocabulary of the model.
+      allowed: [V] bool, whether the text may contain each token.
 
     Raises:
-      UserError: it is no such expression, or no text of the allowed characters matches it.
+      UserError: the expression is not valid, or no text of the allowed characters matches it.
     """
     return _compile(pattern, vocabulary, tuple(np.flatnonzero(allowed).tolist()))
 
@@ -71,13 +71,16 @@ def _compile(pattern: str, vocabulary: Vocabulary, tokens: tuple[int, ...]) -> P
     transitions, final, first = _automaton(pattern, vocabulary, tokens)
     alive = _can_end(transitions, final)
     if first not in alive:
-        raise UserError(f"no text of the model's characters matches the pattern {pattern!r}")
+        raise UserError(
+            f"no text of the characters that can be drawn matches the pattern {pattern!r}: change "
+            "the pattern, or allow more characters"
+        )
     number = {state: i for i, state in enumerate([first, *sorted(alive - {first})])}
     # A power of two, so that patterns of similar size share one compiled program.
     num_states = 1 << len(number).bit_length()
     next_state = np.full((num_states, vocabulary.size), -1, np.int32)
     is_final = np.zeros(num_states, bool)
-    is_final[-1] = True  # after the end: nothing but the end
+    is_final[-1] = True  # after the end, only the end can be drawn
     for state, row in number.items():
         is_final[row] = state in final
         for token, following in transitions.get(state, {}).items():
@@ -86,15 +89,15 @@ def _compile(pattern: str, vocabulary: Vocabulary, tokens: tuple[int, ...]) -> P
     return Pattern(jnp.asarray(next_state), jnp.asarray(is_final))
 
 
-# What repetitions multiply to at most: the automaton has about as many states, and is built in one
-# go that Ctrl-C does not end.
+# Largest product of the counts of repetitions. The automaton has about as many states, and Ctrl-C
+# does not interrupt its construction.
 _MOST_REPETITIONS = 2_000
 
 
 def _automaton(
     pattern: str, vocabulary: Vocabulary, tokens: tuple[int, ...]
 ) -> tuple[dict[int, dict[int, int]], set[int], int]:
-    """Returns ({state: {token: state}}, final states, first state)."""
+    """Returns ({state: {token: next state}}, final states, first state)."""
     import outlines_core
 
     counts = [int(count) for count in re.findall(r"(\d+)\}", pattern)]
@@ -109,14 +112,15 @@ def _automaton(
             symbols[bytes([token - 1])] = [token]
         else:
             symbols[vocabulary.characters[token - 1].encode("utf-8", "surrogatepass")] = [token]
-    end = vocabulary.size  # a token that outlines-core wants; it marks final states
+    end = vocabulary.size  # the end token that outlines-core requires; it marks final states
     try:
         index = outlines_core.Index(pattern, outlines_core.Vocabulary(end, symbols))
     except ValueError as error:
         reason = str(error).partition(". ")[0]
         raise UserError(
-            f"the pattern {pattern!r} cannot be used ({reason}): it is of the model's characters, "
-            "in the syntax of Rust's regex crate, without ^ and $, for it matches whole texts"
+            f"the pattern {pattern!r} cannot be used ({reason}): write it with the model's "
+            "characters, in the syntax of Rust's regex crate, and without ^ and $, since it always "
+            "has to match the whole text"
         ) from error
     transitions = {
         state: {token: following for token, following in row.items() if token != end}
@@ -126,7 +130,7 @@ def _automaton(
 
 
 def _can_end(transitions: dict[int, dict[int, int]], final: set[int]) -> set[int]:
-    """Returns the states from which a final one can be reached."""
+    """Returns the states from which a final state can be reached."""
     before: dict[int, set[int]] = {}
     for state, row in transitions.items():
         for following in row.values():

@@ -1,4 +1,4 @@
-"""Prompts as arrays: ids, padded together, and the random key of each."""
+"""Prompts as arrays: ids, padding, and a random key for each prompt."""
 
 import zlib
 from collections import Counter
@@ -12,10 +12,20 @@ from charrnn_jax.errors import UserError
 
 
 def encode_prompt(prompt: str, vocabulary: Vocabulary, *, unk: str = "error") -> np.ndarray:
-    """Returns [num_chars] ids, at least one; see `Sampler.generate`.
+    """Turns a prompt into ids.
+
+    Args:
+      prompt: text; an empty one stands for a line break, the start of a line, or for the first
+        character of the vocabulary if there are no line breaks in it.
+      vocabulary: vocabulary of the model.
+      unk: what to do with unknown characters: "error", or "skip" (drop them).
+
+    Returns:
+      [num_chars] ids, at least one.
 
     Raises:
-      UserError: the prompt has unknown characters, or none that is known.
+      UserError: the prompt has unknown characters and `unk` is "error", or it has no known ones.
+      ValueError: `unk` has another value.
     """
     if unk not in ("error", "skip"):
         raise ValueError(f"unk is {unk!r}; it must be error or skip")
@@ -25,17 +35,21 @@ def encode_prompt(prompt: str, vocabulary: Vocabulary, *, unk: str = "error") ->
     tokens = vocabulary.encode(prompt, unk=unk)
     if tokens.size == 0:
         raise UserError(
-            f"the prompt {prompt!r} has no character that the model knows: give one that has, "
+            f"the model knows none of the characters of the prompt {prompt!r}: give another prompt, "
             f"such as {vocabulary.decode([UNK_ID + 1])!r}"
         )
     return tokens
 
 
 def pad(encoded: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns texts of ids as (prompts [B, P], lengths [B]); rows behind the texts have length 1.
+    """Pads texts to arrays of few different sizes, so that few programs have to be compiled.
 
-    P is a power of two and B has at most three binary digits that are not 0, so that many sizes
-    share few compiled programs.
+    Args:
+      encoded: ids of each text, [num_chars].
+
+    Returns:
+      (ids [B, P], lengths [B]). P is a power of two, and B has at most three binary digits that are
+        not 0. Rows after the texts have length 1.
     """
     unit = 1 << max(len(encoded).bit_length() - 3, 0)
     num_rows = -(-len(encoded) // unit) * unit
@@ -48,9 +62,18 @@ def pad(encoded: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def row_keys(seed: int, encoded: Sequence[np.ndarray], *, num_rows: int) -> jax.Array:
-    """Keys that depend on the seed, the row's prompt and its number among equal prompts.
+    """Returns random keys that depend on the seed, the prompt, and how many equal ones came before.
 
-    [num_rows], of which those behind the prompts are anything.
+    Args:
+      seed: seed of the text, from 0 to 4294967295.
+      encoded: ids of each prompt, [num_chars].
+      num_rows: number of keys, at least one for each prompt.
+
+    Returns:
+      [num_rows] keys; those after the prompts are arbitrary.
+
+    Raises:
+      UserError: the seed is out of range.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}; it must be from 0 to 4294967295")
@@ -65,7 +88,7 @@ def row_keys(seed: int, encoded: Sequence[np.ndarray], *, num_rows: int) -> jax.
 
 @jax.jit
 def _fold_in(key: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Folds two numbers [B, 2] into one key: [B] keys."""
+    """Folds each pair of numbers [B, 2] into a key; returns [B] keys."""
     return jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(key, pair[0]), pair[1]))(
         numbers
     )

@@ -1,12 +1,12 @@
-"""How the next token is chosen: rules, each of which turns logits into logits.
+"""Rules for choosing the next token; each of them maps logits to logits.
 
-Rules are applied one after the other; what is left at the end is drawn from, by `choose`. A rule
-is a frozen dataclass whose numbers are leaves of a pytree, so another temperature or another k runs
-the same compiled program. Most rules look at the logits alone. One that looks at the text, too,
-keeps what it needs of it in a memory, one entry a row, so no row's text depends on another's.
+Rules are applied in order, and `choose` draws from the result. A rule is a frozen dataclass whose
+numbers are leaves of a pytree, so another temperature or another k runs the same compiled program.
+Most rules depend only on the logits. A rule that also depends on the text keeps what it needs in a
+memory, with one entry for each row, so that rows do not affect each other.
 
-Top-k and top-p need no sorted logits, only the threshold: it is found bit by bit, by 32 sums over
-all tokens, which on a CPU is ten times as fast as sorting.
+Top-k and top-p need only a threshold, not sorted logits. The threshold is found bit by bit, with 32
+sums over all tokens, which on a CPU is ten times as fast as sorting.
 """
 
 from typing import Any
@@ -20,14 +20,14 @@ WINDOW = 512  # characters that `NoRepeat` looks back
 
 @struct.dataclass
 class Rule:
-    """What all rules have in common; one that looks at the logits alone overrides `__call__`."""
+    """Base class of rules; a rule that depends only on the logits overrides just `__call__`."""
 
     def __call__(self, logits: jax.Array, memory: Any = ()) -> jax.Array:
-        """[B, V] -> [B, V]; -inf: the token cannot be drawn."""
+        """Maps logits [B, V] to logits [B, V]; a token with -inf cannot be drawn."""
         raise NotImplementedError
 
     def start(self, prompts: jax.Array, lengths: jax.Array) -> Any:
-        """Returns the memory after prompts [B, P], of which `lengths` [B] tokens count."""
+        """Returns the memory after prompts [B, P], of which the first `lengths` [B] ids count."""
         return ()
 
     def update(self, memory: Any, tokens: jax.Array) -> Any:
@@ -37,7 +37,11 @@ class Rule:
 
 @struct.dataclass
 class Allow(Rule):
-    """Only some tokens can be drawn. allowed: [V] bool."""
+    """Only some tokens can be drawn.
+
+    Attributes:
+      allowed: [V] bool, whether each token can be drawn.
+    """
 
     allowed: jax.Array
 
@@ -47,7 +51,7 @@ class Allow(Rule):
 
 @struct.dataclass
 class Greedy(Rule):
-    """Only the most likely token can be drawn; of several equal ones the first."""
+    """Only the most likely token can be drawn; of several equally likely ones, the first."""
 
     def __call__(self, logits: jax.Array, memory: Any = ()) -> jax.Array:
         best = jnp.argmax(logits, axis=-1, keepdims=True)
@@ -56,7 +60,7 @@ class Greedy(Rule):
 
 @struct.dataclass
 class Temperature(Rule):
-    """logits / temperature, which is above 0: below 1 the likely becomes likelier."""
+    """Divides the logits by a temperature above 0; below 1, likely tokens become likelier."""
 
     temperature: jax.Array | float
 
@@ -66,7 +70,7 @@ class Temperature(Rule):
 
 @struct.dataclass
 class TopK(Rule):
-    """Only the k most likely tokens, and any as likely as the last of them.
+    """Only the k most likely tokens, and any that are as likely as the last of them, can be drawn.
 
     Source: Fan et al. 2018 (arXiv:1805.04833).
     """
@@ -74,18 +78,18 @@ class TopK(Rule):
     k: jax.Array | int
 
     def __call__(self, logits: jax.Array, memory: Any = ()) -> jax.Array:
-        logits = jnp.where(logits == 0, 0.0, logits)  # there is a -0.0, too
+        logits = jnp.where(logits == 0, 0.0, logits)  # -0.0 has other bits than 0.0
         bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
-        # Integers in the order of the floats: those of floats below 0 run backwards.
+        # Integers in the order of the floats; without this, negative floats would be in reverse.
         keys = jnp.where(bits < 0, ~bits, bits | jnp.int32(-(2**31))).astype(jnp.uint32)
         return _keep_most(logits, keys, weights=jnp.ones_like(logits), at_least=self.k)
 
 
 @struct.dataclass
 class TopP(Rule):
-    """Only the fewest most likely tokens that together have a probability of at least p.
+    """Only the fewest most likely tokens with a total probability of at least p can be drawn.
 
-    Tokens as likely as the last of them stay, too.
+    Tokens that are as likely as the last of them can be drawn, too.
 
     Source: nucleus sampling, Holtzman et al. 2020 (arXiv:1904.09751).
     """
@@ -100,7 +104,7 @@ class TopP(Rule):
 
 @struct.dataclass
 class MinP(Rule):
-    """Only tokens at least p times as likely as the most likely one.
+    """Only tokens that are at least p times as likely as the most likely one can be drawn.
 
     Source: Nguyen et al. 2024 (arXiv:2407.01082).
     """
@@ -114,16 +118,17 @@ class MinP(Rule):
 
 @struct.dataclass
 class NoRepeat(Rule):
-    """No stretch of `length` characters is written a second time: loops break.
+    """No stretch of `length` characters is written twice, which breaks loops.
 
-    The prompt counts as written. Where nothing else could be drawn the rule gives way.
+    The prompt counts as written. Where nothing else can be drawn, the rule does not apply.
 
     Attributes:
-      length: characters, at least 1.
-      window: static; characters back to which the text is known.
+      length: length of the stretches in characters, at least 1.
+      window: number of characters of the text that the rule looks back; static.
 
-    The memory is (recent [B, W]: the last tokens, -1 before the text; shared [B, W]: of the text
-    that ends at each of them, how many characters are also the end of all text).
+    The memory is (recent [B, W], shared [B, W]). `recent` has the last tokens, with -1 before the
+    start of the text. `shared` is, for the text up to each of these tokens, the number of
+    characters at its end that are also at the end of the whole text.
 
     Source: n-gram blocking, Paulus et al. 2017 (arXiv:1705.04304).
     """
@@ -133,9 +138,9 @@ class NoRepeat(Rule):
 
     def __call__(self, logits: jax.Array, memory: Any = ()) -> jax.Array:
         recent, shared = memory
-        # recent[j + 1] came after the text that ends at j; at the end itself nothing came yet.
+        # recent[j + 1] follows the text up to j; nothing follows the last token yet.
         repeats = (shared[:, :-1] >= self.length - 1) & (recent[:, 1:] >= 0)
-        followers = jnp.where(repeats, recent[:, 1:], logits.shape[-1])  # no token: dropped
+        followers = jnp.where(repeats, recent[:, 1:], logits.shape[-1])  # V is dropped
         rows = jnp.arange(logits.shape[0])[:, None]
         blocked = jnp.zeros(logits.shape, bool).at[rows, followers].set(True, mode="drop")
         kept = jnp.where(blocked, -jnp.inf, logits)
@@ -155,8 +160,8 @@ class NoRepeat(Rule):
     def update(self, memory: Any, tokens: jax.Array) -> Any:
         recent, shared = memory
         recent = jnp.concatenate([recent[:, 1:], tokens[:, None]], axis=1)
-        # What ends at j now ended at j + 1 before: so `shared` moves by itself. It knows no more
-        # than the window: what is read again gives the same.
+        # The text before position j ended at position j until now, so `shared` needs no shift. Counts
+        # stop at the window, so that a memory started from the text again is the same.
         longer = jnp.minimum(shared + 1, jnp.arange(1, self.window + 1)[None])
         return recent, jnp.where(recent == tokens[:, None], longer, 0)
 
@@ -164,9 +169,16 @@ class NoRepeat(Rule):
 def _keep_most(
     logits: jax.Array, keys: jax.Array, *, weights: jax.Array, at_least: jax.Array | float
 ) -> jax.Array:
-    """Keeps the tokens of the highest keys, as few as weigh at least so much together.
+    """Keeps the fewest tokens with the highest keys whose total weight is at least `at_least`.
 
-    keys: [B, V] uint32. All stay if all together weigh less.
+    Tokens with the same key as the last of them are kept, too. If the weights of all tokens add up
+    to less, all are kept.
+
+    Args:
+      logits: [B, V] logits.
+      keys: [B, V] uint32, by which tokens are ordered.
+      weights: [B, V] weights of the tokens.
+      at_least: the total weight.
     """
 
     def try_bit(i: jax.Array, threshold: jax.Array) -> jax.Array:
@@ -185,12 +197,12 @@ Rules = tuple[Rule, ...]
 
 @jax.jit
 def start_memory(rules: Rules, prompts: jax.Array, lengths: jax.Array) -> tuple[Any, ...]:
-    """Returns the memory of every rule after the prompts."""
+    """Returns the memory of every rule after the prompts; see `Rule.start`."""
     return tuple(rule.start(prompts, lengths) for rule in rules)
 
 
 def apply_rules(rules: Rules, logits: jax.Array, memory: tuple[Any, ...]) -> jax.Array:
-    """Applies one rule behind the other. logits: [B, V]; returns [B, V]."""
+    """Applies the rules in order to logits [B, V]; returns logits [B, V]."""
     for rule, rule_memory in zip(rules, memory, strict=True):
         logits = rule(logits, rule_memory)
     return logits
@@ -204,11 +216,11 @@ def update_memory(rules: Rules, memory: tuple[Any, ...], tokens: jax.Array) -> t
 
 
 def choose(logits: jax.Array, *, noise: jax.Array) -> jax.Array:
-    """Draws token ~ softmax(logits), row by row, as argmax(logits + g).
+    """Draws token ~ softmax(logits) for each row, as argmax(logits + g).
 
     Args:
-      logits: [B, V].
-      noise: [B, V] of `jax.random.gumbel`.
+      logits: [B, V] logits, after all rules.
+      noise: [B, V] noise g, drawn with `jax.random.gumbel`.
 
     Returns:
       [B] int32 tokens.

@@ -1,11 +1,12 @@
-"""Prompt in, text out: `prime`, `sample_step`, and `Sampler`, which runs them in chunks.
+"""Prompt in, text out: `prime`, `sample_step`, and `Sampler`, which draws in chunks.
 
-A row's text depends on its prompt, the seed and how often the same prompt came before it, and on
-nothing else in the batch: prompts of different lengths together give what each gives alone. (To
-rounding: a matrix product of one row may take another routine than one of several.)
+The text of a row depends only on its prompt, the seed, and the number of equal prompts before it.
+Prompts of different lengths give the same texts together as alone. (This holds up to rounding,
+since a matrix product may use another routine for one row than for several.)
 
-A chunk is one loop on the device, its noise drawn beforehand. All chunks are one program, so a text
-of any length is written without compiling again, and is read while the next chunk is computed.
+A chunk is one loop on the device, with its noise drawn beforehand. All chunks run the same program,
+so a text of any length is written without compiling again. The host reads a chunk while the device
+computes the next one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ from charrnn_jax.generation.writer import Sample, Writer
 from charrnn_jax.models.char_rnn import Carry, CharRNN
 from charrnn_jax.models.stepping import check_dtype, prefers_transposed, prepare, step
 
-CHUNK = 50  # characters: at a thousand a second a reader sees them twenty times a second
+CHUNK = 50  # characters; at 1,000 per second, new text appears 20 times per second
 
 
 @struct.dataclass
@@ -42,12 +43,12 @@ class SampleState:
     """Everything that generation carries from one character to the next.
 
     Attributes:
-      carry: the recurrent state, after every token but the last.
-      token: [B] int32, the last token: the next input.
-      key: [B] random keys, one a row; they never change.
-      position: [B] int32, characters drawn so far; the noise of the next is drawn with
-        fold_in(key, position).
-      memory: of the rules, one entry a rule.
+      carry: carry after every token but the last.
+      token: [B] int32, the last token, which is the next input.
+      key: [B] random keys, which never change.
+      position: [B] int32, number of characters drawn so far; the noise of the next one is drawn
+        with fold_in(key, position).
+      memory: memory of each rule.
     """
 
     carry: Carry
@@ -58,11 +59,11 @@ class SampleState:
 
 
 class Drawn(NamedTuple):
-    """Tokens and what the model thought of them.
+    """Tokens that were drawn.
 
     Attributes:
-      tokens: int32.
-      log_probabilities: of the tokens by the model itself, without any rule, in nats.
+      tokens: int32 ids.
+      log_probabilities: their log-probabilities in nats under the model itself, without any rules.
     """
 
     tokens: jax.Array
@@ -81,20 +82,20 @@ def prime(
     """Reads prompts of different lengths.
 
     Args:
-      weights: of the model, from `prepare`.
-      prompts: [B, P] int32, padded at the end with anything.
-      lengths: [B] characters, each from 1 to P.
+      weights: weights of the model, as returned by `prepare`.
+      prompts: [B, P] int32 ids, with arbitrary padding at the end.
+      lengths: [B] lengths of the prompts in characters, from 1 to P.
       key: [B] random keys.
-      model: of the weights.
-      rules: by which will be drawn.
+      model: the model.
+      rules: rules that the text will be drawn with.
 
     Returns:
-      The state in which each row has read just its own prompt.
+      The state in which each row has read its own prompt.
     """
     carry, last = _read_prompts(weights, prompts, lengths=lengths, model=model)
     memory = start_memory(rules, prompts, lengths)
     state = SampleState(carry, last, key, jnp.zeros_like(last), memory)
-    # Committed to a device, as it will be after a step: else the first step would compile apart.
+    # Committed to a device, as after a step; otherwise the first step would be compiled separately.
     return jax.device_put(state, last.sharding)
 
 
@@ -110,14 +111,17 @@ def _read_prompts(
 def read(
     weights: Any, state: SampleState, *, tokens: jax.Array, lengths: jax.Array, model: CharRNN
 ) -> SampleState:
-    """Reads texts after a state, as if they had been drawn, but for the memory of the rules.
+    """Reads texts after a state, as if they had been drawn. The memory of rules is not updated.
 
     Args:
-      weights: of the model, from `prepare`.
-      state: without a memory.
-      tokens: [B, P] int32, padded at the end with anything.
-      lengths: [B] characters, each from 1 to P.
-      model: of the weights.
+      weights: weights of the model, as returned by `prepare`.
+      state: state without the memory of rules.
+      tokens: [B, P] int32 ids, with arbitrary padding at the end.
+      lengths: [B] lengths of the texts in characters, from 1 to P.
+      model: the model.
+
+    Returns:
+      The state after the texts.
     """
     carry, _ = step(weights, state.carry, state.token, model=model)
     carry, last = _read_all_but_last(weights, carry, tokens, lengths=lengths, model=model)
@@ -127,7 +131,7 @@ def read(
 def _read_all_but_last(
     weights: Any, carry: Carry, tokens: jax.Array, *, lengths: jax.Array, model: CharRNN
 ) -> tuple[Carry, jax.Array]:
-    """Returns (carry, last token of each row, which the first step of drawing will read)."""
+    """Returns (carry, last token of each row, which the first step of drawing reads)."""
 
     def read_column(carry: Carry, column: tuple[jax.Array, jax.Array]) -> tuple[Carry, None]:
         token, position = column
@@ -152,7 +156,7 @@ def _sample_steps(
     rules: Rules,
     size: int,
 ) -> tuple[SampleState, Drawn]:
-    """Returns (next state, what was drawn [size, B]; after num_steps anything)."""
+    """Returns (next state, what was drawn [size, B], which is arbitrary after num_steps)."""
     positions = state.position[None] + jnp.arange(size)[:, None]  # [N, B]
     keys = jax.vmap(jax.vmap(jax.random.fold_in), (None, 0))(state.key, positions)
     draw = partial(jax.random.gumbel, shape=(model.vocabulary_size,))
@@ -168,7 +172,7 @@ def _sample_steps(
     tokens, of_all = jnp.zeros(noise.shape[:2], jnp.int32), jnp.zeros_like(noise)
     first = (state.carry, state.token, state.memory, tokens, of_all)
     carry, token, memory, tokens, of_all = jax.lax.fori_loop(0, num_steps, draw_next, first)
-    # Behind the loop: there every operation, however small, would cost a step its time.
+    # After the loop, in which every operation, however small, makes all steps slower.
     of_all = jax.nn.log_softmax(of_all)
     drawn = Drawn(tokens, jnp.take_along_axis(of_all, tokens[..., None], axis=2)[..., 0])
     return SampleState(carry, token, state.key, state.position + num_steps, memory), drawn
@@ -181,10 +185,10 @@ def sample_step(
     """Draws the next token of every row.
 
     Args:
-      weights: of the model, from `prepare`.
-      state: donated: it cannot be used again.
-      model: of the weights.
-      rules: from `make_rules`, or your own.
+      weights: weights of the model, as returned by `prepare`.
+      state: current state; it is donated and cannot be used again.
+      model: the model.
+      rules: rules from `make_rules`, or your own.
 
     Returns:
       (next state, what was drawn [B]).
@@ -202,21 +206,25 @@ def sample_chunk(
     rules: Rules,
     num_steps: jax.Array | int = CHUNK,
 ) -> tuple[SampleState, Drawn]:
-    """Up to `CHUNK` times `sample_step` in one loop on the device. Returns (state, [CHUNK, B])."""
+    """Draws up to `CHUNK` tokens for every row, in one loop on the device.
+
+    Arguments as in `sample_step`; num_steps is the number of tokens. Returns (next state, what was
+    drawn [CHUNK, B], which is arbitrary after num_steps).
+    """
     return _sample_steps(weights, state, num_steps, model=model, rules=rules, size=CHUNK)
 
 
 class Sampler:
-    """A trained model with its weights laid out for generating; kept while there is more to write.
+    """A trained model with its weights arranged for generation; keep it to write more than one text.
 
     Args:
-      params: of the model.
-      model: of the params.
-      vocabulary: of the model.
-      dtype: "float32" or "bfloat16", of the operands of products; None: the model's.
+      params: parameters of the model, as returned by `initialize_params`.
+      model: the model.
+      vocabulary: vocabulary of the model.
+      dtype: type of the operands of products, "float32" or "bfloat16"; None: the model's.
 
     Raises:
-      ValueError: another dtype, or one that the model cannot compute in.
+      UserError: the dtype is unknown, or the model does not support it.
     """
 
     def __init__(
@@ -234,23 +242,27 @@ class Sampler:
         """Continues every prompt.
 
         Args:
-          prompts: texts; an empty one stands for a line break, the start of a line (for the first
-            known character if the text has no line breaks). The same prompt several times gives
-            several different samples.
-          num_chars: to write after each prompt at most (for a vocabulary of bytes: bytes).
-          best_of: texts that are written for each prompt; the one with the lowest loss a character,
-            by the model itself, is returned.
-          seed: same seed, same text.
-          unk: what happens to characters of a prompt that the model does not know: "error", "skip".
+          prompts: texts to continue. An empty one stands for a line break, the start of a line, or
+            for the first character of the vocabulary if there are no line breaks in it. Equal
+            prompts give different samples.
+          num_chars: largest number of characters to write after each prompt (for a vocabulary of
+            bytes: bytes).
+          best_of: number of texts to write for each prompt, of which the one with the lowest loss
+            per character under the model itself is returned.
+          seed: random seed, from 0 to 4294967295; the same seed gives the same texts.
+          unk: what to do with unknown characters in a prompt: "error", or "skip" (drop them).
           stop: strings before which a text ends.
-          rules: your own, instead of a choice; [UNK], where they let it be drawn, ends a text.
-          **choice: of `make_rules`: temperature, top_k, top_p, ...
+          rules: your own rules, instead of `choice`; if they let [UNK] be drawn, it ends the text.
+          **choice: settings of `make_rules`: temperature, top_k, top_p, ...
+
+        Returns:
+          One sample for each prompt.
 
         Raises:
-          UserError: a prompt or stop string with unknown characters, a prompt with none that is
-            known, or a number out of its range.
-          TypeError: `prompts` or `stop` is one text.
-          ValueError: another `unk`.
+          UserError: a prompt or a stop string has unknown characters, a prompt has no known ones,
+            or a number is out of range.
+          TypeError: `prompts` or `stop` is a single text.
+          ValueError: `unk` has another value.
         """
         if best_of < 1:
             raise UserError(f"best_of is {best_of}; it must be at least 1")
@@ -264,10 +276,10 @@ class Sampler:
         return [min(group, key=_badness) for group in groups]
 
     def stream(self, prompts: Sequence[str], **settings: Any) -> Iterator[list[str]]:
-        """Yields the next piece of every text as soon as it is there: [B] texts at a time.
+        """Yields the next piece of every text as soon as it is drawn, as a list of B strings.
 
-        Arguments, but for best_of, and errors, which are raised at once: see `generate`. The pieces
-        put together are its texts.
+        The pieces of a text add up to the text that `generate` returns. Arguments (without best_of)
+        and errors are those of `generate`; errors are raised by the call, not by the iterator.
         """
         _check_prompts(prompts)
         return self._write(prompts, **settings)[0]
@@ -283,7 +295,7 @@ class Sampler:
         rules: Rules | None = None,
         **choice: Any,
     ) -> tuple[Iterator[list[str]], list[Writer]]:
-        """Returns (what is to be run through, what collects the texts)."""
+        """Returns (iterator that draws and yields the pieces, writers that collect the texts)."""
         if num_chars < 1:
             raise UserError(f"num_chars is {num_chars}; it must be at least 1")
         rules = self.choose_rules(rules, **choice)
@@ -310,7 +322,7 @@ class Sampler:
                 num_steps = min(CHUNK, num_chars - done)
                 state, new = self.draw_chunk(state, num_steps, rules=rules)
                 ahead = new, num_steps
-            if drawn is not None:  # read while the device goes on
+            if drawn is not None:  # read while the device computes the next chunk
                 tokens, log_probabilities = fetch(*drawn)
                 rows = zip(writers, tokens.T, log_probabilities.T, strict=False)
                 yield [writer.add(*row) for writer, *row in rows]
@@ -318,13 +330,13 @@ class Sampler:
                 return
 
     def choose_rules(self, rules: Rules | None = None, **choice: Any) -> Rules:
-        """Returns your own rules, or those that `make_rules` makes of a choice."""
+        """Returns your own rules, or those that `make_rules` makes from settings."""
         if rules is not None and choice:
             raise TypeError(f"give rules, or {', '.join(choice)}, not both")
         return make_rules(self.vocabulary, **choice) if rules is None else rules
 
     def prime(self, encoded: Sequence[np.ndarray], *, seed: int, rules: Rules) -> SampleState:
-        """Reads prompts of ids; the state has more rows than prompts, see `pad`."""
+        """Reads encoded prompts. The state may have more rows than there are prompts, see `pad`."""
         padded, lengths = pad(encoded)
         num_rows = len(padded)
         prompts, lengths = jax.device_put((padded, lengths))
@@ -338,32 +350,32 @@ class Sampler:
         )
 
     def read(self, state: SampleState, tokens: np.ndarray) -> SampleState:
-        """Reads a text of ids after a state of one row, as if it had been drawn."""
+        """Reads an encoded text after a state with one row, as if it had been drawn."""
         padded, lengths = jax.device_put(pad([tokens]))
         return read(self._weights(1), state, tokens=padded, lengths=lengths, model=self.model)
 
     def draw_chunk(
         self, state: SampleState, num_steps: int, *, rules: Rules
     ) -> tuple[SampleState, Drawn]:
-        """Calls `sample_chunk`: the state is donated."""
+        """Draws the next chunk with `sample_chunk`; the state is donated."""
         weights = self._weights(state.token.shape[0])
         return sample_chunk(weights, state, num_steps=num_steps, model=self.model, rules=rules)
 
     def _weights(self, num_rows: int) -> Any:
-        """Returns the weights in the layout that is best for so many rows."""
+        """Returns the weights in the layout that is fastest for this number of rows."""
         return self._prepare(transposed=prefers_transposed(num_rows, dtype=self.dtype))
 
 
 def generate(
     params: Any, prompts: Sequence[str], *, model: CharRNN, vocabulary: Vocabulary, **settings: Any
 ) -> list[Sample]:
-    """Continues every prompt; for settings and errors see `Sampler.generate`."""
+    """Continues every prompt; for settings and errors, see `Sampler.generate`."""
     return Sampler(params, model=model, vocabulary=vocabulary).generate(prompts, **settings)
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:
     if isinstance(prompts, str):
-        raise TypeError("prompts is one text; give a list of texts: [prompt]")
+        raise TypeError("prompts is a single text; give a list of texts: [prompt]")
 
 
 def _badness(sample: Sample) -> float:
@@ -371,6 +383,6 @@ def _badness(sample: Sample) -> float:
 
 
 def fetch(drawn: Drawn, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens and log-probabilities of the first steps of a chunk, [n, B] each."""
+    """Returns (tokens, log-probabilities) of the first steps of a chunk, [num_steps, B] each."""
     tokens, log_probabilities = jax.device_get(drawn)
     return tokens[:num_steps], log_probabilities[:num_steps]

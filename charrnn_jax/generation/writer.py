@@ -1,4 +1,4 @@
-"""`Writer`: one row of drawn tokens becomes a text, up to where it ends."""
+"""`Writer`: turns the tokens drawn for one row into a text, and finds where it ends."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,17 +10,17 @@ from charrnn_jax.errors import UserError
 
 
 class Sample(NamedTuple):
-    """A prompt and the text that the model wrote behind it.
+    """A prompt and the text that the model wrote after it.
 
     Attributes:
-      prompt: as it was given.
-      text: behind the prompt.
-      finish: why the text ends: "length", "stop" (a stop string came, which is not in the text),
-        "match" (the pattern's end was drawn; a text of full length may match, too) or
+      prompt: the prompt, as given.
+      text: text after the prompt.
+      finish: why the text ended: "length", "stop" (before a stop string, which is not part of the
+        text), "match" (the end of the pattern was drawn; a text of full length may match, too) or
         "interrupted".
-      num_chars: of the text (for a vocabulary of bytes: bytes).
-      nats_per_char: its loss by the model itself, whatever the rules; nan for an empty text.
-      stop: the stop string that came.
+      num_chars: number of characters in the text (for a vocabulary of bytes: bytes).
+      nats_per_char: mean loss under the model itself, without any rules; NaN for an empty text.
+      stop: the stop string that was found; "": none.
     """
 
     prompt: str
@@ -32,20 +32,21 @@ class Sample(NamedTuple):
 
 
 class Writer:
-    """Collects tokens until there are enough, a stop string came, or the pattern ended.
+    """Collects tokens until the text is long enough, has a stop string, or the pattern ends.
 
-    What may be the beginning of a stop string is held back until it is known not to be one.
+    What may be the beginning of a stop string is held back until more tokens decide it.
 
     Args:
-      vocabulary: of the tokens.
-      num_chars: tokens at most.
+      vocabulary: vocabulary of the tokens.
+      num_chars: largest number of tokens.
       stop: strings before which the text ends.
-      behind: tokens of a text that this one goes on with, and that may be gone on with: the pieces
-        then complete its last character, and leave an unfinished one of theirs to what comes.
+      behind: [n] last tokens of the text that this one continues, if it is one part of several. The
+        first piece then completes the last character of that text, and an unfinished character at
+        the end is left to the next part.
 
     Attributes:
-      tokens: of the text so far; none that is held back.
-      finish: see `Sample`; "" while the text goes on.
+      tokens: ids of the text so far, without those that are held back.
+      finish: see `Sample`; "" until the text ends.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Writer:
             self._decode(behind)
 
     def add(self, tokens: np.ndarray, log_probabilities: np.ndarray) -> str:
-        """Takes the next tokens, [n] each, and returns the text that they make certain."""
+        """Adds the next tokens, [n] each, and returns the text that is certain now."""
         if self.finish:
             return ""
         num_known = len(self.tokens) + len(self._held)
@@ -83,7 +84,7 @@ class Writer:
             self.finish = "match"
         text = self._held + _as_text(tokens)
         found = [(at + len(stop), at, stop) for stop in self.stop if (at := text.find(stop)) >= 0]
-        if found:  # the one that is complete first
+        if found:  # the stop string that is complete first
             self.finish = "stop"
             _, at, self.stopped_by = min(found)
             text, self._held = text[:at], ""
@@ -109,11 +110,11 @@ class Writer:
         return self._decode(new) + (self._decode(None) if is_last else "")
 
     def interrupt(self) -> None:
-        """Ends the text before what is held back."""
+        """Ends the text before anything that is held back."""
         self.finish = "interrupted"
 
     def sample(self, prompt: str) -> Sample:
-        """Returns the text as it is now."""
+        """Returns the text so far."""
         num_chars = len(self.tokens)
         losses = np.concatenate([*self._losses, np.zeros(0)])[:num_chars]
         loss = float(losses.mean(dtype=np.float64)) if num_chars else float("nan")
@@ -126,11 +127,11 @@ def encode_stop(stop: Sequence[str], vocabulary: Vocabulary) -> list[str]:
     """Returns stop strings as strings of ids, see `_as_text`.
 
     Raises:
-      UserError: an empty one, or one with characters that the model does not know.
-      TypeError: `stop` is one string.
+      UserError: a stop string is empty, or has characters that the model does not know.
+      TypeError: `stop` is a single text.
     """
     if isinstance(stop, str):
-        raise TypeError("stop is one text; give a list of texts: [stop]")
+        raise TypeError("stop is a single text; give a list of texts: [stop]")
     if not all(stop):
         raise UserError("a stop string is empty: give at least one character")
     try:
@@ -140,7 +141,7 @@ def encode_stop(stop: Sequence[str], vocabulary: Vocabulary) -> list[str]:
 
 
 def _as_text(tokens: np.ndarray) -> str:
-    """A string whose characters have the ids as code points: Python searches strings fast."""
+    """Returns a string with the ids as code points, since Python searches strings fast."""
     return "".join(map(chr, tokens.tolist()))
 
 
