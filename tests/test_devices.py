@@ -122,9 +122,9 @@ def test_run_goes_on_with_other_devices(tiny_config: ConfigDict, tmp_path: Path)
     ("data", "model", "batch_size", "message"),
     [
         (2, 1, 7, "batch_size is 7, which 2 devices cannot share"),
-        (3, 1, 6, "there are 2 devices: too few"),
+        (3, 1, 6, "number of devices, which is 2: set other values"),
         (2, 2, 8, "data_devices=2 times --config.train.model_devices=2"),
-        (1, 3, 8, "there are 2 devices: too few"),
+        (1, 3, 8, "number of devices, which is 2: set other values"),
     ],
 )
 def test_devices_that_cannot_share_are_refused(
@@ -149,4 +149,4 @@ def test_accelerators_are_all_used_unless_the_batch_does_not_divide(
     assert mesh(8) == {"data": 2, "model": 1}
     assert capsys.readouterr().out == ""
     assert mesh(7) == {"data": 1, "model": 1}
-    assert "1 of 2 devices are used" in capsys.readouterr().out
+    assert "Using 1 of 2 devices" in capsys.readouterr().out

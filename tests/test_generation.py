@@ -225,7 +225,7 @@ def test_unknown_characters_of_a_prompt_are_named_or_skipped() -> None:
         generate(params, ["aZb"], **kwargs)
     skipped = generate(params, ["aZb"], unk="skip", **kwargs)
     assert skipped[0].text == generate(params, ["ab"], **kwargs)[0].text
-    with pytest.raises(UserError, match="no character that the model knows"):
+    with pytest.raises(UserError, match="knows none of the characters of the prompt"):
         generate(params, ["ZZ"], unk="skip", **kwargs)
 
 

@@ -371,9 +371,9 @@ def test_keras_arrays_without_their_order_are_refused(tmp_path: Path) -> None:
     ("symbols", "message"),
     [
         (CHARACTERS, "lists 18 characters, but the model of .* has 19 ids"),
-        (["<pad>", *CHARACTERS], "no single characters: '<pad>'; one that stands for unknown"),
+        (["<pad>", *CHARACTERS], "not single characters: '<pad>'; the token for unknown"),
         ([CHARACTERS[0], *CHARACTERS], "'z' more than once"),
-        ({"a": 1}, "no JSON list of strings: write it by json.dump"),
+        ({"a": 1}, "not a JSON list of strings: write it with json.dump"),
     ],
 )
 def test_vocabularies_that_do_not_fit_are_refused(

@@ -433,11 +433,11 @@ def test_what_is_no_hook_is_refused_before_anything_is_written(
     tiny_config: ConfigDict, tmp_path: Path
 ) -> None:
     for hook in (print, Remember(-1), 3):
-        with pytest.raises(UserError, match="is no hook"):
+        with pytest.raises(UserError, match="is not a hook"):
             charrnn_jax.train(tiny_config, tmp_path / "run", hooks=[hook])
     charrnn_jax.register_hook("print", lambda config: print)
     tiny_config.train.hooks = "print"
-    with pytest.raises(UserError, match="is no hook"):
+    with pytest.raises(UserError, match="is not a hook"):
         charrnn_jax.train(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -181,7 +181,7 @@ def test_one_run_that_cannot_be_opened_does_not_stop_the_others(
     errors = train_replicas(configs, workdirs, mapping="map")
     assert [str(error) if error else None for error in errors] == [
         None,
-        f"{workdirs[1]} is no folder: give another --workdir",
+        f"{workdirs[1]} is not a folder: give another --workdir",
         None,
     ]
     workdirs[1].unlink()
@@ -193,7 +193,7 @@ def test_one_run_that_cannot_be_opened_does_not_stop_the_others(
 
 def test_runs_that_differ_in_more_are_no_replicas(tiny_config: ConfigDict, tmp_path: Path) -> None:
     other = override_values(tiny_config, {"optimizer.clip_norm": 5.0})
-    with pytest.raises(UserError, match="replicas may differ in seed, "):
+    with pytest.raises(UserError, match="replicas may differ only in seed, "):
         train_replicas([tiny_config, other], [tmp_path / "a", tmp_path / "b"])
 
 

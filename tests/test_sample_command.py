@@ -165,7 +165,7 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
     assert after["/show"] == after[f"/open {saved}"]
     assert after["/show"].startswith("<")
     assert "é\n" in after["/show"]
-    assert "holds no saved text" in after["/open /absent"]
+    assert "cannot read a saved text" in after["/open /absent"]
     assert "/again" in after["/help"]
 
 

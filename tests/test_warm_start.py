@@ -140,10 +140,10 @@ def test_resume_is_bitwise_identical_and_needs_no_source(
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model.cell", "lstm", r"cell is 'lstm', there 'gru'\): set --config\.model\.cell=gru, or"),
-        ("model.hidden_size", 17, "hidden_size is 17, there 16"),
-        ("model.embedding_size", 9, "embedding_size is 9, there 8"),
-        ("model.num_layers", 2, "num_layers is 2, there 1"),
+        ("model.cell", "lstm", r"cell is 'lstm', not 'gru'\): set --config\.model\.cell=gru, or"),
+        ("model.hidden_size", 17, "hidden_size is 17, not 16"),
+        ("model.embedding_size", 9, "embedding_size is 9, not 8"),
+        ("model.num_layers", 2, "num_layers is 2, not 1"),
         ("data.vocabulary", "bytes", r"set --config\.data\.vocabulary=characters"),
     ],
 )
@@ -162,7 +162,7 @@ def test_nothing_is_written_when_there_is_no_run_to_start_from(
     tiny_config: ConfigDict, tmp_path: Path
 ) -> None:
     tiny_config.train.init_from = str(tmp_path)
-    with pytest.raises(UserError, match="which holds no checkpoint: give the workdir of a run"):
+    with pytest.raises(UserError, match="which has no checkpoint: give the workdir of a run"):
         train(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -65,8 +65,8 @@ def make_rules(
     allowed = _allowed(vocabulary, allow=allow, forbid=forbid)
     rules: list[Rule] = [Allow(jnp.asarray(allowed))]
     if pattern:
-        # The pattern itself permits only allowed characters. The others are not removed here, since
-        # their probability is part of that of the end.
+        # The pattern itself permits only allowed characters. The others are kept here, since
+        # their probability goes to the end of the text.
         rules = [Allow(jnp.arange(vocabulary.size) != UNK_ID)]
         rules.append(compile_pattern(pattern, vocabulary, allowed=allowed))
     if no_repeat:

@@ -23,7 +23,7 @@ from charrnn_jax.generation.writer import Sample, Writer
 
 @dataclass(frozen=True)
 class Continuation:
-    """A text so far. Methods return a new continuation and leave this one unchanged.
+    """A text written so far. Methods return a new continuation and leave this one unchanged.
 
         story = Continuation.start(sampler, "Once")
         endings = [story.branch(seed).write(200) for seed in range(3)]
@@ -140,8 +140,7 @@ class Continuation:
 
         Args:
           file: path of the file.
-          sampler: sampler with the same sizes of the model and the same vocabulary; its weights may
-            differ.
+          sampler: sampler with the same cell, sizes and vocabulary; its weights may differ.
 
         Raises:
           UserError: there is no such file, it is damaged, or it belongs to another kind of model.

@@ -16,7 +16,7 @@ def encode_prompt(prompt: str, vocabulary: Vocabulary, *, unk: str = "error") ->
 
     Args:
       prompt: text; an empty one stands for a line break, the start of a line, or for the first
-        character of the vocabulary if there are no line breaks in it.
+        character of a vocabulary without line breaks.
       vocabulary: vocabulary of the model.
       unk: what to do with unknown characters: "error", or "skip" (drop them).
 
@@ -35,7 +35,7 @@ def encode_prompt(prompt: str, vocabulary: Vocabulary, *, unk: str = "error") ->
     tokens = vocabulary.encode(prompt, unk=unk)
     if tokens.size == 0:
         raise UserError(
-            f"the model knows none of the characters of the prompt {prompt!r}: give another prompt, "
+            f"the model knows none of the characters of the prompt {prompt!r}: give another one, "
             f"such as {vocabulary.decode([UNK_ID + 1])!r}"
         )
     return tokens
@@ -49,7 +49,7 @@ def pad(encoded: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
       (ids [B, P], lengths [B]). P is a power of two, and B has at most three binary digits that are
-        not 0. Rows after the texts have length 1.
+      not 0. Rows after the texts have length 1.
     """
     unit = 1 << max(len(encoded).bit_length() - 3, 0)
     num_rows = -(-len(encoded) // unit) * unit

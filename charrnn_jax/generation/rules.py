@@ -160,8 +160,8 @@ class NoRepeat(Rule):
     def update(self, memory: Any, tokens: jax.Array) -> Any:
         recent, shared = memory
         recent = jnp.concatenate([recent[:, 1:], tokens[:, None]], axis=1)
-        # The text before position j ended at position j until now, so `shared` needs no shift. Counts
-        # stop at the window, so that a memory started from the text again is the same.
+        # The text before position j ended at j until now, so `shared` needs no shift. Counts stop
+        # at the window, so that reading the text again gives the same memory.
         longer = jnp.minimum(shared + 1, jnp.arange(1, self.window + 1)[None])
         return recent, jnp.where(recent == tokens[:, None], longer, 0)
 

@@ -208,14 +208,21 @@ def sample_chunk(
 ) -> tuple[SampleState, Drawn]:
     """Draws up to `CHUNK` tokens for every row, in one loop on the device.
 
-    Arguments as in `sample_step`; num_steps is the number of tokens. Returns (next state, what was
-    drawn [CHUNK, B], which is arbitrary after num_steps).
+    Args:
+      weights: weights of the model, as returned by `prepare`.
+      state: current state; it is donated and cannot be used again.
+      model: the model.
+      rules: rules from `make_rules`, or your own.
+      num_steps: number of tokens to draw for each row, at most `CHUNK`.
+
+    Returns:
+      (next state, what was drawn [CHUNK, B], which is arbitrary after num_steps).
     """
     return _sample_steps(weights, state, num_steps, model=model, rules=rules, size=CHUNK)
 
 
 class Sampler:
-    """A trained model with its weights arranged for generation; keep it to write more than one text.
+    """A trained model with its weights arranged for generation; keep it to write several texts.
 
     Args:
       params: parameters of the model, as returned by `initialize_params`.
@@ -243,8 +250,8 @@ class Sampler:
 
         Args:
           prompts: texts to continue. An empty one stands for a line break, the start of a line, or
-            for the first character of the vocabulary if there are no line breaks in it. Equal
-            prompts give different samples.
+            for the first character of a vocabulary without line breaks. Equal prompts give
+            different samples.
           num_chars: largest number of characters to write after each prompt (for a vocabulary of
             bytes: bytes).
           best_of: number of texts to write for each prompt, of which the one with the lowest loss

@@ -1,1 +1,1 @@
-"""Training: state, step, checkpoints, loop."""
+"""Training: optimizer, train step, hooks, and the loop on one or many devices."""

@@ -1,14 +1,12 @@
-"""Many devices and many processes: who holds which part of what, and how they agree.
+"""Training on many devices and in many processes: how arrays are split, and how processes agree.
 
-The only place that puts arrays on devices.
+The devices form a mesh with two axes. Devices along "data" share a batch: each has its rows of the
+batch and of the carry. Devices along "model" share the hidden units: each has its columns of the
+recurrent layers' parameters, of their moments in the optimizer, and of the carry. Every device has
+everything else. The compiler adds the communication between devices, so a train step does not know
+how many there are.
 
-The devices form a mesh with two axes. Those along "data" share a batch: each has its rows of the
-batch and of the carry. Those along "model" share the hidden units: each has its columns of the
-recurrent layers' parameters, of their moments in the optimizer, and of the carry. All else is
-everywhere. What has to be sent between devices is the compiler's business: a train step does not
-know on how many devices it runs.
-
-All processes of a job run the same program; see `processes`.
+All processes of a job run the same program, see `processes`.
 """
 
 from collections import Counter
@@ -29,19 +27,20 @@ from charrnn_jax.training.train_step import TrainState
 
 
 def make_mesh(*, data_devices: int, model_devices: int, batch_size: int, hidden_size: int) -> Mesh:
-    """Arranges the devices of all processes, those that share hidden units next to each other.
+    """Arranges the devices of all processes; those that share hidden units are next to each other.
 
     Args:
-      data_devices: that share a batch; 0: all accelerators, or of a CPU one, that divide it.
-      model_devices: that share the hidden units.
-      batch_size: B, of all devices together.
-      hidden_size: H.
+      data_devices: number of devices that share a batch; 0: as many accelerators as can share it
+        evenly, or on CPUs one device per process.
+      model_devices: number of devices that share the hidden units.
+      batch_size: B, over all devices.
+      hidden_size: H, units of each recurrent layer.
 
     Returns:
       A mesh with the axes "data" and "model".
 
     Raises:
-      UserError: there are not so many devices, or they cannot share B or H evenly.
+      UserError: there are too few devices, or they cannot share B or H evenly.
     """
     num_processes = jax.process_count()
     there = min(Counter(device.process_index for device in jax.devices()).values())
@@ -50,14 +49,16 @@ def make_mesh(*, data_devices: int, model_devices: int, batch_size: int, hidden_
             f"config.model.hidden_size is {hidden_size}, which {model_devices} devices cannot "
             "share evenly: set another --config.train.model_devices"
         )
-    most = there // model_devices  # of a process, along "data"
+    most = there // model_devices  # devices of a process, along "data"
     each, rest = divmod(data_devices, num_processes)
     if each > most or rest or not most:
-        processes = f" a process, of {num_processes} processes" if num_processes > 1 else ""
+        processes = (
+            f" in each of {num_processes} processes with equal shares" if num_processes > 1 else ""
+        )
         raise UserError(
-            f"there are {there} devices{processes}: too few, or not evenly many, for "
             f"--config.train.data_devices={data_devices} times "
-            f"--config.train.model_devices={model_devices}"
+            f"--config.train.model_devices={model_devices} does not fit the number of devices, "
+            f"which is {there}{processes}: set other values"
         )
     if not each:
         most = 1 if jax.default_backend() == "cpu" else most
@@ -66,15 +67,15 @@ def make_mesh(*, data_devices: int, model_devices: int, batch_size: int, hidden_
         )
         if each < most:
             say_once(
-                f"{each * num_processes * model_devices} of {there * num_processes} devices are "
-                f"used: more cannot share --config.data.batch_size={batch_size} evenly"
+                f"Using {each * num_processes * model_devices} of {there * num_processes} devices, "
+                f"since more cannot share --config.data.batch_size={batch_size} evenly"
             )
     if batch_size % (each * num_processes):
         raise UserError(
             f"config.data.batch_size is {batch_size}, which {each * num_processes} devices cannot "
-            "share evenly: set another, or another --config.train.data_devices"
+            "share evenly: set another --config.data.batch_size or --config.train.data_devices"
         )
-    # Sorted by process, so that each has consecutive rows of a batch.
+    # Sorted by process, so that each process has consecutive rows of a batch.
     devices = [
         jax.local_devices(process_index=process)[: each * model_devices]
         for process in range(num_processes)
@@ -83,20 +84,20 @@ def make_mesh(*, data_devices: int, model_devices: int, batch_size: int, hidden_
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what is whole on every device."""
+    """Returns the sharding of arrays that every device has as a whole."""
     return NamedSharding(mesh, P())
 
 
 def own_rows(batch_size: int) -> slice:
-    """Returns the rows of a batch that lie on the devices of this process."""
+    """Returns the rows of a batch that are on the devices of this process."""
     rows = batch_size // jax.process_count()
     return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """Returns where each array of a state belongs, as a tree of the same structure.
+    """Returns the sharding of each array of a state, as a tree of the same structure.
 
-    There may be more axes before those of the model.
+    The arrays may have more axes, before those of the model.
     """
     hidden_size = state.model.hidden_size
     own = jax.tree.leaves(jax.eval_shape(lambda: state.model.initialize_carry(1)))
@@ -117,7 +118,7 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def place_state(state: TrainState, mesh: Mesh) -> TrainState:
-    """Puts a state, the same in every process, where `state_shardings` says."""
+    """Places a state, which is the same in every process, as `state_shardings` says."""
     if jax.process_count() == 1:
         return jax.device_put(state, state_shardings(state, mesh))
 
@@ -131,14 +132,14 @@ def place_state(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def shape_of_batch(mesh: Mesh, batch_size: int, sequence_length: int) -> Any:
-    """Returns what a train step is traced with: the batch [B, T] of all processes, less its ids."""
+    """Returns the shapes of a batch [B, T] over all processes, to trace a train step with."""
     sharding = NamedSharding(mesh, P("data"))
     ids: Any = jax.ShapeDtypeStruct((batch_size, sequence_length), np.int32, sharding=sharding)
     return Batch(inputs=ids, targets=ids)
 
 
 def place_rows(where: Any, mesh: Mesh) -> Any:
-    """Splits [N, B, ...] over "data"; each process gives its own rows. Returns at once."""
+    """Splits arrays [N, B, ...] along "data"; each process gives its own rows. Returns at once."""
     sharding = NamedSharding(mesh, P(None, "data"))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), where)
 
@@ -157,9 +158,10 @@ def _make_whole(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 class SignalAgreement:
-    """A signal that came to one process becomes a decision of all, after the same call.
+    """Turns a signal that one process receives into a decision of all, after the same call.
 
-    What each has received is compared on the devices and read one call later, so nobody waits.
+    What the processes have received is compared on the devices and read at the next call, so that
+    no process waits.
     """
 
     def __init__(self, mesh: Mesh):
@@ -169,7 +171,7 @@ class SignalAgreement:
         self._pending: Any = 0
 
     def __call__(self, signal_number: int | None) -> int | None:
-        """Gives what this process has received by now; returns what all know of the last call."""
+        """Takes the signal of this process, if any; returns the one agreed on in the last call."""
         if jax.process_count() == 1:
             return signal_number
         own = np.full(self._num_rows, signal_number or 0, np.int32)

@@ -1,8 +1,8 @@
-"""Several training steps in one call of the device, and the text kept there.
+"""Several training steps in one call of the device, with the text on the device.
 
-The host sends where the characters of a step begin, a few numbers, and the device slices the batch
-out of the text itself. A text too large for the device's memory is sent batch by batch. However
-steps are put together into calls, one compiled program does them all, so the results are the same.
+The host sends only the positions where the sequences of each step begin, and the device slices the
+batches from the text. A text that is too large for the device's memory is sent batch by batch. The
+same compiled program runs all calls, however steps are grouped, so the results are the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,9 +21,9 @@ from charrnn_jax.models.char_rnn import CharRNN
 from charrnn_jax.training.devices import replicated
 from charrnn_jax.training.train_step import TrainState, TrainStep
 
-_ACCELERATOR_BYTES = 1 << 30  # of a text's tokens; on a CPU a text that is mapped stays so
-_MOST_STEPS = 32  # of a call
-_CALL_FLOPS = {"cpu": 1e9}  # as much as a call should hold: some 10 ms, many times its cost
+_ACCELERATOR_BYTES = 1 << 30  # largest text on an accelerator; on a CPU, mapped texts stay mapped
+_MOST_STEPS = 32  # largest number of steps in a call
+_CALL_FLOPS = {"cpu": 1e9}  # work of a call: about 10 ms, many times its overhead
 _ACCELERATOR_CALL_FLOPS = 1e12
 _ALL = slice(None)
 
@@ -32,10 +32,10 @@ class Call(NamedTuple):
     """The steps of one call.
 
     Attributes:
-      stop: steps done after it.
-      num_steps: in it, at most N.
-      where: `Batches.starts` of the steps, or whole batches; with a leading axis of N, of which
-        `num_steps` are used.
+      stop: number of steps done after the call.
+      num_steps: number of steps in the call, at most N.
+      where: `Batches.starts` of each step, or each batch itself, with a leading axis of N, of which
+        the first `num_steps` are used.
     """
 
     stop: int
@@ -48,9 +48,15 @@ RunSteps = Callable[[TrainState, Any, Any, ArrayLike], tuple[TrainState, dict[st
 
 
 def choose_steps_per_call(model: CharRNN, *, batch_size: int, sequence_length: int) -> int:
-    """Returns how many steps one call should hold: several where a step is too short for one.
+    """Returns how many steps one call should have: several, if a step is too short for a call.
 
-    On a CPU a large step must not be in a loop: there XLA runs what is elementwise on one core.
+    On a CPU, a large step must not run in a loop, since XLA runs elementwise operations in a loop
+    on a single core.
+
+    Args:
+      model: the model.
+      batch_size: B, in sequences.
+      sequence_length: T, in characters.
     """
     step_flops = 6 * batch_size * sequence_length * count_step_weights(model)
     call_flops = _CALL_FLOPS.get(jax.default_backend(), _ACCELERATOR_CALL_FLOPS)
@@ -60,8 +66,8 @@ def choose_steps_per_call(model: CharRNN, *, batch_size: int, sequence_length: i
 def count_step_weights(model: CharRNN) -> int:
     """Returns how many weights are multiplied for every character.
 
-    Those that the first layer's input has are not among them: the embedding table is projected once
-    a step, not once a character.
+    Input weights of the first layer are not included, since they multiply the embedding table, once
+    per step instead of once per character.
     """
     inputs, recurrent = CELLS[model.cell].count_weights(model.hidden_size, model.hidden_size)
     readout = model.hidden_size * model.vocabulary_size
@@ -75,13 +81,14 @@ def make_run_steps(
     num_steps: int,
     shardings: Any = None,
 ) -> RunSteps:
-    """Compiles up to `num_steps` steps into one program; the state is donated.
+    """Compiles up to `num_steps` training steps into one program; the state is donated.
 
     Args:
-      train_step: the step, (state, batch) -> (state, metrics).
-      sequence_length: T.
-      num_steps: N.
-      shardings: `devices.state_shardings`, kept from call to call; None: all is on one device.
+      train_step: train step, (state, batch) -> (state, metrics).
+      sequence_length: T, in characters.
+      num_steps: N, the largest number of steps in a call.
+      shardings: shardings of the state, from `devices.state_shardings`; None: all arrays are on one
+        device.
     """
 
     def one_step(state: TrainState, tokens: Any, where: Any) -> tuple[TrainState, dict[str, Any]]:
@@ -113,9 +120,15 @@ def make_run_steps(
 
 
 def put_on_device(tokens: np.ndarray, mesh: Mesh | None = None) -> jax.Array | None:
-    """Returns the text on every device of a mesh, or on one; None if it is too large for that.
+    """Puts a text on every device of a mesh, or on one device.
 
-    With several processes it is None, too: each reads its own rows alone.
+    Args:
+      tokens: [num_chars] ids of the text.
+      mesh: mesh of the run; None: one device.
+
+    Returns:
+      The ids on the devices; None if the text is too large, or if there are several processes, each
+      of which reads only its own rows.
     """
     limit = IN_MEMORY_BYTES if jax.default_backend() == "cpu" else _ACCELERATOR_BYTES
     fits = tokens.nbytes <= limit and jax.process_count() == 1
@@ -132,16 +145,17 @@ def calls(
     on_device: bool,
     rows: slice = _ALL,
 ) -> Iterator[Call]:
-    """Yields the calls that take training from step `start` to `stop`.
+    """Yields the calls that take training from step `start` to step `stop`.
 
     Args:
-      batches: of the run.
-      start: steps done.
-      stop: steps to be done.
-      num_steps: N, the most steps of a call.
-      next_stop: steps done -> the next number of steps after which the host has something to do.
-      on_device: the device slices the batches itself.
-      rows: of a batch that this process needs.
+      batches: batches of the run.
+      start: number of steps already done.
+      stop: number of steps done at the end.
+      num_steps: N, the largest number of steps in a call.
+      next_stop: function from the steps done to the next step after which the host has something to
+        do.
+      on_device: whether the device slices the batches.
+      rows: rows of a batch that this process needs.
     """
 
     def item(step: int) -> Any:
@@ -150,7 +164,7 @@ def calls(
             return starts.astype(np.int32)
         return slice_batch(batches.tokens, starts, sequence_length=batches.sequence_length)
 
-    size = 1  # of the first call: it compiles, and its loss and the speed after it are waited for
+    size = 1  # of the first call, which compiles; its loss, and the speed after it, are shown early
     while start < stop:
         end = min(start + size, next_stop(start), stop)
         items = [item(step) for step in range(start, end)]

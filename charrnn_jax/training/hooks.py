@@ -1,10 +1,10 @@
-"""Hooks: what happens every so many steps of training.
+"""Hooks: what happens at regular intervals during training.
 
-A hook is a callable (step, state, metrics) with an attribute `every_steps`. It is called after
-every so many steps and after the last one. The loop stops for hooks and for nothing else, so its
-schedule follows from them. `metrics` has values by name: those of the last step ("train/loss", ...)
-and what the hooks before have added ("validation/loss"). Every process of a job calls its hooks.
-The arrays of the state are used again by the next step: a hook that keeps any must copy them.
+A hook is a callable (step, state, metrics) with an attribute `every_steps`. It is called every so
+many steps, and after the last step. The loop stops only for hooks. `metrics` has values by name:
+those of the last step ("train/loss", ...) and those that earlier hooks have added
+("validation/loss"). Every process of a job calls its hooks. The next step overwrites the arrays of
+the state: a hook that keeps any of them must copy them.
 """
 
 from collections.abc import Sequence
@@ -31,19 +31,19 @@ Metrics = dict[str, Any]
 
 
 class Hook(Protocol):
-    """What the loop calls."""
+    """Interface of a hook."""
 
     @property
     def every_steps(self) -> int:
-        """Steps between two calls; 0: the steps of an epoch."""
+        """Number of steps from one call to the next; 0: one epoch."""
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        """Is called after `step` steps. What it raises ends training."""
+        """Called after `step` steps. An exception ends training."""
 
 
 @dataclass(frozen=True)
 class EndEpoch:
-    """Shows and writes the mean training loss of every epoch; of a part of one it does not."""
+    """Prints and writes the mean training loss of every complete epoch."""
 
     every_steps: int
     recorder: Recorder
@@ -55,7 +55,7 @@ class EndEpoch:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Shows and writes the validation loss, where there is a validation split."""
+    """Prints and writes the validation loss, if there is a validation split."""
 
     every_steps: int
     setup: Setup
@@ -85,7 +85,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Sample:
-    """Shows and writes what the model writes now."""
+    """Prints and writes text from the current model."""
 
     every_steps: int
     setup: Setup
@@ -121,7 +121,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Save:
-    """Saves all that is needed to resume, and to use the model without its text."""
+    """Saves everything that is needed to resume, and to use the model without its text."""
 
     every_steps: int
     setup: Setup
@@ -129,11 +129,11 @@ class Save:
     checkpoints: Checkpoints
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        if step == self.checkpoints.latest:  # there may be two reasons to save
+        if step == self.checkpoints.latest:  # saved by another `Save` hook
             return
         if int(state.step) != step:
             raise UserError(
-                f"train_step must raise state.step by one; at {step} it is {state.step}"
+                f"train_step must increase state.step by one; after step {step} it is {state.step}"
             )
         setup = self.setup
         metadata = CheckpointMetadata(
@@ -158,10 +158,10 @@ def make_hooks(
     samples: JsonLines,
     checkpoints: Checkpoints,
 ) -> list[Hook]:
-    """Returns the hooks of a run in the order in which they are called; its own come last."""
+    """Returns the hooks of a run in the order of their calls; registered hooks come last."""
     epoch, every = setup.batches.steps_per_epoch, setup.config.train
     evaluate_every = every.evaluate_every_steps or epoch
-    # What was evaluated is saved, or the best would be a number without a model.
+    # Every evaluated step is saved; otherwise the best loss might have no checkpoint.
     save_every = sorted({evaluate_every, every.checkpoint_every_steps or epoch})
     return [
         EndEpoch(epoch, recorder),
@@ -177,9 +177,9 @@ class Schedule:
     """When hooks are called.
 
     Attributes:
-      hooks: the hooks, in the order in which they are called.
-      steps_per_epoch: steps.
-      num_steps: steps of the whole training.
+      hooks: the hooks, in the order of their calls.
+      steps_per_epoch: number of steps in an epoch.
+      num_steps: number of steps of the whole training.
     """
 
     hooks: Sequence[Hook]
@@ -192,11 +192,11 @@ class Schedule:
         return min(self.num_steps, *((step // period + 1) * period for period in periods))
 
     def due(self, step: int, *, also_save: bool = False) -> list[Hook]:
-        """Returns the hooks that are to be called after `step` steps.
+        """Returns the hooks to call after `step` steps.
 
         Args:
-          step: steps done.
-          also_save: whether to save even if that is not due.
+          step: number of steps done.
+          also_save: whether to include hooks that save, even if they are not due.
         """
         if step == self.num_steps:
             return list(self.hooks)

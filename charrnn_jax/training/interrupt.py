@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a hang-up as a request that the training loop answers between two steps."""
+"""Ctrl-C, SIGTERM and SIGHUP as requests, which the training loop answers between two steps."""
 
 import contextlib
 import os
@@ -9,9 +9,12 @@ from typing import Any
 
 
 class InterruptRequest:
-    """While active, the first of the signals is only noted; a second one stops at once.
+    """While active, keeps the first signal for the loop; a second one stops the process at once.
 
-    Signals can be caught in the main thread alone; in another thread this does nothing.
+    Only the main thread can catch signals; in any other thread this does nothing.
+
+    Attributes:
+      signal_number: number of the first signal; None: there was none.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -25,7 +28,7 @@ class InterruptRequest:
             self._handlers = {
                 number: signal.signal(number, self._note)
                 for number in self.SIGNALS
-                if signal.getsignal(number) != signal.SIG_IGN  # as nohup asks for
+                if signal.getsignal(number) != signal.SIG_IGN  # set by nohup
             }
         return self
 
@@ -37,8 +40,6 @@ class InterruptRequest:
         if self.signal_number is not None:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.signal_number = number
-        # Not print: the signal may have come in the middle of one.
-        with contextlib.suppress(
-            OSError
-        ):  # its reader may be gone: the state is saved all the same
-            os.write(2, b"\nSaving after this step; once more stops at once, without saving.\n")
+        # Not print, since the signal may have arrived in the middle of one.
+        with contextlib.suppress(OSError):  # stderr may be closed; the state is saved anyway
+            os.write(2, b"\nSaving after this step. Ctrl-C again stops at once, without saving.\n")

@@ -1,9 +1,9 @@
 """`train`: from a config and a workdir to a trained model.
 
-The loop makes the next call of the device, of one step or of several, before it reads the metrics
-of the last, so the device never waits for the host. Whatever interrupts it, starting it again in
-the same workdir gives the parameters, optimizer state, carry and metrics that an undisturbed run
-would have given, bit for bit.
+The loop starts the next call of the device, with one or several steps, before it reads the metrics
+of the last one, so the device never waits for the host. After any interruption, training resumes in
+the same workdir and ends with the parameters, optimizer state, carry and metrics of an
+uninterrupted run, bit for bit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -58,29 +58,29 @@ def train(
     """Trains a model, or resumes the run in `workdir`.
 
     Args:
-      config: see `default_config`.
-      workdir: folder of the run; made if it is not there.
-      train_step: your own step instead of the one that `config.train.step` names: a pure function
-        (state, batch) -> (state, metrics) that raises state.step by one and gives "loss" as a
-        `CrossEntropy`; it is jitted here, with the state donated.
-      loss_fn: your own loss instead of the one that `config.train.loss` names: (logits [B, T, V],
-        targets [B, T]) -> [B, T]. Validation is always the cross-entropy.
+      config: config of the run, see `default_config`.
+      workdir: folder of the run; created if it is missing.
+      train_step: your own train step, instead of the one that `config.train.step` names: a pure
+        function (state, batch) -> (state, metrics) that increases state.step by one and returns
+        "loss" as a `CrossEntropy`. It is jitted here, with the state donated.
+      loss_fn: your own loss, instead of the one that `config.train.loss` names: (logits [B, T, V],
+        targets [B, T]) -> losses [B, T]. Validation always uses the cross-entropy.
       hooks: your own hooks, called last: (step, state, metrics) every `every_steps` steps and after
-        the last one; see `training.hooks`.
+        the last step; see `training.hooks`.
 
     Returns:
       The state after the last step.
 
     Raises:
-      UserError: config, text or workdir cannot be used; nothing was written.
+      UserError: the config, text or workdir cannot be used; nothing was written.
       TrainingError: the loss is not finite, or a checkpoint could not be written.
-      Interrupted: a signal came; the state is saved.
+      Interrupted: there was a signal; the state is saved.
     """
     validate(config)
     check_hooks(hooks)
     step_fn, is_standard = choose_train_step(config, train_step=train_step, loss_fn=loss_fn)
     workdir = Path(workdir)
-    step_fn = jax.jit(step_fn)  # by itself it is traced once, however often it is used
+    step_fn = jax.jit(step_fn)  # jitted by itself, so that it is traced only once
     with locked_for_training(workdir, text=config.data.path):
         setup = make_setup(config, workdir)
         _check_train_step(step_fn, setup)
@@ -118,10 +118,15 @@ def train(
 def choose_train_step(
     config: ConfigDict, *, train_step: TrainStep | None = None, loss_fn: LossFn | None = None
 ) -> tuple[TrainStep, bool]:
-    """Returns (the train step with its loss, whether they are the standard ones).
+    """Returns (train step with its loss, whether both are the standard ones).
+
+    Args:
+      config: config of the run.
+      train_step: your own train step; None: the config's.
+      loss_fn: your own loss; None: the config's.
 
     Raises:
-      UserError: both were given, though a step of your own would ignore the loss.
+      UserError: there are both your own step and your own loss, which the step would ignore.
     """
     own_step = train_step or (
         TRAIN_STEPS[config.train.step] if config.train.step != "standard" else None
@@ -131,8 +136,9 @@ def choose_train_step(
     )
     if own_step and own_loss:
         raise UserError(
-            "a train step and a loss of your own were both given (train_step and loss_fn, or "
-            "config.train.step and config.train.loss): put the loss into the step"
+            "your own train step would ignore your own loss (train_step and loss_fn, or "
+            "config.train.step and config.train.loss): give only one, or compute the loss in the "
+            "step"
         )
     standard = TRAIN_STEPS["standard"]
     if own_step:
@@ -143,7 +149,7 @@ def choose_train_step(
 
 
 def _check_train_step(step_fn: TrainStep, setup: Setup) -> None:
-    """Checks before anything runs what the loop needs of a train step."""
+    """Checks, before anything runs, that a train step returns what the loop needs."""
     state, data = setup.state, setup.config.data
     batch = shape_of_batch(setup.mesh, data.batch_size, data.sequence_length)
     new_state, metrics = jax.eval_shape(step_fn, state, batch)
@@ -162,16 +168,16 @@ def _check_train_step(step_fn: TrainStep, setup: Setup) -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """One run while it trains. The steps are done by others.
+    """A run that is being trained. The steps are run by the caller.
 
     Attributes:
-      setup: what it starts from.
-      state: the state to start from: of the latest checkpoint, or new.
-      start: steps done in it.
-      recorder: takes the metrics of the steps.
-      progress: where people look.
-      checkpoints: of the run.
-      schedule: its hooks, and when they are called.
+      setup: what the run starts from.
+      state: state to start from, new or of the latest checkpoint.
+      start: number of steps done in this state.
+      recorder: recorder of the steps' metrics.
+      progress: progress bar and printed lines.
+      checkpoints: checkpoints of the run.
+      schedule: hooks of the run, and when they are called.
     """
 
     setup: Setup
@@ -183,7 +189,7 @@ class Training:
     schedule: Schedule
 
     def calls(self, *, on_device: bool) -> Iterator[Call]:
-        """Yields what the device is to do, from the start to the last step; see `dispatch`."""
+        """Yields the calls from `start` to the last step; see `dispatch`."""
         return calls(
             self.setup.batches,
             start=self.start,
@@ -195,14 +201,19 @@ class Training:
         )
 
     def is_due(self, step: int) -> bool:
-        """Whether a hook is to be called after `step` steps."""
+        """Returns whether a hook is due after `step` steps."""
         return bool(self.schedule.due(step))
 
     def call_hooks(self, state: TrainState, step: int, *, signal_number: int | None = None) -> None:
-        """Calls the hooks that are due after `step` steps. Only then does it wait for the device.
+        """Waits for the device, and calls the hooks that are due after `step` steps.
+
+        Args:
+          state: state after these steps.
+          step: number of steps done.
+          signal_number: signal that ends training; None: there was none.
 
         Raises:
-          Interrupted: there was a signal; the state is saved, whether that was due or not.
+          Interrupted: there was a signal; the state is saved, even if that was not due.
         """
         self.recorder.flush()
         metrics = dict(self.recorder.last)
@@ -210,14 +221,14 @@ class Training:
             try:
                 hook(step, state, metrics)
             except Exception:
-                # Once the state is saved, the signal ends training whatever a hook has to say.
+                # Once the state is saved, the signal ends training even if a hook fails.
                 if not (signal_number and self.checkpoints.latest == step):
                     raise
-            self.recorder.resume_timing()  # the seconds that are saved hold all that was before
+            self.recorder.resume_timing()  # so that saved seconds include earlier hooks
         if signal_number:
             self.checkpoints.wait()
             self.progress.say(
-                f"Saved step {step:,} of {self.setup.num_steps:,}; the same command resumes"
+                f"Saved step {step:,} of {self.setup.num_steps:,}; run the same command to resume"
             )
             raise Interrupted(signal_number, step)
 
@@ -230,14 +241,15 @@ def start_training(
     at: int | None = None,
     checks_initial_loss: bool = True,
 ) -> Iterator[Training]:
-    """Opens the files of a run and gives the state to start from.
+    """Opens the files of a run, and yields it with the state to start from.
 
     Args:
-      setup: what the run starts from; its workdir is locked.
+      setup: what the run starts from; its workdir must be locked.
       hooks: hooks of the caller, called last.
-      at: resume from the checkpoint of this step instead of the latest; 0: from the beginning. What
-        was saved and written after it is deleted.
-      checks_initial_loss: the loss is the usual one, so that of an untrained model is known.
+      at: step of the checkpoint to resume from, instead of the latest; 0: start anew. Everything
+        that was saved and written after it is deleted.
+      checks_initial_loss: whether the loss is the standard one, whose value for an untrained model
+        is known.
     """
     config, epoch = setup.config, setup.batches.steps_per_epoch
     with Checkpoints(setup.workdir) as checkpoints:
@@ -275,7 +287,7 @@ def start_training(
             )
             if start == 0:
                 for hook in own_hooks:
-                    if isinstance(hook, Sample):  # what an untrained model writes
+                    if isinstance(hook, Sample):  # text from the untrained model
                         hook(0, state, {})
                 recorder.resume_timing()
             schedule = Schedule([*own_hooks, *hooks], epoch, setup.num_steps)

@@ -1,7 +1,7 @@
-"""`config.optimizer` -> learning-rate schedule and Optax chain.
+"""The learning-rate schedule and the Optax optimizer of a config.
 
-An optimizer is a function (config, learning_rate=, weight_decay=) -> Optax transformations in
-order, where learning_rate is a schedule and weight_decay a number that may be traced.
+An optimizer is a function (config, learning_rate=, weight_decay=) that returns Optax
+transformations in order. learning_rate is a schedule, and weight_decay a number that may be traced.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ Transformations = Sequence[optax.GradientTransformation]
 
 
 def make_schedule(config: ConfigDict, *, num_steps: int, peak: Any = None) -> optax.Schedule:
-    """Linear warm-up to the peak, then constant, linear or cosine to the last step.
+    """Linear warm-up to the peak, then constant, or linear or cosine decay until the last step.
 
     Args:
-      config: the `optimizer` section.
-      num_steps: steps of the whole training.
-      peak: learning rate instead of the config's; may be a traced number.
+      config: the `config.optimizer` section.
+      num_steps: number of steps of the whole training.
+      peak: peak learning rate, which may be traced; None: the config's.
 
     Returns:
-      step -> learning rate.
+      Function from the step to the learning rate.
     """
     peak = config.learning_rate if peak is None else peak
     final, decay_steps = peak * config.final_fraction, max(num_steps - config.warmup_steps, 1)
@@ -36,21 +36,22 @@ def make_schedule(config: ConfigDict, *, num_steps: int, peak: Any = None) -> op
     }[config.schedule]()
     if not config.warmup_steps:
         return after
-    # Step 0 already learns: a warm-up that starts at exactly 0 would waste it.
+    # A warm-up that starts at exactly 0 would waste step 0.
     warmup = optax.linear_schedule(peak / config.warmup_steps, peak, config.warmup_steps - 1 or 1)
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
 def make_optimizer(config: ConfigDict, *, num_steps: int) -> optax.GradientTransformationExtraArgs:
-    """Clips by the global norm, then does what the optimizer of this name does.
+    """Makes the optimizer that a config names, with clipping by the global norm before it.
 
     Args:
-      config: the `optimizer` section.
-      num_steps: steps of the whole training, for the schedule.
+      config: the `config.optimizer` section.
+      num_steps: number of steps of the whole training, for the schedule.
 
     Returns:
-      The transformation. Its `update` also takes learning_rate (the peak) and weight_decay as
-      numbers that may be traced, in place of the config's; whether weights decay at all stays.
+      The transformation. Its `update` also takes learning_rate (the peak) and weight_decay, which
+      may be traced, in place of the config's. Whether there is weight decay at all depends on the
+      config.
 
     Source: clipping, Pascanu et al. 2013 (arXiv:1211.5063).
     """
@@ -76,8 +77,8 @@ def make_optimizer(config: ConfigDict, *, num_steps: int) -> optax.GradientTrans
     return optax.GradientTransformationExtraArgs(chain(peak, rate).init, update)
 
 
-# Weight decay acts on matrices, not on biases. Decoupled (AdamW) it comes after the preconditioner;
-# else it is the gradient of weight_decay / 2 * |w|^2.
+# Weight decay acts on matrices, not on biases. In AdamW it is decoupled, and comes after the
+# preconditioner; otherwise it is the gradient of weight_decay / 2 * |w|^2.
 
 
 def adam(config: ConfigDict, *, learning_rate: Any, weight_decay: Any) -> Transformations:
@@ -91,13 +92,13 @@ def adamw(config: ConfigDict, *, learning_rate: Any, weight_decay: Any) -> Trans
 
 
 def rmsprop(config: ConfigDict, *, learning_rate: Any, weight_decay: Any) -> Transformations:
-    """RMSprop, Hinton 2012, with epsilon outside of the root, as in Keras."""
+    """RMSprop, Hinton 2012, with epsilon outside the root, as in Keras."""
     precondition = optax.scale_by_rms(config.rms_decay, config.epsilon, eps_in_sqrt=False)
     return [_decay(config, weight_decay), precondition, _learn(learning_rate)]
 
 
 def sgd(config: ConfigDict, *, learning_rate: Any, weight_decay: Any) -> Transformations:
-    """Gradient descent, with momentum where it is not 0."""
+    """Gradient descent, with momentum if it is not 0."""
     trace = optax.trace(config.momentum) if config.momentum else optax.identity()
     return [_decay(config, weight_decay), trace, _learn(learning_rate)]
 
@@ -107,7 +108,7 @@ def _scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _decay(config: ConfigDict, weight_decay: Any) -> optax.GradientTransformation:
-    if not config.weight_decay:  # whether weights decay at all is never traced
+    if not config.weight_decay:  # whether there is weight decay is never traced
         return optax.identity()
     return optax.add_decayed_weights(weight_decay, mask=is_matrix)
 
@@ -117,7 +118,7 @@ def _learn(learning_rate: optax.Schedule) -> optax.GradientTransformation:
 
 
 def is_matrix(params: optax.Params) -> optax.Params:
-    """Returns a tree of whether each parameter is a matrix, as a mask of weight decay."""
+    """Returns whether each parameter is a matrix, as the mask of weight decay."""
     return jax.tree.map(lambda param: param.ndim > 1, params)
 
 

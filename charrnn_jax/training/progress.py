@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a bar on a terminal, lines everywhere."""
+"""What people see during training: a progress bar on a terminal, and lines everywhere."""
 
 import math
 import sys
@@ -16,16 +16,22 @@ LONG_RUN_SECONDS = 15 * 60
 class Progress:
     """A progress bar with epoch, loss, chars/s and time left, and lines printed above it.
 
-    The bar is there only on a terminal; the lines go to standard output always. After the first
-    steps one of them says how long training will take. A run with a label is one of several in this
-    process: its lines bear the label, and there is no bar. Of several processes only the first
-    shows anything.
+    The bar is shown only on a terminal; lines always go to standard output. After the first steps,
+    a line estimates how long training will take. A run with a label is one of several in this
+    process: its lines start with the label, and there is no bar and no estimate. In a job of
+    several processes, only the first shows anything.
+
+    Args:
+      num_steps: number of steps of the whole training.
+      start: number of steps already done.
+      steps_per_epoch: number of steps in an epoch.
+      label: name of the run, if it is one of several in this process; otherwise "".
     """
 
     def __init__(self, *, num_steps: int, start: int, steps_per_epoch: int, label: str = ""):
         self._label = label
         self._steps_per_epoch = steps_per_epoch
-        # Seconds of the first steps; None: the time is told, or is not this run's alone.
+        # Seconds of the first steps; None: no estimate is due, or several runs share the time.
         self._timed: list[float] | None = None if label else []
         self._bar = tqdm(
             total=num_steps,
@@ -47,7 +53,14 @@ class Progress:
     def update(
         self, step: int, *, loss: float, chars_per_second: float, seconds: float | None
     ) -> None:
-        """Moves the bar to `step` steps done; seconds: of this step, None if it compiled."""
+        """Moves the bar.
+
+        Args:
+          step: number of steps done.
+          loss: loss of the last step, in nats/char.
+          chars_per_second: training speed; NaN: not known yet.
+          seconds: time of the last step; None: it included compilation.
+        """
         epoch = 1 + (step - 1) // self._steps_per_epoch
         speed = "" if math.isnan(chars_per_second) else f", {chars_per_second:,.0f} chars/s"
         self._bar.set_description(f"epoch {epoch}", refresh=False)
@@ -55,7 +68,7 @@ class Progress:
         self._bar.update(step - self._bar.n)
         if self._timed is not None and seconds is not None:
             self._timed.append(seconds)
-            # Enough to go by: 20 steps, or on a slow device as many as take five seconds.
+            # Enough for an estimate: 20 steps, or on a slow device as many as take five seconds.
             if len(self._timed) == 20 or sum(self._timed) > 5:
                 steps = self._num_steps - step
                 mean = sum(self._timed) / len(self._timed)
@@ -63,30 +76,41 @@ class Progress:
                 self._timed = None
 
     def say(self, text: str) -> None:
-        """Prints a line, or several."""
+        """Prints one or more lines."""
         say_once(f"[{self._label}] {text}" if self._label else text)
 
 
 def describe_initial_loss(loss: float, *, vocabulary_size: int) -> str:
-    """Returns the tutorial's check of the untrained model: exp(loss) is about V."""
+    """Returns the tutorial's check of the untrained model: exp(loss) should be about V.
+
+    Args:
+      loss: loss of the first step, in nats/char.
+      vocabulary_size: V, including `[UNK]`.
+    """
     ratio = math.exp(min(loss, 700.0)) / vocabulary_size
     line = (
         f"Initial loss {loss:.4f}: exp(loss) = {math.exp(min(loss, 700.0)):.2f}, "
         f"about the vocabulary size of {vocabulary_size}"
     )
     if 2 / 3 < ratio < 3 / 2:
-        return line + " as it should be"
+        return line + ", as it should be"
     return (
         f"WARNING: initial loss {loss:.4f}: exp(loss) = {math.exp(min(loss, 700.0)):.2f} is far "
-        f"from the vocabulary size of {vocabulary_size}: the model is badly initialised"
+        f"from the vocabulary size of {vocabulary_size}: the model is badly initialised, check "
+        "--config.model.init_scale"
     )
 
 
 def describe_time_left(seconds: float, *, steps: int) -> str:
-    """Returns how long training will take on this device and, if that is long, what to do."""
+    """Returns how long training will take on this device and, if that is long, what to do.
+
+    Args:
+      seconds: time left.
+      steps: number of steps left.
+    """
     device = jax.devices()[0]
     text = (
-        f"About {format_seconds(seconds)} for the {steps:,} steps to go on this device "
+        f"About {format_seconds(seconds)} for the remaining {steps:,} steps on this device "
         f"({device.device_kind})."
     )
     if seconds > LONG_RUN_SECONDS:
@@ -98,7 +122,7 @@ def describe_time_left(seconds: float, *, steps: int) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Returns a duration in the two units that matter.
+    """Returns a duration in its two largest units.
 
     >>> format_seconds(9.7), format_seconds(125), format_seconds(7300)
     ('9.7 s', '2 min 5 s', '2 h 1 min')

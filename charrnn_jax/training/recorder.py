@@ -1,6 +1,6 @@
-"""`Recorder`: reads the metrics of the steps, one call late, and writes them down.
+"""`Recorder`: reads the metrics of training steps, one call late, and records them.
 
-It measures and shows; it does not know what the model or the text is.
+It knows nothing of the model or the text.
 """
 
 import math
@@ -20,13 +20,13 @@ from charrnn_jax.workdir.json_lines import JsonLines
 
 @dataclass
 class Tally:
-    """Training loss and time since the last row.
+    """Training loss and time since the last row or epoch.
 
     Attributes:
-      nats: loss summed over the characters, in float64.
-      chars: predicted.
-      timed_chars: of these, the ones whose time was taken (not the step that compiles).
-      seconds: for the timed characters; pauses for evaluation and the like are left out.
+      nats: loss in nats, summed over the characters in float64.
+      chars: number of predicted characters.
+      timed_chars: number of characters in steps whose time counts; a step that compiles does not.
+      seconds: time of these steps, without pauses for evaluation and other hooks.
     """
 
     nats: float = 0.0
@@ -35,7 +35,12 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, loss: CrossEntropy, *, seconds: float | None) -> None:
-        """Adds one step. seconds: None if its time must not count."""
+        """Adds one step.
+
+        Args:
+          loss: loss of the step.
+          seconds: time of the step; None: it does not count.
+        """
         self.nats += float(loss.total)
         self.chars += int(loss.count)
         if seconds is not None:
@@ -48,24 +53,24 @@ class Tally:
 
     @property
     def chars_per_second(self) -> float:
-        """NaN as long as no time was taken."""
+        """Training speed; NaN if no time was measured."""
         return self.timed_chars / self.seconds if self.seconds else math.nan
 
 
 class Recorder:
-    """Turns the metrics of single steps into rows of metrics.jsonl, a bar and printed lines.
+    """Turns the metrics of steps into rows of metrics.jsonl, a progress bar and printed lines.
 
     Args:
-      rows: where the rows go.
-      progress: where people look.
-      schedule: step -> learning rate.
-      log_every_steps: steps that one row averages.
-      steps_per_epoch: steps.
-      vocabulary_size: V, for the check of the initial loss; None: it is another kind of loss.
-      saved: `to_dict()` of the recorder of the run that is resumed.
+      rows: file of the rows.
+      progress: progress bar and printed lines.
+      schedule: learning-rate schedule, from the step to the learning rate.
+      log_every_steps: number of steps averaged in one row.
+      steps_per_epoch: number of steps in an epoch.
+      vocabulary_size: V, to check the initial loss; None: the loss is not checked.
+      saved: `to_dict()` of the recorder of the run that is resumed; None: the run is new.
 
     Attributes:
-      last: metrics of the last step that was read, by the names of their rows.
+      last: metrics of the last step that was read, named as in the rows.
     """
 
     def __init__(
@@ -87,8 +92,8 @@ class Recorder:
         self._vocabulary_size = vocabulary_size
         self._window = Tally(**saved["window"]) if saved else Tally()  # since the last row
         self._epoch = Tally(**saved["epoch"]) if saved else Tally()  # since the last epoch
-        self._seconds = saved["seconds"] if saved else 0.0  # of the run, pauses included
-        self._mark = time.perf_counter()  # up to here the seconds are counted
+        self._seconds = saved["seconds"] if saved else 0.0  # of the run, including pauses
+        self._mark = time.perf_counter()  # seconds are counted up to here
         self._pending: tuple[int, int, dict[str, Any]] | None = None
         self._compiled = False
         self.last: dict[str, float] = {}
@@ -102,21 +107,21 @@ class Recorder:
         }
 
     def add(self, stop: int, metrics: dict[str, Any], *, count: int) -> None:
-        """Takes the metrics of a call that was just dispatched, and reads those of the one before.
+        """Takes the metrics of a call that was just started, and reads those of the call before it.
 
         Args:
-          stop: steps done after the call.
-          metrics: of its steps, along the first axis.
-          count: number of the steps; what comes after them in the metrics is not read.
+          stop: number of steps done after the call.
+          metrics: metrics of its steps, with a leading axis of steps.
+          count: number of steps in the call; later entries of the metrics are ignored.
 
         Raises:
-          DivergedError: a loss of the call before is not finite.
+          DivergedError: a loss of the call before it is not finite.
         """
         self.flush()
         self._pending = stop, count, metrics
 
     def flush(self) -> None:
-        """Reads the metrics that are still on the device: waits until it has done their steps."""
+        """Reads the metrics that are still on the device, which waits for their steps."""
         if self._pending is None:
             return
         (stop, count, metrics), self._pending = self._pending, None
@@ -127,7 +132,7 @@ class Recorder:
             self._add_step(
                 stop - count + 1 + index, step_metrics, seconds if self._compiled else None
             )
-        self._compiled = True  # the first call of a process compiles: its time says nothing
+        self._compiled = True  # the first call of a process compiles, so its time does not count
 
     def _add_step(self, step: int, metrics: dict[str, Any], seconds: float | None) -> None:
         loss: CrossEntropy = metrics.pop("loss")
@@ -135,7 +140,7 @@ class Recorder:
         if not math.isfinite(nats_per_char):
             raise DivergedError(
                 f"the loss is {nats_per_char} at step {step:,}: try a lower "
-                "--config.optimizer.learning_rate; with the same --workdir training goes on from "
+                "--config.optimizer.learning_rate; with the same --workdir, training resumes from "
                 "the last checkpoint"
             )
         for tally in (self._window, self._epoch):
@@ -156,7 +161,7 @@ class Recorder:
             self._write_window(step, others)
 
     def _write_window(self, step: int, others: dict[str, float]) -> None:
-        """Writes the means of the window, and the other metrics of its last step."""
+        """Writes the means of the steps since the last row, and the last step's other metrics."""
         row = {
             "train/loss": self._window.loss.nats_per_char,
             "train/chars_per_second": self._window.chars_per_second,
@@ -166,7 +171,7 @@ class Recorder:
         self._window = Tally()
 
     def end_epoch(self, step: int) -> None:
-        """Prints and writes the mean loss and the seconds of the epoch that ends with `step`."""
+        """Prints and writes the mean loss and the seconds of the epoch that ends after `step`."""
         loss, epoch = self._epoch.loss, step // self._steps_per_epoch
         line = f"Epoch {epoch}: train loss {loss.nats_per_char:.4f} nats/char"
         if self._epoch.seconds:
@@ -185,7 +190,7 @@ class Recorder:
         self._rows.write({"step": step, "epoch": epoch, "seconds": self._seconds, **row})
 
     def resume_timing(self) -> None:
-        """Ends a pause: the time since the last step counts for the run, not for its speed."""
+        """Ends a pause: the time since the last step counts for the run, but not for its speed."""
         self._lap()
 
     def _lap(self) -> float:

@@ -1,16 +1,17 @@
 """Runs that differ only in numbers, trained together as one compiled program.
 
-The states of R runs get a leading replica axis, and so do their hyperparameters and the places of
-their batches in the text; one program does the steps of all. Everything between the steps (rows,
-evaluation, samples, checkpoints) is done for each run apart, by the same code and into the same
-files as when it is trained alone, so each can be opened or resumed alone.
+The states of R runs get a leading replica axis, and so do their hyperparameters and the positions
+of their batches in the text. One program runs the steps of all of them. Everything between steps
+(rows, evaluation, samples, checkpoints) is done for each run separately, by the same code and in
+the same files as when it is trained alone, so each run can be opened or resumed alone.
 
-A program does the replicas one after the other (`map`, `lax.map`) or all at once (`vmap`). With
-`map` each is, bit for bit on a CPU, what it is alone; with `vmap` the products are batched, and
-equal up to rounding. On a CPU batched products of small matrices are slow (twice as slow for a GRU
-with 128 units, see experiments/LOG.md), so there it is `map`, and numbers do not depend on how busy
-the machine is. An accelerator is left idle by a small model alone: there both are measured, once
-for every kind of device and model, and `vmap` is taken where it is clearly faster.
+A program runs the replicas one after another (`map`, `lax.map`) or all at once (`vmap`). On a CPU,
+`map` gives each run the same bits as when it is trained alone. `vmap` batches the matrix products,
+and the results are equal up to rounding. Batched products of small matrices are slow on a CPU
+(twice as slow for a GRU with 128 units, see experiments/LOG.md), so `map` is always used there, and
+the results do not depend on how busy the machine is. A single small model does not keep an
+accelerator busy. There, both are measured once for each kind of device and model, and `vmap` is
+used where it is clearly faster.
 """
 
 import contextlib
@@ -50,18 +51,18 @@ MAPPINGS: dict[str, Callable[..., Any]] = {
     "map": lambda f: lambda *args: jax.lax.map(lambda replica: f(*replica), args),
     "vmap": jax.vmap,
 }
-# (state, hyper, tokens, where, count) -> (state, metrics); all but tokens and count by replica
+# (state, hyper, tokens, where, count) -> (state, metrics); tokens and count have no replica axis
 RunReplicas = Callable[..., tuple[TrainState, dict[str, Any]]]
 _MAP_ALONE = ("cpu",)
-_CLEARLY = 0.8  # of map's time; else vmap is not worth another rounding
-_MEMORY_FRACTION = 0.6  # of what is free, that a group may take by our estimate
+_CLEARLY = 0.8  # vmap is used below this share of map's time, since it rounds differently
+_MEMORY_FRACTION = 0.6  # share of the free memory that a group may take, by estimate
 
 
 def program_key(config: ConfigDict) -> str:
     """Returns what runs must have in common to be replicas: all but the values of traced numbers.
 
-    A registered train step knows nothing of traced numbers, and a registered optimizer may read
-    them from the config, so such runs share nothing.
+    A registered train step does not take traced numbers, and a registered optimizer may read them
+    from the config, so such runs must have everything in common.
     """
     key = config.copy_and_resolve_references()
     if config.train.step in TRAIN_STEPS.sources or config.optimizer.name in OPTIMIZERS.sources:
@@ -81,21 +82,21 @@ def train_replicas(
     Args:
       configs: configs of the runs.
       workdirs: workdirs of the runs, in the same order.
-      mapping: "map", "vmap", or "auto": on a CPU map, else the faster one that fits the memory.
+      mapping: "map", "vmap" or "auto": map on a CPU, otherwise the faster one that fits the memory.
 
     Returns:
-      For each run None, or the error that ended it while the others went on.
+      For each run None, or the error that ended it while the others continued.
 
     Raises:
-      UserError: the configs differ in more than replicas may.
-      Interrupted: a signal came; the states are saved.
+      UserError: the configs differ in more than the numbers that replicas may differ in.
+      Interrupted: there was a signal; the states are saved.
     """
     if len({program_key(config) for config in configs}) > 1:
-        raise UserError(f"replicas may differ in {', '.join(TRACED_FIELDS)} alone")
+        raise UserError(f"replicas may differ only in {', '.join(TRACED_FIELDS)}")
     if configs and configs[0].train.step in TRAIN_STEPS.sources:
         raise UserError(
             f"config.train.step is {configs[0].train.step!r}: a run with a registered train step "
-            "is trained alone"
+            "must be trained alone"
         )
     folders = [Path(workdir) for workdir in workdirs]
     ended: list[Exception | None] = [None] * len(configs)
@@ -109,7 +110,7 @@ def train_replicas(
         dataset = None
         for start, members in _by_common_step([folders[index] for index in intact]):
             waiting = [intact[member] for member in members]
-            while waiting:  # as many at once as fit the memory
+            while waiting:  # as many at once as fit in memory
                 setups = _set_up(waiting, configs, folders, ended, dataset, mapping=mapping)
                 if setups:
                     dataset = next(iter(setups.values())).dataset
@@ -126,7 +127,7 @@ def _set_up(
     *,
     mapping: str,
 ) -> dict[int, Setup]:
-    """Sets up the next runs that fit the memory together, and takes them off `waiting`."""
+    """Sets up the next runs that fit in memory together, and removes them from `waiting`."""
     setups: dict[int, Setup] = {}
     while waiting:
         index = waiting.pop(0)
@@ -137,7 +138,7 @@ def _set_up(
                 PROGRESS.info(setup.dataset.describe())
             elif setup.dataset.identity() != dataset.identity():
                 raise UserError(
-                    f"{folder} was begun with another text than the others: train it alone"
+                    f"{folder} was started with another text than the others: train it alone"
                 )
             setups[index], dataset = setup, setup.dataset
             if len(setups) >= _most_replicas(setup)["map" if mapping == "auto" else mapping]:
@@ -147,7 +148,7 @@ def _set_up(
 
 @contextlib.contextmanager
 def _keeping_errors(ended: list[Exception | None], index: int) -> Iterator[None]:
-    """What is wrong with one run is written down, and does not stop the others."""
+    """Stores an error of one run, so that it does not stop the others."""
     try:
         yield
     except (UserError, TrainingError) as error:
@@ -155,9 +156,10 @@ def _keeping_errors(ended: list[Exception | None], index: int) -> Iterator[None]
 
 
 def _by_common_step(workdirs: Sequence[Path]) -> list[tuple[int, list[int]]]:
-    """Returns which runs can be resumed together: (latest step that all have saved, their places).
+    """Groups runs that can be resumed together; returns (latest common step, indices) for each.
 
-    That is one of the last two of each: a group that is killed while it saves is one save apart.
+    The step is one of the last two saved by each run, since a group that is killed while it saves
+    is at most one save apart.
     """
     groups: list[tuple[set[int], list[int]]] = []
     for index, workdir in enumerate(workdirs):
@@ -175,12 +177,12 @@ def _by_common_step(workdirs: Sequence[Path]) -> list[tuple[int, list[int]]]:
 def _train_group(
     setups: dict[int, Setup], ended: list[Exception | None], *, start: int, mapping: str
 ) -> None:
-    """Trains the runs of some places from step `start`; `ended` gets the errors that end them."""
+    """Trains a group of runs from step `start`; `ended` gets the errors that end them."""
     first = next(iter(setups.values()))
     with InterruptRequest() as interrupt, ExitStack() as stack:
         group: dict[int, Training] = {}
         for index, setup in setups.items():
-            # What is static must be the same; what differs goes into `hyper`.
+            # Static fields must be the same; numbers that differ go into `hyper`.
             shared = replace(setup.state, model=first.state.model, optimizer=first.state.optimizer)
             with _keeping_errors(ended, index):
                 _, is_standard = choose_train_step(setup.config)
@@ -218,8 +220,8 @@ def _train_group(
                     training.progress.say(str(error))
                     ended[index] = error
                 except Interrupted:
-                    pass  # the others are to be saved, too
-                except Exception as error:  # of a hook, such as a full disk
+                    pass  # the other runs must be saved, too
+                except Exception as error:  # from a hook, such as a full disk
                     training.progress.say(f"{type(error).__name__}: {error}")
                     ended[index] = error
             if signal_number is not None:
@@ -229,7 +231,7 @@ def _train_group(
 
 
 def _make_program(setup: Setup, *, mapping: str) -> RunReplicas:
-    """Returns the program that does a call for all replicas; the states are donated."""
+    """Returns the program that runs a call of all replicas; the states are donated."""
     train_step: Any = choose_train_step(setup.config)[0]
 
     def run_steps(
@@ -249,7 +251,13 @@ def _make_program(setup: Setup, *, mapping: str) -> RunReplicas:
 
 
 def _choose_program(setup: Setup, arguments: tuple[Any, ...], *, mapping: str) -> RunReplicas:
-    """Returns the better program, or the one asked for; `arguments`: of its first call."""
+    """Returns the program for a mapping; for "auto", the faster one.
+
+    Args:
+      setup: setup of any of the replicas.
+      arguments: arguments of the first call.
+      mapping: "map", "vmap" or "auto".
+    """
     if mapping != "auto":
         return _make_program(setup, mapping=mapping)
     state, num_steps = arguments[0], setup.steps_per_call
@@ -268,18 +276,18 @@ def _choose_program(setup: Setup, arguments: tuple[Any, ...], *, mapping: str) -
         known = {}
     programs = {name: _make_program(setup, mapping=name) for name in MAPPINGS}
     if known.get(key) not in programs:
-        arguments = (*arguments[:-1], np.int32(num_steps))  # a full call; the first one is not
+        arguments = (*arguments[:-1], np.int32(num_steps))  # a full call
         seconds = {name: _measure(program, arguments) for name, program in programs.items()}
         known[key] = "vmap" if seconds["vmap"] < _CLEARLY * seconds["map"] else "map"
         shown = ", ".join(f"{name} {1000 * s:.1f} ms" for name, s in seconds.items())
-        PROGRESS.info(f"{num_replicas} replicas, {num_steps} steps of each: {shown}")
+        PROGRESS.info(f"Time of {num_steps} steps of {num_replicas} replicas: {shown}")
         with contextlib.suppress(OSError), replacing(file) as partial_file:
             partial_file.write_text(json.dumps(known, indent=1))
     return programs[known[key]]
 
 
 def _measure(program: RunReplicas, arguments: tuple[Any, ...]) -> float:
-    """Seconds of a call, the best of three after the one that compiles."""
+    """Returns the seconds of a call, the best of three after one that compiles."""
     state, *others = arguments
     seconds = []
     for _ in range(4):
@@ -291,10 +299,10 @@ def _measure(program: RunReplicas, arguments: tuple[Any, ...]) -> float:
 
 
 def _most_replicas(setup: Setup) -> dict[str, int]:
-    """How many replicas fit the memory in each way of doing them; at least one.
+    """Returns how many replicas fit in memory with each mapping, at least one.
 
-    Counts a state twice, for the gradient and what the optimizer makes, and the activations that a
-    step keeps: of all replicas at once, or of one.
+    A state counts twice, for the gradient and the new arrays of the optimizer. In addition there
+    are the activations that a step keeps: of all replicas with "vmap", of one with "map".
     """
     data, model = setup.config.data, setup.state.model
     state = 2 * sum(x.nbytes for x in jax.tree.leaves((setup.state.params, setup.state.opt_state)))
@@ -311,7 +319,7 @@ def _most_replicas(setup: Setup) -> dict[str, int]:
 
 
 def _memory_bytes() -> float:
-    """Of the first device; of a CPU this process's share, by the cores that it may use."""
+    """Returns the free bytes of the first device; of a CPU, a share by the cores it may use."""
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -329,7 +337,7 @@ def _take(tree: Any, index: int) -> Any:
 
 
 def _join(calls: Sequence[Call]) -> Call:
-    """The same call of all replicas as one."""
+    """Returns the same call of all replicas as one call."""
     return calls[0]._replace(
         where=jax.tree.map(lambda *leaves: np.stack(leaves), *(call.where for call in calls))
     )

@@ -1,6 +1,6 @@
 """`Setup`: everything that a run starts from, made from a config and a workdir.
 
-Whatever is wrong with either is said here, before anything is written.
+Errors in either are reported here, before anything is written.
 """
 
 from collections.abc import Sequence
@@ -39,17 +39,17 @@ class Setup:
 
     Attributes:
       config: config of the run.
-      workdir: its folder.
-      dataset: its text.
-      batches: the training split in batches.
-      mesh: its devices.
-      state: the state before the first step, where it belongs on the mesh.
-      num_steps: steps of the whole training.
-      steps_per_call: steps that the device does in one call, at most.
-      hooks: the registered hooks of the config; see `training.hooks`.
-      origin: the run whose weights it starts from; None: it starts from random weights.
+      workdir: workdir of the run.
+      dataset: text of the run.
+      batches: batches of the training split.
+      mesh: devices of the run.
+      state: state before the first step, placed on the mesh.
+      num_steps: number of steps of the whole training.
+      steps_per_call: largest number of steps in one call of the device.
+      hooks: registered hooks that the config names; see `training.hooks`.
+      origin: run whose weights this one starts from; None: it starts from random weights.
       resumes: whether the workdir has a checkpoint of the run.
-      label: its name, if it is one of several runs in this process; else "".
+      label: name of the run, if it is one of several in this process; otherwise "".
     """
 
     config: ConfigDict
@@ -69,16 +69,16 @@ class Setup:
 def make_setup(
     config: ConfigDict, workdir: Path, *, dataset: Dataset | None = None, label: str = ""
 ) -> Setup:
-    """Makes what a run starts from. Writes nothing; prints what is different from before.
+    """Makes what a run starts from. Writes nothing; prints what has changed in a resumed run.
 
     Args:
-      config: config of the run, validated.
-      workdir: its folder, locked by `resume.locked_for_training`.
-      dataset: text of another run with the same `config.data`, so that it is not read again.
-      label: name of the run, if it is one of several in this process.
+      config: config of the run, which must be valid.
+      workdir: workdir of the run, locked by `resume.locked_for_training`.
+      dataset: text of another run with the same `config.data`, which is then not read again.
+      label: name of the run, if it is one of several in this process; otherwise "".
 
     Raises:
-      UserError: config, text or workdir cannot be used.
+      UserError: the config, text or workdir cannot be used.
     """
     _check_dtype(config.model.dtype)
     saved = _find_saved(config, workdir)
@@ -131,13 +131,13 @@ def make_setup(
 def _check_dtype(dtype: str) -> None:
     if dtype == "bfloat16" and not can_train_in_bfloat16():
         raise UserError(
-            f"jax {jax.__version__} cannot train in bfloat16 on this processor: take "
-            "--config.model.dtype=float32, or a newer jax"
+            f"jax {jax.__version__} cannot train in bfloat16 on this processor: set "
+            "--config.model.dtype=float32, or install a newer jax"
         )
 
 
 def _find_saved(config: ConfigDict, workdir: Path) -> CheckpointMetadata | None:
-    """Returns the metadata of the run to resume, or None; says what has changed since."""
+    """Returns the metadata of the run to resume, or None; prints what has changed since."""
     saved = from_first(lambda: find_resumable(workdir, config=config))
     if saved:
         compare_registered(saved.registered)
@@ -149,7 +149,7 @@ def _find_saved(config: ConfigDict, workdir: Path) -> CheckpointMetadata | None:
 def _load_dataset(
     config: ConfigDict, saved: CheckpointMetadata | None, dataset: Dataset | None
 ) -> Dataset:
-    """Returns the given text if the run can use it, else reads the one that it was begun with."""
+    """Returns the given text if the run can use it; otherwise reads the text of the run."""
     if dataset is not None and (saved is None or saved.corpus == dataset.identity()):
         return dataset
     vocabulary = Vocabulary.from_dict(saved.vocabulary) if saved else None
@@ -160,7 +160,7 @@ def _load_dataset(
 
 
 def _check_names(config: ConfigDict, vocabulary: Vocabulary) -> None:
-    """Makes what hooks will make later, so that it fails here if it does."""
+    """Makes what hooks need later, so that errors are raised before training."""
     make_protocol(config.evaluation)
     make_rules(vocabulary, own=RULES.names_in(config.sample.rules))
     try:
@@ -176,11 +176,11 @@ def _make_hooks(config: ConfigDict) -> tuple[Any, ...]:
 
 
 def check_hooks(hooks: Sequence[Any]) -> None:
-    """Raises UserError for what is no hook."""
+    """Raises UserError for anything that is not a hook."""
     for hook in hooks:
         every_steps = getattr(hook, "every_steps", None)
         if not (callable(hook) and isinstance(every_steps, int) and every_steps >= 0):
             raise UserError(
-                f"{hook!r} is no hook: it must be callable as hook(step, state, metrics), with an "
-                "attribute every_steps of at least 0"
+                f"{hook!r} is not a hook: it must be callable as hook(step, state, metrics), with "
+                "an attribute every_steps of at least 0"
             )

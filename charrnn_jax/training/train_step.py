@@ -1,4 +1,4 @@
-"""`TrainState` and `train_step`: everything that one step of training needs and does."""
+"""`TrainState` and `train_step`: everything that one training step needs, and the step itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,18 +23,17 @@ LossFn = Callable[[jax.Array, Any], jax.Array]
 
 @struct.dataclass
 class TrainState:
-    """All that training carries from step to step; with it, step k+1 follows from batch k+1 alone.
+    """Everything that training carries from step to step; with a batch, it gives the next state.
 
     Attributes:
-      step: steps done.
-      params: parameters of the model.
+      step: number of steps done.
+      params: parameters of the model, as returned by `initialize_params`.
       opt_state: state of the optimizer.
-      carry: recurrent state after the last batch, for B sequences.
-      key: never changes; step k draws its randomness from fold_in(key, k).
-      model: static.
-      optimizer: static.
-      reset_every_steps: static; the carry is that of `initialize_carry` again before every so many
-        steps.
+      carry: carry after the last batch, for B sequences.
+      key: random key, which never changes; step k uses fold_in(key, k).
+      model: the model; static.
+      optimizer: the optimizer; static.
+      reset_every_steps: number of steps from one reset of the carry to the next; static.
     """
 
     step: jax.Array
@@ -47,13 +46,13 @@ class TrainState:
     reset_every_steps: int = struct.field(pytree_node=False)
 
     def to_trees(self) -> tuple[Any, dict[str, Any]]:
-        """Returns (params, all else) as checkpoints hold them: sampling reads the first alone."""
+        """Returns (params, everything else) as in checkpoints; sampling reads only params."""
         rest = {name: getattr(self, name) for name in ("step", "opt_state", "carry")}
-        # As plain numbers: Orbax before 0.12 cannot restore typed keys.
+        # The key as plain numbers, since Orbax before 0.12 cannot restore typed keys.
         return self.params, {**rest, "key": jax.random.key_data(self.key)}
 
     def with_trees(self, params: Any, rest: dict[str, Any]) -> "TrainState":
-        """Returns the state with what `to_trees` gave."""
+        """Returns the state with the trees of `to_trees` in place of its own."""
         return replace(
             self, **{**rest, "params": params, "key": jax.random.wrap_key_data(rest["key"])}
         )
@@ -61,21 +60,21 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Traced:
-    """A number of the config that may be an argument of a compiled program.
+    """How a number of the config can be an argument of a compiled program.
 
     Attributes:
-      goes_to: what takes it: "start" (only the state before the first step depends on it), "model"
-        (a field of `CharRNN`) or "optimizer" (an argument of the optimizer's update).
-      zero_is_another_program: at zero the program leaves something out, so whether the number is
-        zero cannot be traced.
+      goes_to: what uses it: "start" (only the state before the first step), "model" (it is a field
+        of `CharRNN`) or "optimizer" (it is an argument of the optimizer's update).
+      zero_is_another_program: whether the program leaves something out if the number is zero. If
+        so, zero cannot be traced.
     """
 
     goes_to: str
     zero_is_another_program: bool = False
 
 
-# All of them. What runs may differ in and still share a program, what a program takes as arguments,
-# and where these go all follow from this table.
+# All such numbers. This table decides what runs may differ in and still share a program, what a
+# program takes as arguments, and where these go.
 TRACED_FIELDS = {
     "seed": Traced("start"),
     "model.init_scale": Traced("start"),
@@ -88,11 +87,11 @@ TRACED_FIELDS = {
 
 @struct.dataclass
 class TracedHyperparameters:
-    """Numbers of one training as arguments of its program, {name: number}.
+    """Numbers of a config as arguments of a compiled program, {name: number}.
 
     Attributes:
-      model: in place of fields of the model.
-      optimizer: in place of what the optimizer was made with.
+      model: numbers in place of fields of the model.
+      optimizer: numbers in place of those that the optimizer was made with.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -100,7 +99,7 @@ class TracedHyperparameters:
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "TracedHyperparameters":
-        """Returns those of a config as arrays, without a zero that is another program."""
+        """Returns the numbers of a config as arrays, without zeros that cannot be traced."""
         numbers: dict[str, dict[str, Any]] = {"start": {}, "model": {}, "optimizer": {}}
         for name, value in flatten(config).items():
             traced = TRACED_FIELDS.get(name)
@@ -120,17 +119,25 @@ def create_train_state(
     batch_size: int,
     reset_every_steps: int = 1,
 ) -> TrainState:
-    """Draws the parameters and returns the state before the first step."""
+    """Draws the parameters and returns the state before the first step.
+
+    Args:
+      model: the model.
+      optimizer: the optimizer.
+      seed: seed of the parameters and of the state's key.
+      batch_size: B, in sequences.
+      reset_every_steps: number of steps from one reset of the carry to the next.
+    """
     params_key, key = jax.random.split(jax.random.key(seed))
-    # Jitted: one program starts sooner than the many small ones of its operations, and runs that
-    # differ in what does not matter here share it.
+    # Jitted, since one program starts faster than one for each operation. Dropout is not needed
+    # here; without it, runs with different rates share the program.
     plain = model.clone(dropout=0.0, input_dropout=0.0)
     params = jax.jit(initialize_params, static_argnums=0)(plain, params_key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=jax.jit(optimizer.init)(params),
-        # Copies, since the state is donated: a cell may give the same zeros twice.
+        # Copies, since the state is donated and a cell may return the same zeros twice.
         carry=jax.tree.map(jnp.array, model.initialize_carry(batch_size)),
         key=key,
         model=model,
@@ -146,17 +153,18 @@ def train_step(
     loss_fn: LossFn = cross_entropy,
     hyper: TracedHyperparameters | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """One step of truncated back-propagation through time: the gradient stops at the carry.
+    """One step of truncated backpropagation through time: the gradient stops at the carry.
 
     Args:
-      state: before the step.
-      batch: inputs and targets [B, T].
-      loss_fn: losses [B, T] from logits [B, T, V] and targets; their mean is minimised.
-      hyper: in place of what the model and the optimizer were made with.
+      state: state before the step.
+      batch: inputs and targets, [B, T] each.
+      loss_fn: function from logits [B, T, V] and targets [B, T] to losses [B, T]; their mean is
+        minimised.
+      hyper: numbers in place of those that the model and the optimizer were made with.
 
     Returns:
-      (state after the step, metrics: "loss" before the update as sum and count, and
-      "gradient_norm" before clipping).
+      (state after the step, metrics). The metrics are "loss", before the update, as a
+      `CrossEntropy`, and "gradient_norm", before clipping.
     """
     reset = state.step % state.reset_every_steps == 0
     first_carry = state.model.initialize_carry(batch.inputs.shape[0])

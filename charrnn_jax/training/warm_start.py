@@ -1,8 +1,8 @@
-"""A new run that starts from the weights of another one, on another text.
+"""Starts a new run from the weights of another run, usually on another text.
 
-The recurrent layers are taken over whole. So are, in the embedding and the dense layer, the rows
-and columns of `[UNK]` and of the characters that both texts have. A new character keeps the values
-drawn for it; a dropped one is gone.
+The recurrent layers are copied. In the embedding and the dense layer, the rows and columns of
+`[UNK]` and of characters that both texts have are copied. A new character keeps its initial values,
+and a character that only the old text has is dropped.
 """
 
 from pathlib import Path
@@ -25,10 +25,10 @@ _MUST_AGREE = ("cell", "embedding_size", "hidden_size", "num_layers")
 def warm_start(
     new_params: Any, workdir: str | Path, *, config: ConfigDict, vocabulary: Vocabulary
 ) -> tuple[Any, Origin]:
-    """Takes the weights of the best checkpoint of another run; prints what was kept.
+    """Takes the weights of the best checkpoint of another run, and prints what was kept.
 
     Args:
-      new_params: parameters as they were drawn, for the characters that the other run lacks.
+      new_params: initial parameters of the new run, kept for characters that the other run lacks.
       workdir: workdir of the other run.
       config: the `config.model` section of the new run.
       vocabulary: vocabulary of the new run.
@@ -37,28 +37,28 @@ def warm_start(
       (params, where they come from).
 
     Raises:
-      UserError: there is no such run, or its model or kind of vocabulary is another.
+      UserError: there is no such run, or it has another model or kind of vocabulary.
     """
     workdir = Path(workdir).expanduser()
     if not steps(workdir):
         raise UserError(
-            f"config.train.init_from is {str(workdir)!r}, which holds no checkpoint: give the "
+            f"config.train.init_from is {str(workdir)!r}, which has no checkpoint: give the "
             "workdir of a run"
         )
     run = load_run(workdir)
     theirs, old = run.config.model, run.vocabulary
     differing = [name for name in _MUST_AGREE if theirs[name] != config[name]]
     if differing:
-        values = (f"{name} is {config[name]!r}, there {theirs[name]!r}" for name in differing)
+        values = (f"{name} is {config[name]!r}, not {theirs[name]!r}" for name in differing)
         flags = (f"--config.model.{name}={theirs[name]}" for name in differing)
         raise UserError(
-            f"config.model is not the model of the run {workdir} to start from ({'; '.join(values)}"
-            f"): set {' '.join(flags)}, or another --config.train.init_from"
+            f"config.model differs from that of the run {workdir} to start from "
+            f"({'; '.join(values)}): set {' '.join(flags)}, or another --config.train.init_from"
         )
     if old.kind != vocabulary.kind:
         raise UserError(
-            f"config.data.vocabulary is {vocabulary.kind!r}, but {old.kind!r} in the run {workdir} "
-            f"to start from: set --config.data.vocabulary={old.kind}, or another "
+            f"config.data.vocabulary is {vocabulary.kind!r}, but the run {workdir} to start from "
+            f"has {old.kind!r}: set --config.data.vocabulary={old.kind}, or another "
             "--config.train.init_from"
         )
     kept: str | bytes
@@ -83,6 +83,6 @@ def warm_start(
 
 
 def _listing(chars: str) -> str:
-    """Returns how many they are, and the first: 9 ('a', 'b', ...)."""
+    """Returns the number of characters and the first of them, such as "9 ('a', 'b', ...)"."""
     named = ", ".join([*map(repr, chars[:8]), *["..."] * bool(chars[8:])])
     return f"{len(chars)} ({named})" if chars else "0"

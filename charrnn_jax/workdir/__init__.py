@@ -1,1 +1,1 @@
-"""A run on disk: what its folder holds, and how it is opened and resumed."""
+"""A run on disk: what its folder contains, and how it is opened and resumed."""

@@ -1,10 +1,11 @@
 """Checkpoints: trees of arrays and their metadata, written by Orbax.
 
-A checkpoint is a folder `checkpoints/<step>/` that needs nothing beside it: parameters, the rest of
-what training needs, and `CheckpointMetadata`. Orbax writes it in the background and makes it appear
-by renaming, so a killed process leaves the one before. What Orbax does not have is a checksum:
-every file's SHA-256 goes into a manifest just before the renaming, and a checkpoint that does not
-match it is set aside and the one before it is used. Knows nothing of models and training.
+A checkpoint is a folder `checkpoints/<step>/` that is complete in itself: parameters, everything
+else that training needs, and `CheckpointMetadata`. Orbax writes it in the background under a
+temporary name and renames it, so a killed process leaves the previous one. Orbax has no checksums,
+so a manifest with the SHA-256 of every file is written just before the renaming. Before training, a
+checkpoint that does not match its manifest is set aside, and the previous one is used. This module
+knows nothing of models and training.
 """
 
 import hashlib
@@ -33,8 +34,9 @@ _FOLDER = "checkpoints"
 class Checkpoints:
     """Writes the checkpoints of one run; keeps the latest, the one before it, and the best.
 
-    The caller has locked the workdir, see `resume.locked_for_training`. Of several processes only
-    the first signs and deletes. Use as a context manager; leaving it waits for the last write.
+    The workdir must be locked, see `resume.locked_for_training`. In a job of several processes,
+    only the first writes manifests and deletes. Use it as a context manager, which waits for the
+    last write at the end.
     """
 
     def __init__(self, workdir: Path):
@@ -45,16 +47,18 @@ class Checkpoints:
             ocp.CompositeCheckpointHandler(),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._sign),
         )
-        self._unfinished: int | None = None  # the step whose write is under way
+        self._unfinished: int | None = None  # the step that is being written
 
     def _open(self) -> dict[int, float | None]:
-        """Makes and cleans the folder; returns the losses of its checkpoints."""
+        """Creates and cleans the folder; returns the loss of each checkpoint, by step."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write to {self.folder}: {error.strerror}") from error
+            raise UserError(
+                f"cannot write to {self.folder} ({error.strerror}): give another --workdir"
+            ) from error
         for pattern in ("*.deleted", "*.orbax-checkpoint-tmp*"):
-            for remains in self.folder.glob(pattern):  # of a process that was killed here
+            for remains in self.folder.glob(pattern):  # left by a process that was killed
                 shutil.rmtree(remains, ignore_errors=True)
         return {step: read_metadata(self.workdir, step).loss for step in steps(self.workdir)}
 
@@ -69,20 +73,20 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The last step that was saved."""
+        """The last step that was saved; None: there is none."""
         return max(self.losses, default=None)
 
     def save(self, params: Any, rest: Any, *, metadata: CheckpointMetadata) -> None:
-        """Saves in the background; returns as soon as the arrays may be overwritten.
+        """Saves a checkpoint in the background; returns as soon as the arrays may be overwritten.
 
         Args:
-          params: tree of the parameters, which can be read alone.
-          rest: tree of all else that resuming needs; None: the run will not be resumed.
-          metadata: its step is above every step that was saved before (the same step again is
-            ignored); its loss decides which checkpoint is the best.
+          params: parameters of the model, which can be read without the rest.
+          rest: tree of everything else that resuming needs; None: the run will not be resumed.
+          metadata: metadata of the checkpoint. Its step must be above all steps that were saved
+            before; the latest step again is ignored. Its loss decides which checkpoint is the best.
 
         Raises:
-          TrainingError: this or the previous checkpoint could not be written.
+          TrainingError: this checkpoint or the previous one could not be written.
           DivergedError: the parameters are not finite.
         """
         step = metadata.step
@@ -90,7 +94,7 @@ class Checkpoints:
             return
         if not math.isfinite(optax.tree.norm(params)):
             raise DivergedError(
-                f"the parameters after step {step:,} are not finite; they were not saved: try a "
+                f"the parameters after step {step:,} are not finite, so they were not saved: try a "
                 "lower --config.optimizer.learning_rate"
             )
         self.wait()
@@ -113,15 +117,15 @@ class Checkpoints:
         (folder / _MANIFEST).write_text(json.dumps(_digests(folder), indent=1))
 
     def wait(self) -> None:
-        """Waits for the write under way, then deletes what is no longer kept.
+        """Waits for the write in progress, then deletes checkpoints that are no longer kept.
 
         Raises:
-          TrainingError: it failed.
+          TrainingError: the checkpoint could not be written.
         """
         if (step := self._unfinished) is None:
             return
         try:
-            self._checkpointer.wait_until_finished()  # errors of the background come up here
+            self._checkpointer.wait_until_finished()  # raises errors of the background write
         except (OSError, ValueError) as error:
             del self.losses[step]
             raise _write_failed(self.folder, error) from error
@@ -132,7 +136,7 @@ class Checkpoints:
             self._delete(old)
 
     def go_back(self, step: int) -> None:
-        """Deletes what was saved after a step."""
+        """Deletes the checkpoints of later steps."""
         for later in [later for later in self.losses if later > step]:
             self._delete(later)
 
@@ -140,20 +144,23 @@ class Checkpoints:
         del self.losses[step]
         if not is_first_process():
             return
-        # Renamed first: a kill in the middle must not leave half a checkpoint.
+        # Renamed first, so that a kill in the middle does not leave half a checkpoint.
         remains = self.folder / f"{step}.deleted"
         os.replace(self.folder / str(step), remains)
         shutil.rmtree(remains, ignore_errors=True)
 
     def restore(self, params: Any, rest: Any) -> tuple[Any, Any, CheckpointMetadata] | None:
-        """Returns the latest (params, rest, metadata), or None if nothing was saved.
+        """Reads the latest checkpoint.
 
         Args:
-          params: tree of arrays of the same shapes, which says where the arrays go.
-          rest: the same for the rest.
+          params: tree of arrays with the shapes of the parameters and the devices to put them on.
+          rest: tree of the same kind for everything else.
+
+        Returns:
+          (params, rest, metadata), or None if there is no checkpoint.
 
         Raises:
-          UserError: the checkpoint has other shapes.
+          UserError: the checkpoint is damaged or has other shapes.
         """
         if (step := self.latest) is None:
             return None
@@ -163,32 +170,35 @@ class Checkpoints:
 
 
 def set_aside_damaged(workdir: Path) -> None:
-    """Moves checkpoints that are incomplete or fail their checksums out of the way, with a warning.
+    """Moves damaged checkpoints to `damaged_checkpoints/`, with a warning. Nothing is deleted.
 
-    They go to `damaged_checkpoints/`: nothing is deleted.
+    A checkpoint is damaged if it is incomplete or does not match its checksums.
+
+    Args:
+      workdir: workdir of the run.
 
     Raises:
-      UserError: none is left.
+      UserError: there were checkpoints, but all of them are damaged.
     """
     for folder in _step_folders(workdir):
         if _is_intact(folder.resolve()):
             continue
         aside = workdir / "damaged_checkpoints" / f"{folder.name}-{time.time_ns()}"
         warnings.warn(
-            f"checkpoint {folder} is damaged: it is set aside in {aside.parent}",
+            f"checkpoint {folder} is damaged, and is moved to {aside.parent}",
             stacklevel=2,
         )
         aside.parent.mkdir(exist_ok=True)
         os.replace(folder, aside)
     if (workdir / "damaged_checkpoints").is_dir() and not steps(workdir):
         raise UserError(
-            f"no checkpoint of {workdir} is intact; they are in {workdir / 'damaged_checkpoints'}: "
-            "train in another --workdir, or delete this one"
+            f"all checkpoints of {workdir} are damaged; they are in "
+            f"{workdir / 'damaged_checkpoints'}: train in another --workdir, or delete this one"
         )
 
 
 def steps(workdir: Path) -> list[int]:
-    """Returns the steps of a run's complete checkpoints, in order."""
+    """Returns the steps of a run's complete checkpoints, in ascending order."""
     folders = _step_folders(workdir)
     return sorted(int(folder.name) for folder in folders if (folder / _MANIFEST).is_file())
 
@@ -199,7 +209,11 @@ def _step_folders(workdir: Path) -> list[Path]:
 
 
 def best_step(losses: dict[int, float | None]) -> int | None:
-    """Returns the step with the lowest validation loss; without any loss, the latest."""
+    """Returns the step with the lowest validation loss; the latest, if no loss is known.
+
+    Args:
+      losses: validation loss by step; None: not measured.
+    """
     known = {
         step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)
     }
@@ -207,14 +221,20 @@ def best_step(losses: dict[int, float | None]) -> int | None:
 
 
 def choose_step(workdir: Path, which: str | int) -> int:
-    """Finds a checkpoint: "best", "latest" or a step.
+    """Returns the step of a checkpoint.
+
+    Args:
+      workdir: workdir of the run.
+      which: "best", "latest" or a step.
 
     Raises:
-      UserError: there is none; says which there are.
+      UserError: there is no such checkpoint; the message lists those that exist.
     """
     there = steps(workdir)
     if not there:
-        raise UserError(f"{workdir} holds no checkpoint: train first, or give another --workdir")
+        raise UserError(
+            f"there is no checkpoint in {workdir}: train first, or give another --workdir"
+        )
     if which == "latest":
         return there[-1]
     if which == "best":
@@ -224,7 +244,7 @@ def choose_step(workdir: Path, which: str | int) -> int:
     if str(which).isdecimal() and int(which) in there:
         return int(which)
     raise UserError(
-        f"{workdir} has no checkpoint {which!r}; there are best, latest, "
+        f"{workdir} has no checkpoint {which!r}: choose best, latest, or one of the steps "
         + ", ".join(map(str, there))
     )
 
@@ -232,8 +252,12 @@ def choose_step(workdir: Path, which: str | int) -> int:
 def read_metadata(workdir: Path, step: int) -> CheckpointMetadata:
     """Returns the metadata of one checkpoint.
 
+    Args:
+      workdir: workdir of the run.
+      step: step of the checkpoint.
+
     Raises:
-      UserError: it is damaged.
+      UserError: the metadata are damaged.
     """
     folder = workdir / _FOLDER / str(step)
     _check_intact(folder, "metadata")
@@ -242,16 +266,16 @@ def read_metadata(workdir: Path, step: int) -> CheckpointMetadata:
             json.loads((folder / "metadata" / "metadata").read_text())
         )
     except (KeyError, TypeError) as error:
-        raise _unreadable(folder, f"its metadata are not as expected: {error}") from error
+        raise _unreadable(folder, f"its metadata are not valid: {error}") from error
 
 
 def read_params(workdir: Path, step: int, *, template: Any) -> Any:
     """Returns the parameters of one checkpoint.
 
     Args:
-      workdir: of the run.
-      step: of the checkpoint.
-      template: tree of arrays or `jax.ShapeDtypeStruct`s with the same structure.
+      workdir: workdir of the run.
+      step: step of the checkpoint.
+      template: tree of arrays or `jax.ShapeDtypeStruct`s with the shapes of the parameters.
 
     Raises:
       UserError: the checkpoint is damaged, or has other shapes.
@@ -262,7 +286,7 @@ def read_params(workdir: Path, step: int, *, template: Any) -> Any:
 
 
 def _read(item: Path, template: Any) -> Any:
-    """Restores one item of a checkpoint to where the template's arrays are; else on one device."""
+    """Reads one item of a checkpoint to the devices of the template's arrays, or to one device."""
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -276,13 +300,13 @@ def _read(item: Path, template: Any) -> Any:
 
 
 def _is_intact(folder: Path, item: str = "*") -> bool:
-    """Whether a checkpoint, or one item of it, is what the manifest says."""
+    """Returns whether a checkpoint, or one item of it, matches its manifest."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
         return _digests(folder, item) == {
             name: digest for name, digest in manifest.items() if item in ("*", Path(name).parts[0])
         }
-    except (OSError, ValueError, AttributeError):  # missing, or no JSON object
+    except (OSError, ValueError, AttributeError):  # missing, or not a JSON object
         return False
 
 
@@ -292,7 +316,7 @@ def _check_intact(folder: Path, item: str) -> None:
 
 
 def _digests(folder: Path, item: str = "*") -> dict[str, str]:
-    """SHA-256 of every file of an item, or of all items; above them are only Orbax's marks."""
+    """Returns the SHA-256 of each file of an item, or of all items; other files are Orbax's own."""
     files = sorted(file for file in folder.glob(f"{item}/**/*") if file.is_file())
     return {
         file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,8 +1,8 @@
-"""`import_run`: a model trained with PyTorch or Keras becomes a run.
+"""`import_run`: makes a run from a model that was trained with PyTorch or Keras.
 
-Two files are read: the weights, as plain arrays and never as a pickle, and the characters in the
-order of the model's ids. Ours have `[UNK]` first and then the code points in order, so rows and
-columns change places; the logits stay what they were.
+It reads two files: the weights, as plain arrays and never as a pickle, and the characters in the
+order of the model's ids. In this package `[UNK]` comes first and then the code points in order, so
+rows and columns are reordered; the logits stay the same.
 """
 
 import hashlib
@@ -30,34 +30,34 @@ from charrnn_jax.workdir.checkpoints import Checkpoints, steps
 from charrnn_jax.workdir.metadata import CheckpointMetadata
 from charrnn_jax.workdir.run import Run, load_run
 
-# Of [UNK] where a model has none: exp(-1e4) is 0, so every other probability is what it was; and
-# unlike -inf it is a number, in gradients too.
+# Logit of [UNK] for a model without it. exp(-1e4) is 0, so all other probabilities stay the same;
+# unlike -inf, it is a finite number, also in gradients.
 _IMPOSSIBLE = -1e4
 
 _SAVE_PYTORCH = 'safetensors.torch.save_model(model, "model.safetensors")'
 _SAVE_KERAS = 'numpy.savez("model.npz", *model.get_weights())'
 _SAVE_VOCABULARY = (
-    'json.dump(characters, open("vocabulary.json", "w")), for the TensorFlow tutorial with '
+    'json.dump(characters, open("vocabulary.json", "w")), in the TensorFlow tutorial with '
     "characters = ids_from_chars.get_vocabulary()"
 )
 
 
 def import_run(weights: str | Path, vocabulary: str | Path, *, workdir: str | Path) -> Run:
-    """Writes a run, at step 0, that can be sampled, scored and trained further from.
+    """Makes a run at step 0, which can be sampled, evaluated, and used to start further training.
 
     Args:
-      weights: a .safetensors or .npz file: the state dict of a PyTorch model, see
+      weights: path of a .safetensors or .npz file: the state dict of a PyTorch model, see
         `models.conversion.from_pytorch`, or the arrays of a Keras model, see `from_keras`.
-      vocabulary: a JSON list of the characters in the order of the model's ids; one of them may be
-        "[UNK]".
+      vocabulary: path of a JSON list of the characters in the order of the model's ids; one of them
+        may be "[UNK]".
       workdir: workdir of the new run.
 
     Returns:
       The run, opened from the workdir.
 
     Raises:
-      UserError: a file cannot be used, they do not fit, or the workdir holds a run; nothing was
-        written.
+      UserError: a file cannot be used, the two do not fit together, or the workdir already has a
+        run. Nothing was written.
     """
     weights, vocabulary, workdir = (
         Path(path).expanduser() for path in (weights, vocabulary, workdir)
@@ -77,7 +77,7 @@ def import_run(weights: str | Path, vocabulary: str | Path, *, workdir: str | Pa
     )
     with locked(workdir, doing="training"):
         if (workdir / "config.json").exists() or steps(workdir):
-            raise UserError(f"{workdir} holds a run: give another --workdir")
+            raise UserError(f"{workdir} already holds a run: give another --workdir")
         with Checkpoints(workdir) as checkpoints:
             checkpoints.save(jax.device_put(params), None, metadata=metadata)
         with replacing(workdir / "config.json") as partial_file:
@@ -88,7 +88,7 @@ def import_run(weights: str | Path, vocabulary: str | Path, *, workdir: str | Pa
 def _convert(weights: Path, vocabulary: Path) -> tuple[ConfigDict, Vocabulary, Any]:
     """Returns (config, vocabulary, params) of the model in two files."""
     arrays = _read_arrays(weights)
-    # Keras's arrays are told apart by their order, which a .safetensors file does not keep.
+    # Keras arrays are identified by their order, which a .safetensors file does not keep.
     is_pytorch = weights.suffix == ".safetensors" or any("weight_ih_l0" in name for name in arrays)
     try:
         settings, params = (from_pytorch if is_pytorch else from_keras)(arrays)
@@ -99,7 +99,7 @@ def _convert(weights: Path, vocabulary: Path) -> tuple[ConfigDict, Vocabulary, A
     if len(symbols) != size:
         raise UserError(
             f"{vocabulary} lists {len(symbols)} characters, but the model of {weights} has {size} "
-            "ids: give the list in the order of its ids"
+            "ids: list one character for each id, in their order"
         )
     known = Vocabulary.build(symbol for symbol in symbols if symbol != UNK)
     ids = {symbol: token for token, symbol in enumerate([UNK, *known.characters])}
@@ -125,14 +125,13 @@ def _convert(weights: Path, vocabulary: Path) -> tuple[ConfigDict, Vocabulary, A
 
 
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by name, for an .npz in the order in which they were saved."""
+    """Returns the arrays of a file by name; from an .npz file, in the order they were saved in."""
     if not file.is_file():
-        raise UserError(f"there is no file {file}: give the model's weights")
+        raise UserError(f"there is no file {file}: give the file with the model's weights")
     if file.suffix not in (".safetensors", ".npz"):
         raise UserError(
-            f"{file} is neither .safetensors nor .npz, and a pickle is not opened: save the "
-            f"weights again, of a PyTorch model by {_SAVE_PYTORCH}, of a Keras model by "
-            f"{_SAVE_KERAS}"
+            f"{file} is not a .safetensors or .npz file, and other files are not opened: save the "
+            f"weights again, in PyTorch with {_SAVE_PYTORCH}, in Keras with {_SAVE_KERAS}"
         )
     try:
         if file.suffix == ".safetensors":
@@ -145,30 +144,34 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         ValueError,
         TypeError,
         KeyError,
-        AttributeError,  # a type of numbers that NumPy lacks
+        AttributeError,  # a number type that NumPy does not have
         EOFError,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
-        raise UserError(f"{file} cannot be read ({error}): save float32 weights again") from error
+        raise UserError(
+            f"{file} cannot be read ({error}): save the weights again, as float32"
+        ) from error
 
 
 def _read_symbols(file: Path) -> list[str]:
-    """The characters of a model, and perhaps `[UNK]`, in the order of its ids."""
+    """Returns the characters of a model, with `[UNK]` if it has one, in the order of its ids."""
     try:
         symbols = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is no JSON: write it by {_SAVE_VOCABULARY}") from error
+        raise UserError(f"{file} is not JSON: write it with {_SAVE_VOCABULARY}") from error
     if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
-        raise UserError(f"{file} is no JSON list of strings: write it by {_SAVE_VOCABULARY}")
+        raise UserError(f"{file} is not a JSON list of strings: write it with {_SAVE_VOCABULARY}")
     if longer := [symbol for symbol in symbols if len(symbol) != 1 and symbol != UNK]:
         raise UserError(
-            f"{file} has tokens that are no single characters: {', '.join(map(repr, longer[:8]))}; "
-            f"one that stands for unknown characters must be called {UNK!r}, and a model with "
-            "others cannot be imported"
+            f"{file} has tokens that are not single characters: "
+            f"{', '.join(map(repr, longer[:8]))}; the token for unknown characters must be named "
+            f"{UNK!r}, and a model with other such tokens cannot be imported"
         )
     if twice := [symbol for symbol, count in Counter(symbols).items() if count > 1]:
-        raise UserError(f"{file} has {', '.join(map(repr, twice[:8]))} more than once")
+        raise UserError(
+            f"{file} lists {', '.join(map(repr, twice[:8]))} more than once: list each once"
+        )
     return symbols

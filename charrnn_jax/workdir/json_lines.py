@@ -1,4 +1,4 @@
-"""`JsonLines`: a file of rows that survives kills, resumes and full disks."""
+"""`JsonLines`: a file of rows that survives kills, resumed runs and full disks."""
 
 import contextlib
 import json
@@ -12,11 +12,15 @@ from charrnn_jax.processes import is_first_process
 
 
 class JsonLines:
-    """A file with one JSON object a line, each with its "step".
+    """A file with one JSON object per line, each of which has a "step".
 
-    A run that resumes from step k keeps the rows up to step k: later ones are dropped, since they
-    will be written again. A disk that is full costs rows, not the run. Of a job of
-    several processes only the first writes.
+    A run that resumes from step k keeps the rows up to step k and drops later ones, since it writes
+    them again. If the disk is full, rows are lost but the run continues. In a job of several
+    processes, only the first writes.
+
+    Args:
+      file: path of the file.
+      keep_until_step: last step whose rows are kept.
     """
 
     def __init__(self, file: Path, *, keep_until_step: int):
@@ -35,24 +39,28 @@ class JsonLines:
             return
         try:
             with open(self._file, "a", encoding="utf-8") as out:
-                # After a row that failed there may be half a line: that must not cost this one.
+                # A failed write may have left half a line, which must not spoil this one.
                 out.write("\n" * self._failed + _to_line(row))
             self._failed = False
         except OSError as error:
             if not self._failed:
-                warnings.warn(f"cannot write to {self._file}: {error.strerror}", stacklevel=2)
+                warnings.warn(
+                    f"cannot write to {self._file} ({error.strerror}): rows are lost until this "
+                    "is fixed",
+                    stacklevel=2,
+                )
             self._failed = True
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a file; none if it is not there. What is no row is left out."""
+    """Returns the rows of a file; none if there is no file. Lines that are not rows are skipped."""
     rows: list[dict[str, Any]] = []
     try:
         lines = file.read_bytes().split(b"\n")
     except FileNotFoundError:
         return rows
     for line in lines:
-        with contextlib.suppress(ValueError):  # the line that a killed process was writing
+        with contextlib.suppress(ValueError):  # a line that a killed process left unfinished
             row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int):
                 rows.append(row)

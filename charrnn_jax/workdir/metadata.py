@@ -1,4 +1,4 @@
-"""`CheckpointMetadata`: what a checkpoint says of itself, besides its arrays."""
+"""`CheckpointMetadata`: what a checkpoint contains besides its arrays."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -15,8 +15,8 @@ class Origin:
 
     Attributes:
       workdir: workdir of the other run.
-      step: the checkpoint, in steps of the other run.
-      corpus: what the other run was trained on.
+      step: step of the other run's checkpoint.
+      corpus: text that the other run was trained on.
     """
 
     workdir: str
@@ -24,26 +24,26 @@ class Origin:
     corpus: CorpusIdentity
 
     def describe(self) -> str:
-        """Returns it in words, without the folders of this machine."""
+        """Returns the origin in words, without the folders of this machine."""
         text = self.corpus.without_folders().describe()
         return f"{Path(self.workdir).name}, step {self.step:,}, trained on {text}"
 
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """All that is needed to resume a run, or to use its model without its text.
+    """Everything that is needed to resume a run, or to use its model without its text.
 
     Attributes:
-      step: steps done.
+      step: number of training steps done.
       config: the config as plain data, `ConfigDict.to_dict()`.
       vocabulary: the vocabulary as plain data, `Vocabulary.to_dict()`.
-      corpus: what the run is trained on.
-      loss: on the validation split in nats/char, by the config's protocol; None: not measured.
-      recorder: `Recorder.to_dict()`; None: there was no training.
-      num_params: parameters of the model; None: not recorded.
-      origin: the run that this one started from; None: it started from random weights.
-      imported: the model was trained elsewhere, so the run cannot be resumed.
-      registered: which files registered the names in the config, see `registry`.
+      corpus: text that the run is trained on.
+      loss: validation loss in nats/char, under the config's protocol; None: not measured.
+      recorder: state of the recorder, `Recorder.to_dict()`; None: the model was not trained here.
+      num_params: number of model parameters; None: not recorded.
+      origin: run whose weights this one started from; None: it started from random weights.
+      imported: whether the model was trained elsewhere, so that the run cannot be resumed.
+      registered: files that registered the names in the config, see `registry`.
     """
 
     step: int
@@ -58,21 +58,21 @@ class CheckpointMetadata:
     registered: Recorded = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns it as plain data for JSON."""
+        """Returns the metadata as plain data for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "CheckpointMetadata":
-        """Rebuilds it from `to_dict()`; fields that this version does not know are left out.
+        """Rebuilds metadata from its `to_dict()`, without fields that this version does not know.
 
         Raises:
-          KeyError, TypeError: it is not the metadata of a checkpoint.
+          KeyError, TypeError: this is not the metadata of a checkpoint.
         """
         known = {f.name: saved[f.name] for f in fields(cls) if f.name in saved}
         corpus = CorpusIdentity(**saved["corpus"])
         origin = saved.get("origin")
         if origin:
             origin = Origin(**{**origin, "corpus": CorpusIdentity(**origin["corpus"])})
-        # Before there was a field, an imported model was one whose text has no length.
+        # Before this field existed, an imported model was one whose text had length 0.
         imported = saved.get("imported", corpus.num_chars == 0)
         return cls(**{**known, "corpus": corpus, "origin": origin or None, "imported": imported})

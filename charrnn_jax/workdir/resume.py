@@ -1,7 +1,7 @@
-"""May a config be trained in a workdir, and what was saved there?
+"""Whether a config can be trained in a workdir, and what was saved there.
 
-Everything that is wrong with a workdir is said before a text is read or a model is made, and a
-workdir is locked before anything in it is looked at or moved.
+Problems with a workdir are reported before a text is read or a model is made. A workdir is locked
+before anything in it is read or moved.
 """
 
 import os
@@ -18,9 +18,9 @@ from charrnn_jax.processes import from_first
 from charrnn_jax.workdir.checkpoints import read_metadata, set_aside_damaged, steps
 from charrnn_jax.workdir.metadata import CheckpointMetadata
 
-# A run may be resumed with other values of these; all others are part of what it is. (The protocol
-# is: the best checkpoint is found by comparing losses. The path of a text may change, its sha256
-# not.)
+# Fields that may change when a run is resumed; a change of any other field makes it another run.
+# The protocol may not change, since the best checkpoint is found by comparing losses. The path of
+# the text may change, but not its SHA-256.
 _MAY_CHANGE = (
     "data.path",
     "model.implementation",
@@ -35,16 +35,16 @@ _MAY_NOT_CHANGE = ("train.init_from", "train.loss", "train.step")
 
 @contextmanager
 def locked_for_training(workdir: Path, *, text: str = "") -> Iterator[None]:
-    """Locks a workdir, which need not be there yet, and sets damaged checkpoints aside.
+    """Locks a workdir, which need not exist yet, and sets damaged checkpoints aside.
 
-    Of several processes only the first does so.
+    In a job of several processes, only the first does so.
 
     Args:
       workdir: workdir of the run.
-      text: path of the text that will be trained on; "": it is not the user's own.
+      text: path of the user's own text to train on; "": a known corpus.
 
     Raises:
-      UserError: the workdir cannot be used, or none of its checkpoints is intact.
+      UserError: the workdir cannot be used, or all of its checkpoints are damaged.
       BusyError: another process is training there.
     """
     with ExitStack() as stack:
@@ -62,8 +62,8 @@ def find_resumable(workdir: Path, *, config: ConfigDict) -> CheckpointMetadata |
     """Returns the metadata of the latest checkpoint, or None for a new run.
 
     Args:
-      workdir: workdir of the run, locked.
-      config: config that is to be trained there.
+      workdir: workdir of the run, which must be locked.
+      config: config to train there.
 
     Raises:
       UserError: the workdir holds another run.
@@ -73,8 +73,8 @@ def find_resumable(workdir: Path, *, config: ConfigDict) -> CheckpointMetadata |
     saved = read_metadata(workdir, saved_steps[-1])
     if saved.imported:
         raise UserError(
-            f"{workdir} holds an imported model: train in another --workdir that starts from it, "
-            f"with --config.train.init_from={workdir}"
+            f"{workdir} holds an imported model, which cannot be resumed: start from it in another "
+            f"--workdir, with --config.train.init_from={workdir}"
         )
     check_same_run(from_dict(saved.config), config, workdir)
     return saved
@@ -82,23 +82,28 @@ def find_resumable(workdir: Path, *, config: ConfigDict) -> CheckpointMetadata |
 
 def _check_workdir(workdir: Path, text: str) -> None:
     if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"{workdir} is no folder: give another --workdir")
+        raise UserError(f"{workdir} is not a folder: give another --workdir")
     there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     if not os.access(there, os.W_OK):
         raise UserError(f"cannot write to {there}: give another --workdir")
     folder = Path(text).expanduser().resolve()
     if text and folder.is_dir() and folder in (workdir.resolve(), *workdir.resolve().parents):
         raise UserError(
-            f"the workdir {workdir} is inside the folder of the text, {folder}, and would become a "
-            "part of it: give another --workdir"
+            f"the workdir {workdir} is inside the folder of the text, {folder}, and its files "
+            "would become part of the text: give another --workdir"
         )
 
 
 def check_same_run(old: ConfigDict, new: ConfigDict, workdir: Path) -> list[str]:
-    """Returns what has changed, in words, of a run that is resumed with another config.
+    """Returns what has changed, in words, if a run is resumed with a new config.
+
+    Args:
+      old: config of the run.
+      new: config to resume it with.
+      workdir: workdir of the run.
 
     Raises:
-      UserError: it is another run.
+      UserError: with the new config it would be another run.
     """
     changes = {
         name: f"{name} {before!r} -> {after!r}" for name, (before, after) in diff(old, new).items()
@@ -110,7 +115,7 @@ def check_same_run(old: ConfigDict, new: ConfigDict, workdir: Path) -> list[str]
     ]
     if forbidden:
         raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(forbidden)}): give another "
+            f"{workdir} holds a run with another config ({'; '.join(forbidden)}): give another "
             "--workdir, or the same config"
         )
     return list(changes.values())

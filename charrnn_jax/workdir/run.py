@@ -1,4 +1,4 @@
-"""`load_run`: opens a finished or running training for everything that comes after it."""
+"""`load_run`: opens a run, finished or still in training, to use its model."""
 
 import json
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ class Run:
 
     Attributes:
       workdir: workdir of the run.
-      step: steps of training before the checkpoint.
+      step: number of training steps before the checkpoint.
       config: config of the run.
       vocabulary: vocabulary of the model.
-      corpus: what the model was trained on.
-      model: the module.
-      params: its parameters.
-      loss: on the validation split in nats/char, by the protocol of `config.evaluation`; None: it
-        was not measured.
-      origin: the run whose weights this one started from; None: it started from random weights.
-      imported: the model was trained elsewhere, on a text that is not known.
+      corpus: text that the model was trained on.
+      model: the model.
+      params: parameters of the model.
+      loss: validation loss in nats/char, under the protocol of `config.evaluation`; None: not
+        measured.
+      origin: run whose weights this one started from; None: it started from random weights.
+      imported: whether the model was trained elsewhere, on a text that is not known.
     """
 
     workdir: Path
@@ -49,13 +49,14 @@ class Run:
     imported: bool = False
 
     def load_dataset(self, path: str = "") -> Dataset:
-        """Reads the text of the run again, and makes sure that it is the same.
+        """Reads the text of the run again, and checks that it is the same text.
 
         Args:
-          path: where the text is now; "": where it was. For an imported model any text will do.
+          path: path of the text, if it was moved; "": where it was. For an imported model, any
+            text.
 
         Raises:
-          UserError: the text is not there any more, or is another one.
+          UserError: the text is missing, or is another one.
         """
         if self.imported and not path:
             raise UserError(
@@ -68,8 +69,7 @@ class Run:
         return load_dataset(config, vocabulary=self.vocabulary, recorded=recorded)
 
     def losses(self) -> dict[str, dict[str, float]]:
-        """Returns what was measured of the checkpoint on its own text, as nats/char by protocol by
-        split.
+        """Returns the known losses on the run's own text, as {split: {protocol: nats/char}}.
 
         Raises:
           UserError: `evaluation.json` is damaged.
@@ -92,15 +92,15 @@ class Run:
 
 
 def load_run(workdir: str | Path, *, checkpoint: str | int = "best") -> Run:
-    """Opens a run; does not read its text.
+    """Opens a run, without reading its text.
 
     Args:
       workdir: workdir of the run.
-      checkpoint: "best" (lowest validation loss; the latest if there was no validation), "latest",
-        or a step.
+      checkpoint: "best" (lowest validation loss, or the latest if there was no validation),
+        "latest", or a step.
 
     Raises:
-      UserError: there is no such checkpoint, it is damaged, or its cell is not registered here.
+      UserError: there is no such checkpoint, it is damaged, or its cell is not registered.
     """
     workdir = Path(workdir)
     step = choose_step(workdir, checkpoint)
