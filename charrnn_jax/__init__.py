@@ -1,7 +1,7 @@
 """charrnn_jax: character-level language models with recurrent networks, in JAX and Flax.
 
-The names that a notebook or a script needs. Each is imported when it is first used, so importing the
-package does no work.
+The names that a notebook or a script needs. Each is imported when it is first used, so importing
+the package does no work.
 
 Config and data
   default_config       every field of a config, with its default

@@ -142,8 +142,9 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     try:
         values(["charrnn", *arguments])
     except flags.Error as error:
-        if wrong := re.match(r"flag --config\.([\w.]+)=(.*): ", str(error), re.DOTALL):
-            name, value = wrong.groups()
+        if wrong := re.match(r"flag (--config\.([\w.]+)=)", str(error)):
+            prefix, name = wrong.groups()
+            value = next(a.removeprefix(prefix) for a in arguments if a.startswith(prefix))
             kind = TYPE_NAMES[type(flat[name])]
             raise UserError(f"config.{name} is {value!r}; it must be {kind}") from error
         raise UserError(" ".join(str(error).split())) from error

@@ -14,9 +14,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any, NoReturn
 
-from charrnn_jax import __version__
 from charrnn_jax.errors import Interrupted, TrainingError, UserError
 from charrnn_jax.messages import PROGRESS
 
@@ -35,7 +35,7 @@ COMMANDS = {
 }
 
 _FIRST_STEPS = """\
-no command and no config. To begin:
+charrnn trains and studies character-level language models. To begin:
   charrnn --config=quick                                  train a small model, in minutes
   charrnn --config=own_text --config.data.path=FILE       the same on your own text
   charrnn sample --workdir=runs/quick --prompt="ROMEO:"   let it write
@@ -58,11 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if argv == ["--version"]:
-        print(f"charrnn_jax {__version__}")
+        print(f"charrnn_jax {version('charrnn_jax')}")
         return 0
+    if not argv:
+        print(_FIRST_STEPS, file=sys.stderr)
+        return UserError.exit_code
     try:
-        if not argv:
-            raise UserError(_FIRST_STEPS)
         name = argv.pop(0) if argv and not argv[0].startswith("-") else "train"
         if name not in COMMANDS:
             raise UserError(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")

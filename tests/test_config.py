@@ -1,4 +1,5 @@
 import math
+import runpy
 
 import pytest
 from conftest import ROOT
@@ -178,3 +179,10 @@ def test_broken_experiment_files_are_named(tmp_path, source: str, message: str) 
         load_experiment(str(file))
     with pytest.raises(UserError, match="no experiment file"):
         load_experiment(str(tmp_path / "absent.py"))
+
+
+def test_page_of_the_fields_is_current() -> None:
+    """After a change of the schema: python docs/generate_config.py"""
+    generate = runpy.run_path(str(ROOT / "docs" / "generate_config.py"))
+    assert generate["PAGE"].read_text(encoding="utf-8") == generate["page"]()
+    assert all(f"| `{name}` |" in generate["page"]() for name in flatten(default_config()))

@@ -268,7 +268,7 @@ def test_gradient_of_a_gradient_equals_scans(cell: str) -> None:
 
     second = jax.jit(jax.grad(sharpness), static_argnums=1)
     equal_to(1e-4, second(params, fused), second(params, scan))
-    with pytest.raises(NotImplementedError, match="float32, not in bfloat16"):
+    with pytest.raises(NotImplementedError, match="float32, not bfloat16"):
         second(params, fused.clone(dtype="bfloat16"))
 
 

@@ -1,6 +1,7 @@
 """Files import only what stands above them, so that each can be read with that alone."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -98,3 +99,13 @@ def test_the_notebook_imports_public_names_only() -> None:
     notebook = ROOT / "notebooks" / "text_generation.py"
     assert not _imported_layers(notebook)
     assert "charrnn_jax" in _imports(notebook)
+
+
+def test_the_package_lists_its_names_with_a_line_each() -> None:
+    """In `dir` and in the docstring that `help` shows."""
+    import charrnn_jax
+
+    assert charrnn_jax.__doc__ is not None
+    assert set(dir(charrnn_jax)) == {*charrnn_jax.__all__, "__version__"}
+    for name in charrnn_jax.__all__:
+        assert re.search(rf"\b{name}\b", charrnn_jax.__doc__), name

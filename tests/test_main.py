@@ -1,4 +1,5 @@
 import json
+import logging
 import math
 import os
 import shutil
@@ -13,10 +14,13 @@ import pytest
 from conftest import ROOT, SENTENCE
 from helpers import SMOKE, last_line_of_error, slow
 
+import charrnn_jax
 from charrnn_jax.commands.arguments import _default_workdir
 from charrnn_jax.data.corpora import KNOWN_CORPORA
 from charrnn_jax.evaluation.protocols import evaluate, make_protocol
+from charrnn_jax.experiment import load_experiment
 from charrnn_jax.main import main
+from charrnn_jax.messages import PROGRESS
 from charrnn_jax.workdir.checkpoints import steps
 from charrnn_jax.workdir.run import load_run
 
@@ -42,7 +46,7 @@ def test_train_shows_what_the_tutorial_shows(
         "Length of text: 4,100 characters",
         "33 unique characters",
         SENTENCE,
-        "Total Parameters",
+        "output shape",
         "sample, untrained model",
         "Initial loss 3.5",
         "about the vocabulary size of 34, as it should be",
@@ -137,15 +141,61 @@ def test_score_agrees_with_its_characters(
     assert capsys.readouterr().out.splitlines() == [summary]
 
 
+def test_without_arguments_the_first_steps_are_shown(capsys: pytest.CaptureFixture) -> None:
+    assert main([]) == 2
+    assert "charrnn --config=quick" in capsys.readouterr().err
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"charrnn_jax {charrnn_jax.__version__}\n"
+
+
+def test_presets_are_the_experiments_and_config_prints_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A file of the same name comes first."""
+    assert main(["config"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == sorted(file.stem for file in (ROOT / "experiments").glob("*.py"))
+    assert main(["config", "quick"]) == 0
+    source = (ROOT / "experiments" / "quick.py").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == source
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment("quick").model.hidden_size == 384
+    Path("quick").write_text(source.replace("384", "48"), encoding="utf-8")
+    assert load_experiment("quick").model.hidden_size == 48
+    assert main(["config", "quikc"]) == 2
+    assert "there is no preset 'quikc'" in last_line_of_error(capsys)
+
+
+@pytest.mark.parametrize(("flag", "shown"), [("--quiet", False), ("--verbose", True)])
+def test_messages_are_few_or_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture, flag: str, shown: bool
+) -> None:
+    workdir = f"--workdir={tmp_path / 'run'}"
+    try:
+        assert main([f"{SMOKE}:builtin", workdir, "--config.train.num_steps=2", flag]) == 0
+        out = capsys.readouterr().out
+        assert ("saving a checkpoint of step 2" in out) is shown
+        assert ("Corpus:" in out) is shown
+        assert main(["score", workdir, "--text=def f():", "--quiet"]) == 0
+        captured = capsys.readouterr()
+        assert "nats/char" in captured.out
+        assert not captured.err
+    finally:
+        PROGRESS.setLevel(logging.INFO)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
             ["trian"],
             "no command 'trian'; the commands are train, evaluate, sample, score, "
-            "sweep, search, export, import, corpora",
+            "sweep, search, export, import, config, corpora",
         ),
-        ([], "--config is missing"),
+        (["train"], "--config is missing"),
         (["--config=absent.py"], "no experiment file 'absent.py'"),
         ([SMOKE + ":large"], "smoke.py knows :builtin, not :large"),
         ([SMOKE, "--config.model.hiden_size=3"], "did you mean config.model.hidden_size?"),

@@ -453,9 +453,9 @@ def test_initial_loss_far_off_is_a_warning() -> None:
 def test_long_run_names_the_short_one_and_says_how_to_stop() -> None:
     text = describe_time_left(4000.0, steps=3000)
     assert "1 h 6 min" in text
-    assert "quick.py" in text
+    assert "--config=quick" in text
     assert "Ctrl-C" in text
-    assert "quick.py" not in describe_time_left(60.0, steps=3000)
+    assert "quick" not in describe_time_left(60.0, steps=3000)
 
 
 def test_json_lines_survive_a_killed_writer_and_drop_what_is_repeated(tmp_path: Path) -> None:

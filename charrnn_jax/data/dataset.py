@@ -59,17 +59,21 @@ class Dataset:
         corpus, num_chars = self.corpus, len(self.splits.tokens)
         return CorpusIdentity(corpus.name, corpus.sha256, num_chars, corpus.instead_of)
 
+    def headline(self) -> str:
+        """Returns the name and length of the text, after a warning if it is a substitute."""
+        substitute = self.corpus.instead_of and (
+            f"WARNING: the corpus {self.corpus.instead_of!r} is neither cached nor reachable: "
+            f"using {self.corpus.name!r} INSTEAD\n"
+        )
+        return f"{substitute}Corpus: {self.identity().describe()}"
+
     def describe(self) -> str:
         """Returns an overview: name, length, unique characters, splits, first 250 characters."""
         kind = self.vocabulary.kind
         unique = "" if kind == "bytes" else f"{self.vocabulary.size - 1} unique characters\n"
         sizes = ", ".join(f"{name} {len(self.splits[name]):,}" for name in self.splits.ends)
-        substitute = self.corpus.instead_of and (
-            f"WARNING: the corpus {self.corpus.instead_of!r} is neither cached nor reachable: "
-            f"using {self.corpus.name!r} INSTEAD\n"
-        )
         return (
-            f"{substitute}Corpus: {self.identity().describe()}\n"
+            f"{self.headline()}\n"
             f"Length of text: {len(self.splits.tokens):,} {kind} ({sizes})\n"
             f"{unique}First 250 characters:\n"
             f"{'-' * 80}\n{self.corpus.head(250, kind=kind)}\n{'-' * 80}"

@@ -85,7 +85,7 @@ def train(
         setup = make_setup(config, workdir)
         _check_train_step(step_fn, setup)
         if setup.resumes:
-            say_once(f"Corpus: {setup.dataset.identity().describe()}")
+            say_once(setup.dataset.headline())
         else:
             say_once(f"{setup.dataset.describe()}\n{summary(setup.state.model)}")
         PROGRESS.debug(
