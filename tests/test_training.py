@@ -241,7 +241,7 @@ def test_own_loss_and_own_step_are_used(tiny_config: ConfigDict, tmp_path: Path)
 
     other = train(tiny_config, tmp_path / "loss", loss_fn=smoothed)
     assert not np.array_equal(other.params["dense"]["kernel"], standard.params["dense"]["kernel"])
-    with pytest.raises(UserError, match="both"):
+    with pytest.raises(UserError, match="give only one"):
         train(tiny_config, tmp_path / "both", train_step=own_step, loss_fn=smoothed)
 
 
