@@ -7,15 +7,26 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from helpers import E, H, V
 
 from benchmarks.scaling import latency_and_rate
 from benchmarks.workloads import WORKLOADS
+from charrnn_jax.models.char_rnn import CharRNN
+from charrnn_jax.training.dispatch import count_step_weights
 
 
 def test_flops_of_a_training_step_are_three_times_those_of_its_products_forward() -> None:
     step = WORKLOADS["T1"]
     forward = 2 * 64 * 100 * 1024 * (3 * 1024 + 66)
     assert step.flops == 3 * forward
+
+
+def test_weights_of_a_step_are_all_but_those_that_project_the_table() -> None:
+    recurrent, inputs, readout = 3 * H * H, 3 * H * H, H * V
+    assert count_step_weights(CharRNN(V, E, H)) == recurrent + readout
+    assert (
+        count_step_weights(CharRNN(V, E, H, num_layers=3)) == 3 * recurrent + 2 * inputs + readout
+    )
 
 
 def run_benchmarks(output: Path, *arguments: str) -> None:

@@ -26,6 +26,18 @@ def flip_a_bit(folder: Path) -> None:
     file.write_bytes(content)
 
 
+def test_going_back_deletes_later_checkpoints_and_no_others(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    tiny_config.train.num_steps, tiny_config.train.checkpoint_every_steps = 20, 10
+    train(tiny_config, tmp_path)
+    assert checkpoints_lib.steps(tmp_path) == [10, 20]
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.go_back(10)
+        assert checkpoints.latest == 10
+    assert checkpoints_lib.steps(tmp_path) == [10]
+
+
 @pytest.mark.parametrize("damage", ["flipped bit", "empty folder", "no manifest", "metadata"])
 def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     tiny_config: ConfigDict, tmp_path: Path, damage: str

@@ -27,10 +27,12 @@ def test_writing_in_parts_gives_the_text_of_writing_at_once() -> None:
     jax.tree.map(np.testing.assert_array_equal, parts.state.carry, whole.state.carry)
 
 
-def test_after_a_stop_it_goes_on_as_if_nothing_more_had_been_drawn() -> None:
+@pytest.mark.parametrize("length", [10, 60, 200])
+def test_after_a_stop_it_goes_on_as_if_nothing_more_had_been_drawn(length: int) -> None:
+    """In the first chunk, in the next, and in a later one."""
     start = Continuation.start(sampler(), "a", seed=1)
     whole = start.write(300)
-    at = whole.text.index("\n", 60)
+    at = whole.text.index("\n", length)
     stopped = start.write(300, stop=[whole.text[at : at + 2]])
     assert stopped.last is not None
     assert stopped.last.finish == "stop"

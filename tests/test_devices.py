@@ -14,12 +14,14 @@ import optax
 import pytest
 from conftest import ROOT
 from helpers import assert_rows_agree, slow
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from charrnn_jax.errors import UserError
-from charrnn_jax.training.devices import make_mesh
+from charrnn_jax.models.char_rnn import CharRNN
+from charrnn_jax.training.devices import make_mesh, state_shardings
 from charrnn_jax.training.loop import train
-from charrnn_jax.training.train_step import TrainState
+from charrnn_jax.training.train_step import TrainState, create_train_state
 from charrnn_jax.workdir.run import load_run
 
 # Sums over a batch or over hidden units are added in another order, which changes the last bits of
@@ -40,6 +42,20 @@ def test_two_devices_train_the_model_of_one(cell: str, implementation: str) -> N
         of_losses, of_arrays = device_runs.differences(*mesh, losses=losses, state=state, **case)
         assert of_losses < LOSSES_AGREE
         assert of_arrays < ARRAYS_AGREE
+
+
+def test_devices_share_the_columns_of_what_has_hidden_units() -> None:
+    """The last axis of kernels and biases, and of Adam's moments of them."""
+    mesh = make_mesh(data_devices=1, model_devices=2, batch_size=4, hidden_size=6)
+    state = create_train_state(
+        CharRNN(5, 3, 6), optax.adam(1e-3), seed=0, batch_size=4, reset_every_steps=0
+    )
+    shardings = state_shardings(state, mesh)
+    for tree in (shardings.params, shardings.opt_state[0].mu):
+        for leaf in jax.tree.leaves(tree["layers_0"]["cell"]):
+            assert leaf.spec in (P(None, "model"), P("model"))
+        assert tree["dense"]["kernel"].spec == P(None, None)
+    assert jax.tree.leaves(shardings.carry)[0].spec == P("data", "model")
 
 
 @pytest.mark.parametrize("mesh", [(2, 1), (1, 2)])

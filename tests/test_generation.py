@@ -232,6 +232,8 @@ def test_unknown_characters_of_a_prompt_are_named_or_skipped() -> None:
 def test_empty_prompt_starts_a_line() -> None:
     params, kwargs = settings()
     assert generate(params, [""], **kwargs)[0].text == generate(params, ["\n"], **kwargs)[0].text
+    spaces = {**kwargs, "vocabulary": Vocabulary("\n abcdefgh")}
+    assert generate(params, [""], **spaces)[0].text == generate(params, ["\n"], **spaces)[0].text
     no_lines = {**kwargs, "vocabulary": Vocabulary("abcdefghij")}
     assert generate(params, [""], **no_lines)[0].text == generate(params, ["a"], **no_lines)[0].text
 

@@ -288,9 +288,7 @@ def test_imported_run_is_fine_tuned_and_not_resumed(
     with pytest.raises(UserError, match=rf"--config.train.init_from={imported}"):
         train(tiny_config, imported)
     tiny_config.train.init_from = str(imported)
-    with pytest.raises(
-        UserError, match="embedding_size is 8, there 12; hidden_size is 16, there 24"
-    ):
+    with pytest.raises(UserError, match="embedding_size is 8, not 12; hidden_size is 16, not 24"):
         train(tiny_config, tmp_path / "tuned")
     assert not (tmp_path / "tuned").exists()
     tiny_config.model.embedding_size, tiny_config.model.hidden_size = E, H

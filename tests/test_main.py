@@ -1,7 +1,9 @@
+import argparse
 import json
 import logging
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from conftest import ROOT, SENTENCE
 from helpers import SMOKE, last_line_of_error, slow
 
 import charrnn_jax
-from charrnn_jax.commands.arguments import _default_workdir
+from charrnn_jax.commands.arguments import _default_workdir, load_config
 from charrnn_jax.data.corpora import KNOWN_CORPORA
 from charrnn_jax.evaluation.protocols import evaluate, make_protocol
 from charrnn_jax.experiment import load_experiment
@@ -55,6 +57,8 @@ def test_train_shows_what_the_tutorial_shows(
         "nats/char",
         "bits/char (cold)",
         "sample, step ",
+        f"sample --workdir={tmp_path}\n",
+        f"evaluate --workdir={tmp_path}\n",
     ):
         assert shown in out
     names = {path.name for path in tmp_path.iterdir()}
@@ -343,12 +347,26 @@ def test_corpora_lists_what_is_known(capsys: pytest.CaptureFixture[str]) -> None
         assert name in out
 
 
+def test_corpora_says_which_ones_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CHARRNN_DATA_DIR", str(tmp_path))
+    (tmp_path / "shakespeare.txt").write_text("text")
+    assert main(["corpora"]) == 0
+    here, absent = re.findall(r"(?:shakespeare|text8) .*", capsys.readouterr().out)
+    assert str(tmp_path / "shakespeare.txt") in here
+    assert "to be downloaded" in absent
+
+
 def test_workdir_is_named_after_the_config_and_what_differs() -> None:
     name = _default_workdir(
         "experiments/shakespeare.py", "lstm", ["--config.seed=1", "--config.data.path=/a/b c"]
     )
     assert name == Path("runs/shakespeare-lstm-seed=1-data.path=_a_b_c")
     assert _default_workdir("experiments/quick.py", "", []) == Path("runs/quick")
+    args = argparse.Namespace(config=f"{SMOKE.partition('=')[2]}:builtin", workdir=None)
+    _, workdir = load_config(args, ["--config.seed=1"])
+    assert workdir == Path("runs/smoke-builtin-seed=1")
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "sample", "score", "corpora"])

@@ -130,7 +130,16 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
         "/what",
         "/back 9",
     ]
-    lines += [f"/save {saved}", "/show", f"/open {saved}", "/open /absent", "/new 漢", "/help"]
+    lines += [
+        f"/save {saved}",
+        "/show",
+        f"/open {saved}",
+        "/open /absent",
+        "/new 漢",
+        "/help",
+        "/back 3",
+        "/back 1",
+    ]
     typed = iter(lines)
 
     def answer(prompt: str) -> str:
@@ -161,6 +170,8 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
     assert "temperature 0.5" in after["/set"]
     assert "there is no /what" in after["/what"]
     assert "no text 9" in after["/back 9"]
+    assert after["/back 1"].startswith("...<")
+    assert len(after["/back 1"]) < len(after["/back 3"])
     assert after[f"/save {saved}"] == f"Saved to {saved}\n"
     assert after["/show"] == after[f"/open {saved}"]
     assert after["/show"].startswith("<")

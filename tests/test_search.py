@@ -193,11 +193,19 @@ def test_another_search_in_the_folder_is_refused_and_a_larger_budget_is_not(
     assert Search(tmp_path).num_trials == 3
     with pytest.raises(UserError, match="sampler 'tpe' -> 'random'"):
         start(short_config, tmp_path, num_trials=3, sampler="random")
+    with pytest.raises(UserError, match="space "):
+        start(short_config, tmp_path, num_trials=3, space={"seed": space.integers(0, 9)})
     short_config.train.num_steps = 24
     with pytest.raises(UserError, match=r"train\.num_steps 12 -> 24"):
         start(short_config, tmp_path, num_trials=3)
     with pytest.raises(UserError, match="holds no search"):
         Search(tmp_path / "elsewhere")
+
+
+def test_values_have_four_digits_within_their_range() -> None:
+    assert searching._rounded(0.0123456, space.uniform(0.0, 1.0)) == 0.01235
+    assert searching._rounded(0.99996, space.uniform(0.0, 0.99997)) == 0.99997
+    assert searching._rounded(12345, space.integers(0, 99999)) == 12345
 
 
 def write_experiment(folder: Path, config: ConfigDict, *, search: str) -> str:

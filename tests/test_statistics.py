@@ -126,6 +126,8 @@ def test_comparisons_pair_the_seeds_that_both_have() -> None:
         comparison = by_settings(summaries, x=x).comparison
         assert comparison is not None
         assert comparison.p == pytest.approx(test.pvalue)
+        differences = [losses[x, s] - losses[0, s] for s in seeds]
+        assert comparison.difference.mean == pytest.approx(np.mean(differences))
         assert comparison.difference.num == len(seeds)
         ps.append(test.pvalue)
     corrected = [by_settings(summaries, x=x).comparison.corrected_p for x in (1, 2, 3)]

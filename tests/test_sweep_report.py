@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from selenium import webdriver
 
 from charrnn_jax.errors import UserError
+from charrnn_jax.reports.sweep.figures import _best, range_of
 from charrnn_jax.reports.sweep.report import write_sweep_report
 from charrnn_jax.reports.sweep.statistics import STATUSES, Result, summarize
 
@@ -199,6 +200,18 @@ def test_what_is_left_out_of_figures_is_said(tmp_path: Path) -> None:
     page = (write(SWEEPS["hundreds"], tmp_path) / "sweep.html").read_text(encoding="utf-8")
     assert "Only the best 30 of 300" in page
     assert "Only the best 10 of 300" in page
+
+
+def test_outliers_do_not_stretch_an_axis() -> None:
+    assert range_of([1.0, 1.1, 1.2, 1.3]).high == 1.3
+    assert range_of([1.0, 1.1, 1.2, 1.3, 9.0]).high == pytest.approx(2.2)
+    assert range_of([1.0, 1.0, 1.0, 1.0, 2.0]).high == 2.0
+
+
+def test_the_baseline_is_drawn_even_if_it_is_not_among_the_best() -> None:
+    results = [make_result({"x": x, "seed": s}, 1.0 + x) for x in range(5) for s in range(2)]
+    assert _best(summarize(results, {"x": 4}), 2) == [0, 1, 4]
+    assert _best(summarize(results, {"x": 0}), 2) == [0, 1]
 
 
 def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path: Path) -> None:
