@@ -246,9 +246,13 @@ def test_empty_prompt_starts_a_line() -> None:
         (["abc"], {"temperature": -1.0}),
         (["abc"], {"num_chars": 0}),
         (["abc"], {"unk": "ignore"}),
+        (["abc"], {"num_char": 5}),
     ],
 )
 def test_wrong_arguments_are_refused(prompts, changes: dict) -> None:
     params, kwargs = settings()
-    with pytest.raises((ValueError, TypeError), match=r"prompts|temperature|num_chars|unk"):
+    with pytest.raises(
+        (ValueError, TypeError),
+        match=r"prompts|temperature|num_chars|unk|^generate\(\) .* 'num_char'",
+    ):
         generate(params, prompts, **{**kwargs, **changes})

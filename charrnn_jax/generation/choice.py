@@ -1,6 +1,7 @@
 """`make_rules`: turns settings such as a temperature into the rules of drawing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,26 @@ from charrnn_jax.generation.rules import (
     TopP,
 )
 from charrnn_jax.registry import RULES
+
+
+class Choice(TypedDict, total=False):
+    """Keyword arguments of `make_rules`, for type checkers."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    no_repeat: int
+    allow: str
+    forbid: str
+    pattern: str
+    own: Sequence[str]
+
+
+def check_keywords(given: Iterable[str], *, known: type, function: str) -> None:
+    """Raises TypeError for keywords that a TypedDict lacks, as if `function` had been called."""
+    if unknown := sorted(set(given) - known.__annotations__.keys()):
+        raise TypeError(f"{function}() got an unexpected keyword argument {unknown[0]!r}")
 
 
 def make_rules(

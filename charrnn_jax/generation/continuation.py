@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 
 from charrnn_jax.errors import UserError
 from charrnn_jax.files import replacing
+from charrnn_jax.generation.choice import Choice, check_keywords
 from charrnn_jax.generation.prompts import encode_prompt, pad, row_keys
 from charrnn_jax.generation.rules import Rules, start_memory
 from charrnn_jax.generation.sampler import CHUNK, Sampler, SampleState, fetch
@@ -63,7 +64,7 @@ class Continuation:
         stop: Sequence[str] = (),
         on_text: Callable[[str], bool | None] = lambda piece: None,
         rules: Rules | None = None,
-        **choice: Any,
+        **choice: Unpack[Choice],
     ) -> "Continuation":
         """Continues the text.
 
@@ -76,8 +77,9 @@ class Continuation:
           **choice: settings of `make_rules`: temperature, top_k, top_p, ...
 
         Raises:
-          UserError: see `Sampler.generate`.
+          UserError, TypeError: see `Sampler.generate`.
         """
+        check_keywords(choice, known=Choice, function="write")
         if num_chars < 1:
             raise UserError(f"num_chars is {num_chars}; it must be at least 1")
         rules = self.sampler.choose_rules(rules, **choice)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Required, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from flax import struct
 
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
-from charrnn_jax.generation.choice import make_rules
+from charrnn_jax.generation.choice import Choice, check_keywords, make_rules
 from charrnn_jax.generation.prompts import encode_prompt, pad, row_keys
 from charrnn_jax.generation.rules import (
     Rules,
@@ -34,6 +34,17 @@ from charrnn_jax.generation.rules import (
 from charrnn_jax.generation.writer import Sample, Writer
 from charrnn_jax.models.char_rnn import Carry, CharRNN
 from charrnn_jax.models.stepping import check_dtype, prefers_transposed, prepare, step
+
+
+class Settings(Choice, total=False):
+    """Keyword arguments of `Sampler.generate`, for type checkers."""
+
+    num_chars: Required[int]
+    seed: int
+    unk: str
+    stop: Sequence[str]
+    rules: Rules | None
+
 
 CHUNK = 50  # characters; at 1,000 per second, new text appears 20 times per second
 
@@ -244,7 +255,7 @@ class Sampler:
         self._prepare = cache(partial(prepare, params, model=model, dtype=self.dtype))
 
     def generate(
-        self, prompts: Sequence[str], *, best_of: int = 1, **settings: Any
+        self, prompts: Sequence[str], *, best_of: int = 1, **settings: Unpack[Settings]
     ) -> list[Sample]:
         """Continues every prompt.
 
@@ -268,9 +279,10 @@ class Sampler:
         Raises:
           UserError: a prompt or a stop string has unknown characters, a prompt has no known ones,
             or a number is out of range.
-          TypeError: `prompts` or `stop` is a single text.
+          TypeError: `prompts` or `stop` is a single text, or there is no such setting.
           ValueError: `unk` has another value.
         """
+        check_keywords(settings, known=Settings, function="generate")
         if best_of < 1:
             raise UserError(f"best_of is {best_of}; it must be at least 1")
         _check_prompts(prompts)
@@ -282,12 +294,13 @@ class Sampler:
         groups = [samples[i : i + best_of] for i in range(0, len(samples), best_of)]
         return [min(group, key=_badness) for group in groups]
 
-    def stream(self, prompts: Sequence[str], **settings: Any) -> Iterator[list[str]]:
+    def stream(self, prompts: Sequence[str], **settings: Unpack[Settings]) -> Iterator[list[str]]:
         """Yields the next piece of every text as soon as it is drawn, as a list of B strings.
 
         The pieces of a text add up to the text that `generate` returns. Arguments (without best_of)
         and errors are those of `generate`; errors are raised by the call, not by the iterator.
         """
+        check_keywords(settings, known=Settings, function="stream")
         _check_prompts(prompts)
         return self._write(prompts, **settings)[0]
 
@@ -300,7 +313,7 @@ class Sampler:
         unk: str = "error",
         stop: Sequence[str] = (),
         rules: Rules | None = None,
-        **choice: Any,
+        **choice: Unpack[Choice],
     ) -> tuple[Iterator[list[str]], list[Writer]]:
         """Returns (iterator that draws and yields the pieces, writers that collect the texts)."""
         if num_chars < 1:
@@ -336,7 +349,7 @@ class Sampler:
             if all(writer.finish for writer in writers):
                 return
 
-    def choose_rules(self, rules: Rules | None = None, **choice: Any) -> Rules:
+    def choose_rules(self, rules: Rules | None = None, **choice: Unpack[Choice]) -> Rules:
         """Returns your own rules, or those that `make_rules` makes from settings."""
         if rules is not None and choice:
             raise TypeError(f"give rules, or {', '.join(choice)}, not both")
@@ -374,10 +387,18 @@ class Sampler:
 
 
 def generate(
-    params: Any, prompts: Sequence[str], *, model: CharRNN, vocabulary: Vocabulary, **settings: Any
+    params: Any,
+    prompts: Sequence[str],
+    *,
+    model: CharRNN,
+    vocabulary: Vocabulary,
+    best_of: int = 1,
+    **settings: Unpack[Settings],
 ) -> list[Sample]:
     """Continues every prompt; for settings and errors, see `Sampler.generate`."""
-    return Sampler(params, model=model, vocabulary=vocabulary).generate(prompts, **settings)
+    return Sampler(params, model=model, vocabulary=vocabulary).generate(
+        prompts, best_of=best_of, **settings
+    )
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:
