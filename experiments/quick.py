@@ -1,4 +1,4 @@
-"""A useful model of Tiny Shakespeare in two to three minutes on two CPU cores.
+"""A useful model of Tiny Shakespeare in one to three minutes on two CPU cores.
 
   python -m charrnn_jax.main --config=experiments/quick.py
 

@@ -118,6 +118,13 @@ def test_what_is_evaluated_is_saved(tiny_config: ConfigDict, tmp_path: Path) -> 
     assert load_run(tmp_path).step == 42
 
 
+def test_a_step_that_is_only_evaluated_is_saved(tiny_config: ConfigDict, tmp_path: Path) -> None:
+    tiny_config.train.evaluate_every_steps, tiny_config.train.num_steps = 6, 9
+    tiny_config.train.checkpoint_every_steps = 100
+    train(tiny_config, tmp_path)
+    assert checkpoints_lib.steps(tmp_path) == [6, 9]
+
+
 def test_files_of_others_among_the_checkpoints_are_left_alone(
     tiny_config: ConfigDict, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.generation.continuation import Continuation
 from charrnn_jax.generation.rules import Rule
-from charrnn_jax.generation.sampler import Sampler, sample_chunk
+from charrnn_jax.generation.sampler import CHUNK, Sampler, sample_chunk
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 
 
@@ -39,6 +39,17 @@ def test_after_a_stop_it_goes_on_as_if_nothing_more_had_been_drawn(length: int) 
     assert whole.text.startswith(stopped.text)
     assert len(stopped.text) < 300
     assert stopped.write(300 - stopped.last.num_chars).text == whole.text
+
+
+def test_a_stop_string_may_begin_in_the_chunk_before() -> None:
+    start = Continuation.start(sampler(), "a", seed=1)
+    whole = start.write(200)
+    begin = len("a") + CHUNK - 3
+    stop = whole.text[begin : begin + 7]
+    assert whole.text.index(stop) == begin
+    stopped = start.write(200, stop=[stop])
+    assert stopped.text == whole.text[:begin]
+    assert stopped.write(200 - (CHUNK - 3)).text == whole.text
 
 
 def test_branches_leave_the_text_that_they_come_from_as_it_is() -> None:

@@ -31,7 +31,7 @@ from charrnn_jax.export.card import (
     page_facts,
     readme,
 )
-from charrnn_jax.export.folder import PLATFORMS, make_functions, write_folder
+from charrnn_jax.export.folder import PLATFORMS, export, make_functions, write_folder
 from charrnn_jax.files import creating
 from charrnn_jax.generation.choice import make_rules
 from charrnn_jax.generation.sampler import Sampler, SampleState, sample_step
@@ -303,6 +303,22 @@ def make_run(workdir: Path, config: ConfigDict, **changes) -> Run:
     config.data.path = "secret/text.txt"
     corpus = replace(CORPUS, name="secret/text.txt")
     return Run(workdir, 5, config, VOCABULARY, corpus, model, params, **{"loss": None, **changes})
+
+
+def test_sample_of_a_card_is_what_its_command_writes(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, tiny_config)
+    export(run, tmp_path / "x")
+    readme = (tmp_path / "x" / "README.md").read_text(encoding="utf-8")
+    num_chars, temperature = re.search(r"--num_chars (\d+) --temperature (\S+)", readme).groups()
+    sampler = Sampler(run.params, model=run.model, vocabulary=run.vocabulary)
+    (sample,) = sampler.generate(
+        ["bad"], num_chars=int(num_chars), temperature=float(temperature), seed=0
+    )
+    lines = [line for line in sample.text.splitlines() if len(line) > 20]
+    assert len(lines) > 3
+    assert all(line in readme for line in lines[1:])
 
 
 def test_card_has_the_losses_of_this_checkpoint_by_protocol(

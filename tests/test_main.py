@@ -21,6 +21,7 @@ from charrnn_jax.commands.arguments import _default_workdir, load_config
 from charrnn_jax.data.corpora import KNOWN_CORPORA
 from charrnn_jax.evaluation.protocols import evaluate, make_protocol
 from charrnn_jax.experiment import load_experiment
+from charrnn_jax.generation.sampler import Sampler
 from charrnn_jax.main import main
 from charrnn_jax.messages import PROGRESS
 from charrnn_jax.workdir.checkpoints import steps
@@ -143,6 +144,18 @@ def test_score_agrees_with_its_characters(
     file.write_text(SENTENCE)
     assert main(["score", f"--workdir={trained}", f"--text_file={file}"]) == 0
     assert capsys.readouterr().out.splitlines() == [summary]
+
+
+def test_the_seed_of_a_command_is_that_of_its_text(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load_run(trained)
+    sampler = Sampler(run.params, model=run.model, vocabulary=run.vocabulary)
+    command = ["sample", f"--workdir={trained}", "--num_chars=30", "--prompt=The"]
+    for seed in (7, 8):
+        assert main([*command, f"--seed={seed}"]) == 0
+        (sample,) = sampler.generate(["The"], num_chars=30, seed=seed)
+        assert capsys.readouterr().out == f"The{sample.text}\n"
 
 
 def test_without_arguments_the_first_steps_are_shown(capsys: pytest.CaptureFixture) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -186,7 +187,9 @@ def test_parallel_form_is_the_best_one_and_equals_the_scan(
     charrnn_jax.register_cell(
         Cell("decay", Decay, "h = a * h + x @ w/kernel + w/bias", (), parallel=decay_at_once)
     )
-    assert choose_form(CELLS["decay"], implementation="auto", dtype="float32") == "parallel"
+    both = replace(CELLS["gru"], parallel=decay_at_once)
+    for cell in (CELLS["decay"], both):
+        assert choose_form(cell, implementation="auto", dtype="float32") == "parallel"
     rng = np.random.default_rng(0)
     inputs, carry = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 9, 3), (2, 5)))
     variables = Recurrence("decay", 5).init(jax.random.key(0), carry, inputs)
@@ -210,6 +213,8 @@ def test_names_that_nothing_has_are_refused_before_anything_is_written(
     for registry in ALL:
         config = tiny_config.copy_and_resolve_references()
         config.update_from_flattened_dict({registry.field: "nothing"})
+        with pytest.raises(UserError, match=rf"config.{registry.field}.*'nothing'"):
+            validate(config)
         with pytest.raises(UserError, match=rf"config.{registry.field}.*'nothing'"):
             charrnn_jax.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -150,7 +150,10 @@ def test_a_signal_saves_every_replica_and_each_goes_on_alone(
 
 
 def test_a_replica_that_diverges_does_not_stop_the_others(
-    tiny_config: ConfigDict, tmp_path: Path, alone: Callable[[ConfigDict], Path]
+    tiny_config: ConfigDict,
+    tmp_path: Path,
+    alone: Callable[[ConfigDict], Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tiny_config.optimizer.name, tiny_config.model.cell = "sgd", "rnn"
     rates = [0.1, 1e30, 0.2]
@@ -159,6 +162,8 @@ def test_a_replica_that_diverges_does_not_stop_the_others(
     first, second, third = train_replicas(configs, workdirs, mapping="map")
     assert (first, third) == (None, None)
     assert isinstance(second, DivergedError)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[1] ")]
+    assert said[-1] == f"[1] {second}"  # nothing more of it
     assert_same_run(workdirs[2], alone(configs[2]))
 
 

@@ -32,6 +32,7 @@ from charrnn_jax.generation.rules import (
 )
 from charrnn_jax.generation.sampler import Sampler, generate, sample_chunk
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
+from charrnn_jax.registry import register_rule
 
 EVERY_RULE = {
     "greedy": {"temperature": 0.0},
@@ -69,6 +70,19 @@ def test_top_k_keeps_the_k_most_likely_and_ties_with_the_last(logits: np.ndarray
     kth = np.sort(logits, axis=-1)[:, ::-1][:, min(k, 8) - 1 : min(k, 8)]
     expected = np.where(logits >= kth, logits, -np.inf)
     np.testing.assert_array_equal(run_rule(TopK(k), logits), expected)
+
+
+def test_logits_that_differ_in_the_last_bit_are_told_apart() -> None:
+    one = np.float32(1.0)
+    logits = np.array([[one, np.nextafter(one, np.float32(2.0)), 0.5, 0.5]], np.float32)
+    kept = np.isfinite(run_rule(TopK(1), np.repeat(logits, 3, axis=0)))
+    assert kept.tolist() == [[False, True, False, False]] * 3
+
+
+def test_an_own_rule_is_applied_before_the_temperature(own_registries: None) -> None:
+    register_rule("mine", lambda vocabulary: TopK(1))
+    rules = make_rules(VOCABULARY, temperature=0.5, own=["mine"])
+    assert [type(rule) for rule in rules] == [Allow, TopK, Temperature]
 
 
 @given(some_logits, st.floats(0.01, 1.0))

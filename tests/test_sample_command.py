@@ -126,6 +126,7 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
         "/set top_p 7",
         "/set num_chars 0",
         "/set speed 1",
+        "/set own nothing",
         "/set",
         "/what",
         "/back 9",
@@ -167,6 +168,7 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
     assert "top_p is 7.0" in after["/set top_p 7"]
     assert "'0' is not a whole number of at least 1" in after["/set num_chars 0"]
     assert "no setting 'speed'" in after["/set speed 1"]
+    assert "'nothing'" in after["/set own nothing"]
     assert "temperature 0.5" in after["/set"]
     assert "there is no /what" in after["/what"]
     assert "no text 9" in after["/back 9"]

@@ -13,6 +13,11 @@ LAW = ScalingLaw(irreducible=1.1, a=30.0, alpha=0.4, b=200.0, beta=0.42)
 N, D = (grid.ravel() for grid in np.meshgrid([1e4, 4e4, 2e5, 8e5], [2e5, 5e5, 1e6, 4e6]))
 
 
+def test_terms_of_a_law_have_their_own_exponents() -> None:
+    law = ScalingLaw(irreducible=1.0, a=2.0, alpha=0.5, b=3.0, beta=0.25)
+    np.testing.assert_allclose(law.loss(np.array(4), np.array(16)), 1 + 2 / 2 + 3 / 2)
+
+
 def test_fit_finds_the_law_that_made_the_losses() -> None:
     law = fit_scaling_law(N, D, losses=LAW.loss(N, D))
     np.testing.assert_allclose(law.loss(N, D), LAW.loss(N, D), rtol=1e-4)

@@ -202,6 +202,17 @@ def test_another_search_in_the_folder_is_refused_and_a_larger_budget_is_not(
         Search(tmp_path / "elsewhere")
 
 
+def test_a_trial_that_was_trained_to_the_end_is_not_pruned(
+    short_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = start(short_config, tmp_path, num_trials=1)
+    monkeypatch.setattr(searching, "is_pruned", lambda *_, evaluation, loss: evaluation == 4)
+    finish(search)
+    (unit,) = load_sweep(tmp_path)
+    assert unit.read_result().status == "done"
+    assert len(unit.read_result().curve) == 4
+
+
 def test_values_have_four_digits_within_their_range() -> None:
     assert searching._rounded(0.0123456, space.uniform(0.0, 1.0)) == 0.01235
     assert searching._rounded(0.99996, space.uniform(0.0, 0.99997)) == 0.99997

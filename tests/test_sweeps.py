@@ -146,6 +146,8 @@ def test_jobs_hold_every_unit_once_and_only_replicas_share_one(
     units = units_of(hyper.product([sizes, hyper.sweep("seed", range(num_seeds))]))
     jobs = make_jobs(units, workdir=Path("s"), num_workers=num_workers)
     assert sorted(unit.index for job in jobs for unit in job.units) == list(range(len(units)))
+    lengths = [len(job.units) for job in jobs]
+    assert lengths == sorted(lengths, reverse=True)
     for job in jobs:
         assert len({unit.config.model.hidden_size for unit in job.units}) == 1
     if num_cells == 1:

@@ -76,6 +76,7 @@ def test_resume_is_bitwise_identical(
             train(tiny_config, tmp_path / "many", hooks=[signal_at(evaluated)])
         assert stopped.value.exit_code == 130
         assert evaluated < stopped.value.step <= evaluated + steps_per_call
+        assert checkpoints_lib.steps(tmp_path / "many")[-1] == stopped.value.step
     in_many_goes = train(tiny_config, tmp_path / "many")
     assert_bitwise_equal(in_one_go, in_many_goes)
     assert_same_run(tmp_path / "one", tmp_path / "many")

@@ -169,6 +169,10 @@ class Session:
             self.settings["stop"] = stop
         elif name == "num_chars":
             self.settings["num_chars"] = _whole(value)
+        elif name == "own":
+            own = value.split(",") if value else []
+            self.sampler.choose_rules(own=own)
+            self.settings["own"] = own
         elif name in CHOICES:
             try:
                 changed = {**self.settings, name: CHOICES[name][0](value)}

@@ -25,6 +25,6 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         train(config, workdir)
     say_once(
         f"Trained; the run is in {workdir}. Next:\n"
-        f"  python -m charrnn_jax.main sample --workdir={shlex.quote(str(workdir))}\n"
-        f"  python -m charrnn_jax.main evaluate --workdir={shlex.quote(str(workdir))}"
+        f"  charrnn sample --workdir={shlex.quote(str(workdir))}\n"
+        f"  charrnn evaluate --workdir={shlex.quote(str(workdir))}"
     )
