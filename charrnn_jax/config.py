@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from charrnn_jax import registry
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError as UserError  # for experiments
 
 
 def default_config() -> ConfigDict:

@@ -16,6 +16,7 @@ exclude_patterns = ["build"]
 html_theme = "sphinx_book_theme"
 html_title = "charrnn_jax"
 html_show_sourcelink = False
+html_theme_options = {"navbar_persistent": []}  # the search is in the sidebar
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -156,6 +156,7 @@ def test_a_replica_that_diverges_does_not_stop_the_others(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     tiny_config.optimizer.name, tiny_config.model.cell = "sgd", "rnn"
+    tiny_config.train.steps_per_call = 1  # so that much comes after the step that diverged
     rates = [0.1, 1e30, 0.2]
     configs = [override_values(tiny_config, {"optimizer.learning_rate": r}) for r in rates]
     workdirs = [tmp_path / str(i) for i in range(3)]

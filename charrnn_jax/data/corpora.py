@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 import platformdirs
 
@@ -122,7 +122,7 @@ class Corpus:
         return "".join(b if isinstance(b, str) else b.decode("utf-8", "replace") for b in blocks)
 
 
-def _open(path: Path, kind: str):
+def _open(path: Path, kind: str) -> IO[Any]:
     if kind == "bytes":
         return open(path, "rb")
     return open(path, encoding="utf-8-sig")  # drops a BOM; universal newlines turn CRLF into LF

@@ -51,7 +51,7 @@ class CharRNN(nn.Module):
     dtype: str = "float32"
     init_scale: float = 1.0
 
-    def setup(self):
+    def setup(self) -> None:
         self.embedding = nn.Embed(self.vocabulary_size, self.embedding_size)
         self.layers = [
             Recurrence(self.cell, self.hidden_size, self.implementation, self.dtype)

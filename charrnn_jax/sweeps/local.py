@@ -32,7 +32,7 @@ class Worker:
     cores: frozenset[int]
     environment: dict[str, str]
 
-    def start(self, job: Job) -> subprocess.Popen:
+    def start(self, job: Job) -> subprocess.Popen[bytes]:
         """Starts the process of a job."""
         job.log.parent.mkdir(parents=True, exist_ok=True)
         set_up = {"cores": sorted(self.cores), "parent": os.getpid()}
@@ -99,7 +99,7 @@ def run_jobs(jobs: Iterable[Job], workers: Sequence[Worker], *, table: SweepTabl
       Interrupted: a signal arrived; it was passed on, and the running units were saved.
     """
     waiting, idle = iter(jobs), list(workers)
-    running: list[tuple[Worker, Job, subprocess.Popen]] = []
+    running: list[tuple[Worker, Job, subprocess.Popen[bytes]]] = []
     passed_on = False
     with InterruptRequest() as interrupt:
         try:
