@@ -103,4 +103,6 @@ def test_prefetch_keeps_the_order_and_runs_two_ahead() -> None:
     items = prefetch(range(5), lambda item: put.append(item) or item)
     assert next(items) == 0
     assert put == [0, 1]
-    assert list(items) == [1, 2, 3, 4]
+    assert [next(items), next(items)] == [1, 2]
+    assert put == [0, 1, 2, 3]
+    assert list(items) == [3, 4]

@@ -120,6 +120,12 @@ def test_overrides_set_fields_of_every_type() -> None:
     }
 
 
+def test_overriding_values_leaves_the_config_as_it_is() -> None:
+    config = default_config()
+    assert config_lib.override_values(config, {"seed": 5, "model.cell": "lstm"}).seed == 5
+    assert diff(default_config(), config) == {}
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

@@ -177,10 +177,11 @@ def test_unreachable_corpus_is_an_error_or_the_offline_corpus(
     assert (corpus.name, corpus.instead_of) == ("python-stdlib", "plain")
 
 
-def test_damaged_cached_file_is_refused_and_kept(served: Path) -> None:
+@pytest.mark.parametrize("damaged", [b"?" + TEXT[1:], TEXT[:-1]])
+def test_damaged_cached_file_is_refused_and_kept(served: Path, damaged: bytes) -> None:
     load_corpus("plain")
     file = corpora.data_folder() / "plain.txt"
-    file.write_bytes(b"?" + TEXT[1:])
+    file.write_bytes(damaged)
     with pytest.raises(UserError, match="delete it to have it downloaded again"):
         load_corpus("plain")
     assert file.exists()

@@ -9,7 +9,7 @@ from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params, summary
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("cell", CELLS)
 def test_model_equals_a_python_loop_over_cells(cell: str, num_layers: int) -> None:
     model, params, carry, tokens = make(cell, num_layers)

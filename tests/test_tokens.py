@@ -71,6 +71,11 @@ def test_splits_are_contiguous_and_cover_the_text(
             assert splits.with_context(name).tolist() == [part[0] - 1, *part]
 
 
+def test_all_three_splits_have_their_fractions() -> None:
+    splits = Splits.make(np.arange(100), validation_fraction=0.25, test_fraction=0.5)
+    assert [len(splits[name]) for name in ("train", "validation", "test")] == [25, 25, 50]
+
+
 def test_default_split_is_nanogpts() -> None:
     splits = Splits.make(np.arange(1_115_394), validation_fraction=0.1, test_fraction=0.0)
     assert (len(splits["train"]), len(splits["validation"])) == (1_003_854, 111_540)

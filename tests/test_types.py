@@ -22,12 +22,13 @@ model: c.CharRNN = c.make_model(config.model, vocabulary_size=dataset.vocabulary
 params, carry = c.initialize_params(model, jax.random.key(0)), model.initialize_carry(1)
 carry, logits = c.forward(params, carry, batch.inputs, model=model)
 units, table = c.activations(params, carry, batch.inputs, model=model), c.summary(model)
-losses: c.CrossEntropy = c.cross_entropy(logits, batch.targets)
+losses: jax.Array = c.cross_entropy(logits, batch.targets)
 optimizer = c.make_optimizer(config.optimizer, num_steps=9)
 state: c.TrainState = c.create_train_state(
     model, optimizer, seed=0, batch_size=2, reset_every_steps=0
 )
 state, metrics = c.train_step(state, batch)
+mean: c.CrossEntropy = metrics["loss"]
 state = c.train(config, "runs/a")
 c.train_replicas([config], ["runs/b"])
 protocols: Sequence[c.Protocol] = (c.Cold(window=256, batch_size=64), c.Carried())
@@ -37,10 +38,12 @@ text: str = sampler.generate(["a"], num_chars=5, temperature=0.5, stop=["b"])[0]
 story: str = c.Continuation.start(sampler, "a").write(9, top_k=3).text
 one = c.generate(params, ["a"], model=model, vocabulary=dataset.vocabulary, num_chars=5)
 rules: tuple[c.Rule, ...] = c.make_rules(dataset.vocabulary, top_p=0.9)
-weights = c.prepare(params, model=model)
+weights = c.prepare(params, model=model, transposed=False)
 primed, drawn = c.prime, c.sample_step
 run = c.load_run("runs/a")
-c.export(run, "exported"), c.export_page(run, "model.html"), c.load_sweep("runs/s")
+c.export(run, "exported")
+c.export_page(run, "model.html")
+units = c.load_sweep("runs/s")
 rows, imported = c.read_json_lines("runs/a/metrics.jsonl"), c.import_run
 cell: type[c.Cell] = c.Cell
 registered = (c.register_cell, c.register_hook, c.register_loss, c.register_optimizer)

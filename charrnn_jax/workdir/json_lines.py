@@ -52,11 +52,11 @@ class JsonLines:
             self._failed = True
 
 
-def read_json_lines(file: Path) -> list[dict[str, Any]]:
+def read_json_lines(file: Path | str) -> list[dict[str, Any]]:
     """Returns the rows of a file; none if there is no file. Lines that are not rows are skipped."""
     rows: list[dict[str, Any]] = []
     try:
-        lines = file.read_bytes().split(b"\n")
+        lines = Path(file).read_bytes().split(b"\n")
     except FileNotFoundError:
         return rows
     for line in lines:
