@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
         )
         command.run(args, overrides)
+        sys.stdout.flush()  # here, so that a reader that has gone is noticed below
         return 0
     except (UserError, TrainingError) as error:
         return _fail(str(error), error.exit_code)

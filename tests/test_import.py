@@ -256,7 +256,17 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("imported")
     np.savez(folder / "model.npz", *keras_arrays("gru").values())
     vocabulary = write_vocabulary(folder, ["[UNK]", *CHARACTERS])
-    import_run(folder / "model.npz", vocabulary, workdir=folder / "run")
+    assert (
+        main(
+            [
+                "import",
+                f"--weights={folder / 'model.npz'}",
+                f"--vocabulary={vocabulary}",
+                f"--workdir={folder / 'run'}",
+            ]
+        )
+        == 0
+    )
     return folder / "run"
 
 

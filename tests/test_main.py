@@ -1,10 +1,12 @@
 import argparse
+import ast
 import json
 import logging
 import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -138,7 +140,7 @@ def test_score_agrees_with_its_characters(
     assert main(["score", f"--workdir={trained}", f"--text={SENTENCE}", "--per_char"]) == 0
     *characters, summary = capsys.readouterr().out.splitlines()
     bits = [float(line.split("\t")[1].removesuffix(" bits")) for line in characters]
-    assert len(bits) == len(SENTENCE) - 1
+    assert [ast.literal_eval(line.split("\t")[0]) for line in characters] == list(SENTENCE[1:])
     assert math.isclose(np.mean(bits), float(summary.split()[2]), abs_tol=1e-4)
     file = tmp_path / "text.txt"
     file.write_text(SENTENCE)
@@ -281,6 +283,18 @@ def test_closed_output_ends_no_command() -> None:
     assert subprocess.run(f"{command} >&-", shell=True).returncode == 0
     closed = subprocess.run(f"{command} x >&- 2>&-", shell=True)
     assert closed.returncode == 2
+
+
+def test_a_reader_that_has_gone_ends_a_command_without_a_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "charrnn_jax.main", "config", "quick"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_unk_skip_drops_what_the_model_does_not_know(

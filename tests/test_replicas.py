@@ -178,7 +178,7 @@ def test_runs_go_on_together_from_steps_that_they_have_in_common(
 
 
 def test_one_run_that_cannot_be_opened_does_not_stop_the_others(
-    tiny_config: ConfigDict, tmp_path: Path
+    tiny_config: ConfigDict, tmp_path: Path, alone: Callable[[ConfigDict], Path]
 ) -> None:
     tiny_config.train.num_steps, tiny_config.model.cell = 2, "rnn"
     configs = [override_values(tiny_config, {"seed": seed}) for seed in range(3)]
@@ -194,7 +194,7 @@ def test_one_run_that_cannot_be_opened_does_not_stop_the_others(
     with locked(workdirs[1], doing="training"):
         errors = train_replicas(configs, workdirs, mapping="map")
     assert isinstance(errors[1], BusyError)
-    assert load_run(workdirs[2]).step == 2
+    assert_same_run(workdirs[2], alone(configs[2]))
 
 
 def test_runs_that_differ_in_more_are_no_replicas(tiny_config: ConfigDict, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from conftest import ROOT
 from helpers import SMOKE, last_line_of_error
 
 from charrnn_jax.commands.arguments import read_prompt
+from charrnn_jax.generation.rules import TopK
 from charrnn_jax.main import main
+from charrnn_jax.registry import register_rule
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,17 @@ def test_wrong_flags_are_refused_in_one_line(
     capsys.readouterr()
     assert main(command(trained, *flags)) == 2
     assert message in last_line_of_error(capsys)
+
+
+def test_a_registered_rule_of_the_command_is_used(
+    trained: Path, capsys: pytest.CaptureFixture[str], own_registries: None
+) -> None:
+    register_rule("likeliest", lambda vocabulary: TopK(1))
+    texts = []
+    for flag in ("--rule=likeliest", "--temperature=0", "--seed=3"):
+        assert main(command(trained, "--num_chars=30", flag)) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
 
 
 def test_an_interactive_session_goes_on_goes_back_and_branches(
