@@ -202,6 +202,28 @@ def test_what_is_left_out_of_figures_is_said(tmp_path: Path) -> None:
     assert "Only the best 10 of 300" in page
 
 
+def test_only_runs_that_are_not_over_are_still_to_come(tmp_path: Path) -> None:
+    over = [
+        make_result({"x": x}, 1.5, status=s) for x, s in enumerate(("done", "pruned", "failed"))
+    ]
+    page = (write(over, tmp_path / "over") / "sweep.md").read_text(encoding="utf-8")
+    assert "still to come" not in page
+    to_come = [make_result({"x": x}, 1.5, status=s) for x, s in [(3, "running"), (4, "waiting")]]
+    page = (write(over + to_come, tmp_path / "open") / "sweep.md").read_text(encoding="utf-8")
+    assert "2 runs still to come" in page
+
+
+def test_a_figure_of_a_curve_shows_the_runs_that_were_lost(tmp_path: Path) -> None:
+    sweep = [make_result({"rate": x, "seed": s}, 1.5 + x) for x in range(1, 5) for s in range(2)]
+    crosses = "Crosses at the top"
+    page = (write(sweep, tmp_path / "all") / "sweep.html").read_text(encoding="utf-8")
+    assert "Loss against rate" in page
+    assert crosses not in page
+    lost = make_result({"rate": 4, "seed": 2}, None, status="failed")
+    page = (write([*sweep, lost], tmp_path / "lost") / "sweep.html").read_text(encoding="utf-8")
+    assert crosses in page
+
+
 def test_outliers_do_not_stretch_an_axis() -> None:
     assert range_of([1.0, 1.1, 1.2, 1.3]).high == 1.3
     assert range_of([1.0, 1.1, 1.2, 1.3, 9.0]).high == pytest.approx(2.2)
