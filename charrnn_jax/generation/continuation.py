@@ -84,7 +84,7 @@ class Continuation:
             raise UserError(f"num_chars is {num_chars}; it must be at least 1")
         rules = self.sampler.choose_rules(rules, **choice)
         writer = Writer(
-            self.sampler.vocabulary, num_chars=num_chars, stop=stop, behind=self.tokens[-4:]
+            self.sampler.vocabulary, num_chars=num_chars, stop=stop, context=self.tokens[-4:]
         )
         state, num_drawn = self._with_memory(rules), 0
         # The states before the last few chunks: text that is held back may span several.

@@ -40,9 +40,9 @@ class Writer:
       vocabulary: vocabulary of the tokens.
       num_chars: largest number of tokens.
       stop: strings before which the text ends.
-      behind: [n] last tokens of the text that this one continues, if it is one part of several. The
-        first piece then completes the last character of that text, and an unfinished character at
-        the end is left to the next part.
+      context: [n] last tokens of the text that this one continues, if it is one part of several.
+        The first piece then completes the last character of that text, and an unfinished character
+        at the end is left to the next part.
 
     Attributes:
       tokens: ids of the text so far, without those that are held back.
@@ -55,7 +55,7 @@ class Writer:
         *,
         num_chars: int,
         stop: Sequence[str] = (),
-        behind: np.ndarray | None = None,
+        context: np.ndarray | None = None,
     ):
         self.vocabulary = vocabulary
         self.num_chars = num_chars
@@ -66,9 +66,9 @@ class Writer:
         self._held = ""
         self._losses: list[np.ndarray] = []
         self._decode = vocabulary.make_decoder()
-        self._is_whole = behind is None
-        if behind is not None:
-            self._decode(behind)
+        self._is_whole = context is None
+        if context is not None:
+            self._decode(context)
 
     def add(self, tokens: np.ndarray, log_probabilities: np.ndarray) -> str:
         """Adds the next tokens, [n] each, and returns the text that is certain now."""
