@@ -183,18 +183,19 @@ def test_one_run_that_cannot_be_opened_does_not_stop_the_others(
     tiny_config.train.num_steps, tiny_config.model.cell = 2, "rnn"
     configs = [override_values(tiny_config, {"seed": seed}) for seed in range(3)]
     workdirs = [tmp_path / str(seed) for seed in range(3)]
-    workdirs[1].write_text("no folder")
+    workdirs[0].write_text("no folder")
     errors = train_replicas(configs, workdirs, mapping="map")
     assert [str(error) if error else None for error in errors] == [
+        f"{workdirs[0]} is not a folder: give another --workdir",
         None,
-        f"{workdirs[1]} is not a folder: give another --workdir",
         None,
     ]
-    workdirs[1].unlink()
-    with locked(workdirs[1], doing="training"):
+    workdirs[0].unlink()
+    with locked(workdirs[0], doing="training"):
         errors = train_replicas(configs, workdirs, mapping="map")
-    assert isinstance(errors[1], BusyError)
-    assert_same_run(workdirs[2], alone(configs[2]))
+    assert isinstance(errors[0], BusyError)
+    for config, workdir in zip(configs[1:], workdirs[1:], strict=True):
+        assert_same_run(workdir, alone(config))
 
 
 def test_runs_that_differ_in_more_are_no_replicas(tiny_config: ConfigDict, tmp_path: Path) -> None:
