@@ -164,7 +164,8 @@ def test_a_replica_that_diverges_does_not_stop_the_others(
     assert (first, third) == (None, None)
     assert isinstance(second, DivergedError)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[1] ")]
-    assert said[-1] == f"[1] {second}"  # nothing more of it
+    assert said[-1] == f"[1] {second}"
+    assert sum("learning_rate" in line for line in said) == 1  # after that it is left alone
     assert_same_run(workdirs[2], alone(configs[2]))
 
 
