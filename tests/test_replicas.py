@@ -182,6 +182,7 @@ def test_one_run_that_cannot_be_opened_does_not_stop_the_others(
     tiny_config: ConfigDict, tmp_path: Path, alone: Callable[[ConfigDict], Path]
 ) -> None:
     tiny_config.train.num_steps, tiny_config.model.cell = 2, "rnn"
+    tiny_config.train.log_every_steps = 1
     configs = [override_values(tiny_config, {"seed": seed}) for seed in range(3)]
     workdirs = [tmp_path / str(seed) for seed in range(3)]
     workdirs[0].write_text("no folder")
