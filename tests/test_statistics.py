@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -133,8 +132,8 @@ def test_comparisons_pair_the_seeds_that_both_have() -> None:
         ps.append(test.pvalue)
     corrected = [by_settings(summaries, x=x).comparison.corrected_p for x in (1, 2, 3)]
     assert corrected == pytest.approx(holm(ps))
-    assert replace(comparison, p=0.06, corrected_p=0.04).is_significant
-    assert not replace(comparison, p=0.04, corrected_p=0.06).is_significant
+    assert comparison._replace(p=0.06, corrected_p=0.04).is_significant
+    assert not comparison._replace(p=0.04, corrected_p=0.06).is_significant
     assert by_settings(summaries, x=0).is_baseline
     means = [each.loss.mean for each in summaries if each.loss]
     assert means == sorted(means)
