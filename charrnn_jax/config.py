@@ -71,6 +71,9 @@ def default_config() -> ConfigDict:
     config.train.hooks = ""  # names of registered hooks, separated by commas; "": none
     config.train.num_epochs = 20  # passes over the training split; at least 1
     config.train.num_steps = 0  # training steps in all; 0: as many as num_epochs takes
+    config.train.on_nonfinite = "stop"  # a step with a NaN is never applied: "stop", or "skip" it
+    config.train.max_skipped_steps = 10  # "skip": training stops after more than this in a row
+    config.train.max_loss_ratio = 3.0  # stops if a row's loss is above this x the first; 0: off
     config.train.data_devices = 0  # devices that share a batch; 0: all, or on CPUs one per process
     config.train.model_devices = 1  # devices that share the hidden units; at least 1
     config.train.steps_per_call = 0  # training steps in one call of the device; 0: chosen by size
@@ -151,6 +154,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.hooks": _ANY,
     "train.num_epochs": _at_least(1),
     "train.num_steps": _at_least(0),
+    "train.on_nonfinite": _one_of("stop", "skip"),
+    "train.max_skipped_steps": _at_least(0),
+    "train.max_loss_ratio": _at_least(0),
     "train.data_devices": _at_least(0),
     "train.model_devices": _at_least(1),
     "train.steps_per_call": _at_least(0),

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, and locks on folders."""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
@@ -16,13 +17,17 @@ from charrnn_jax.errors import BusyError, UserError
 def replacing(file: Path) -> Iterator[Path]:
     """Yields a temporary path next to `file` to write to, and renames it to `file` on success.
 
-    The folder is created if it is missing. If the process fails or is killed, `file` is unchanged.
+    The folder is created if it is missing. If the process fails or is killed, or the power fails,
+    `file` is either unchanged or complete.
     """
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     file.parent.mkdir(parents=True, exist_ok=True)
+    remove_remains(file.parent, file.name)
     try:
         yield partial
+        sync(partial)  # before the renaming, else a power failure could leave an empty `file`
         os.replace(partial, file)
+        sync(file.parent)
     except OSError as error:
         if error.filename == str(partial):  # a name that the user has not seen
             raise OSError(error.errno, error.strerror, str(file)) from error
@@ -44,15 +49,51 @@ def creating(folder: Path) -> Iterator[Path]:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} already exists: delete it, or give another folder")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    for remains in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
-        if not _is_alive(int(remains.name.split(".")[-2])):
-            shutil.rmtree(remains, ignore_errors=True)  # left by a process that was killed
+    remove_remains(folder.parent, folder.name)
     partial.mkdir(parents=True)
     try:
         yield partial
+        sync_tree(partial)
         os.replace(partial, folder)
+        sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the list of files in a folder, is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without this promise
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Waits until a folder and everything in it is on the disk itself."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def remove_remains(folder: Path, name: str | None = None) -> None:
+    """Removes what killed processes have left in a folder while they wrote there.
+
+    Args:
+      folder: the folder.
+      name: name of the file or folder that they wrote; None: any.
+    """
+    pattern = "*" if name is None else glob.escape(name)
+    for remains in folder.glob(f".{pattern}.*.partial"):
+        process = remains.name.split(".")[-2]
+        if not process.isdecimal() or _is_alive(int(process)):
+            continue
+        if remains.is_dir():
+            shutil.rmtree(remains, ignore_errors=True)
+        else:
+            remains.unlink(missing_ok=True)
 
 
 def lock(folder: Path, *, doing: str) -> int:

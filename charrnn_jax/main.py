@@ -3,13 +3,17 @@
 python -m charrnn_jax.main [COMMAND] --config=FILE[:ARG] --workdir=DIR [--config.SECTION.FIELD=V]
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
+
 import argparse
 import errno
 import io
 import logging
 import os
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,6 +23,7 @@ from typing import Any, NoReturn
 
 from charrnn_jax.errors import Interrupted, TrainingError, UserError
 from charrnn_jax.messages import PROGRESS
+from charrnn_jax.training.interrupt import StopsCommand
 
 # Name -> help. Each is the module of its name in `charrnn_jax.commands` ("import" is `import_`).
 COMMANDS = {
@@ -30,6 +35,7 @@ COMMANDS = {
     "search": "search the space of an experiment's get_search, within a budget",
     "export": "export a model as a folder or a web page",
     "import": "turn a model of PyTorch or Keras into a run",
+    "check": "verify a run, and say what can be resumed",
     "config": "print a preset, to be copied and edited, or list the presets",
     "corpora": "list the known corpora and where each one is",
 }
@@ -63,35 +69,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv:
         print(_FIRST_STEPS, file=sys.stderr)
         return UserError.exit_code
-    try:
-        name = argv.pop(0) if argv and not argv[0].startswith("-") else "train"
-        if name not in COMMANDS:
-            raise UserError(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
-        command = import_module(f"charrnn_jax.commands.{name.replace('import', 'import_')}")
-        args, overrides = _make_parser(name, command).parse_known_args(argv)
-        PROGRESS.setLevel(
-            logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
-        )
-        command.run(args, overrides)
-        sys.stdout.flush()  # here, so that a reader that has gone is noticed below
-        return 0
-    except (UserError, TrainingError) as error:
+    with StopsCommand() as stop:
+        try:
+            _run(argv)
+            return 0
+        except Interrupted as interrupted:
+            return interrupted.exit_code
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        except Exception as error:
+            if stop.signal_number is not None:  # an import that is interrupted raises ImportError
+                return 128 + stop.signal_number
+            return _explain(error)
+
+
+def _run(argv: list[str]) -> None:
+    name = argv.pop(0) if argv and not argv[0].startswith("-") else "train"
+    if name not in COMMANDS:
+        raise UserError(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
+    command = import_module(f"charrnn_jax.commands.{name.replace('import', 'import_')}")
+    args, overrides = _make_parser(name, command).parse_known_args(argv)
+    PROGRESS.setLevel(
+        logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
+    )
+    command.run(args, overrides)
+    sys.stdout.flush()  # here, so that a reader that has gone is noticed in `main`
+
+
+def _explain(error: Exception) -> int:
+    """Prints an error that is not a bug in one line, and returns its exit code."""
+    if isinstance(error, UserError | TrainingError):
         return _fail(str(error), error.exit_code)
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+    if isinstance(error, BrokenPipeError):  # the reader of the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except OSError as error:  # a folder that cannot be read or written, a full disk
+    if isinstance(error, OSError):  # a folder that cannot be read or written, a full disk
         full = error.errno == errno.ENOSPC
         return _fail(str(error), (TrainingError if full else UserError).exit_code)
-    except RuntimeError as error:
-        if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
-            raise  # out of memory has had several types in JAX, so the message decides
+    # Out of memory has had several types in JAX, so the message decides.
+    if isinstance(error, RuntimeError) and re.search(
+        "RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)
+    ):
         hint = "out of memory: try a smaller --config.data.batch_size or --config.model.hidden_size"
         return _fail(hint, TrainingError.exit_code)
+    raise error
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -6,6 +6,7 @@ arrays. Only the first process writes and prints. A single process is the first 
 
 import os
 import pickle
+import signal
 import sys
 import time
 import traceback
@@ -74,6 +75,10 @@ def one_fails_all_end() -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() == 1:
             raise
+        if isinstance(error, KeyboardInterrupt):
+            os._exit(128 + signal.SIGINT)
+        if isinstance(error, SystemExit):  # another signal
+            os._exit(error.code if isinstance(error.code, int) else 1)
         if isinstance(error, TrainingError):
             print(f"charrnn: error: {error}", file=sys.stderr, flush=True)
         else:

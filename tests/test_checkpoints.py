@@ -1,9 +1,11 @@
 """Checkpoints as training writes and reads them: damage, full disks, what is kept."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_bitwise_equal
@@ -14,7 +16,9 @@ from charrnn_jax.files import locked
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.replicas import train_replicas
 from charrnn_jax.workdir import checkpoints as checkpoints_lib
+from charrnn_jax.workdir import run as run_lib
 from charrnn_jax.workdir.checkpoints import Checkpoints, best_step
+from charrnn_jax.workdir.metadata import CheckpointMetadata
 from charrnn_jax.workdir.run import load_run
 
 
@@ -38,7 +42,9 @@ def test_going_back_deletes_later_checkpoints_and_no_others(
     assert checkpoints_lib.steps(tmp_path) == [10]
 
 
-@pytest.mark.parametrize("damage", ["flipped bit", "empty folder", "no manifest", "metadata"])
+@pytest.mark.parametrize(
+    "damage", ["flipped bit", "empty folder", "no manifest", "metadata", "renamed"]
+)
 def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     tiny_config: ConfigDict, tmp_path: Path, damage: str
 ) -> None:
@@ -48,6 +54,14 @@ def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     folder = workdir / "checkpoints" / str(last)
     if damage == "no manifest":
         (folder / "sha256.json").unlink()
+        for which in ("latest", "best"):  # no other is used without a word
+            with pytest.raises(UserError, match=r"42 cannot be used \(sha256.json is missing\)"):
+                load_run(workdir, checkpoint=which)
+    elif damage == "renamed":
+        last = 100
+        folder.rename(folder.with_name("100"))
+        with pytest.raises(UserError, match="written after step 42, and renamed"):
+            load_run(workdir)
     elif damage == "metadata":
         (folder / "metadata" / "metadata").write_text("{}")
         with pytest.raises(UserError, match="do not match their checksums"):
@@ -128,10 +142,12 @@ def test_a_step_that_is_only_evaluated_is_saved(tiny_config: ConfigDict, tmp_pat
 def test_files_of_others_among_the_checkpoints_are_left_alone(
     tiny_config: ConfigDict, tmp_path: Path
 ) -> None:
-    own = tmp_path / "checkpoints" / "21.backup"
-    own.mkdir(parents=True)
+    own = [tmp_path / "checkpoints" / name for name in ("21.backup", "050", "٤٢")]
+    for folder in own:
+        folder.mkdir(parents=True)
     train(tiny_config, tmp_path)
-    assert own.is_dir()
+    assert all(folder.is_dir() for folder in own)
+    assert checkpoints_lib.steps(tmp_path) == [21, 42]
 
 
 def test_latest_and_best_checkpoints_are_kept(tiny_config: ConfigDict, tmp_path: Path) -> None:
@@ -194,3 +210,61 @@ def test_a_workdir_that_another_process_has_is_not_even_looked_at(
     assert not (tmp_path / "damaged_checkpoints").exists()
     with pytest.warns(UserWarning, match="42 is damaged"):
         train(tiny_config, tmp_path)
+
+
+def test_parameters_that_are_not_finite_are_not_used(
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those of a file that was edited, and signed again."""
+    state = train(tiny_config, tmp_path / "run")
+    metadata = checkpoints_lib.read_metadata(tmp_path / "run", 42)
+    params, rest = state.to_trees()
+    params = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), params)
+    monkeypatch.setattr(checkpoints_lib.math, "isfinite", lambda _: True)
+    with Checkpoints(tmp_path / "edited") as checkpoints:
+        checkpoints.save(params, rest, metadata=metadata)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="dense/bias are not finite"):
+        load_run(tmp_path / "edited")
+    tiny_config.train.num_epochs = 3
+    with pytest.raises(UserError, match="are not finite"):
+        train(tiny_config, tmp_path / "edited")
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so the error is made here."""
+    train(tiny_config, tmp_path)
+
+    def denied(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "read_text", denied)
+    for use in (load_run, checkpoints_lib.set_aside_damaged):
+        with pytest.raises(UserError, match=r"cannot read .*: Permission denied"):
+            use(tmp_path)
+    assert not (tmp_path / "damaged_checkpoints").exists()
+
+
+@pytest.mark.parametrize("which", ["latest", "best"])
+def test_a_reader_beside_training_opens_another_checkpoint_if_its_own_is_deleted(
+    tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """Deleted after it was chosen, before its parameters were read."""
+    train(tiny_config, tmp_path)
+    read_metadata, deleted = run_lib.read_metadata, []
+
+    def read(workdir: Path, step: int) -> CheckpointMetadata:
+        metadata = read_metadata(workdir, step)
+        if not deleted:
+            deleted.append(step)
+            shutil.rmtree(workdir / "checkpoints" / str(step))
+        return metadata
+
+    monkeypatch.setattr(run_lib, "read_metadata", read)
+    run = load_run(tmp_path, checkpoint=which)
+    assert {run.step, *deleted} == {21, 42}
+    with pytest.raises(UserError, match=f"no checkpoint '{deleted[0]}': choose best"):
+        load_run(tmp_path, checkpoint=str(deleted[0]))

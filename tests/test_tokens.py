@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,61 @@ def test_a_token_file_is_that_of_its_text_its_length_and_its_vocabulary(
                     tokens = tokenize(load_corpus(path=str(file), max_chars=max_chars), vocabulary)
                     assert tokens.tolist() == vocabulary.encode(text[: max_chars or None]).tolist()
     assert len(list((tokens_lib.cache_folder() / "tokens").iterdir())) == 18
+
+
+@pytest.mark.parametrize(
+    "damage", ["zeros", "flipped bit", "cut", "empty", "longer", "only a checksum"]
+)
+def test_damaged_tokens_are_never_used_but_made_again(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(tokens_lib, "IN_MEMORY_BYTES", 0)
+    corpus = load_corpus(path=str(text_file))
+    vocabulary = Vocabulary.build(corpus.blocks())
+    expected = tokenize(corpus, vocabulary).tolist()
+    (file,) = tokens_lib.token_files()
+    content = file.read_bytes()
+    file.write_bytes(
+        {
+            "zeros": bytes(len(content)),
+            "flipped bit": content[:100] + bytes([content[100] ^ 1]) + content[101:],
+            "cut": content[:-1000],
+            "empty": b"",
+            "longer": content + b"\1",
+            "only a checksum": content[-32:],
+        }[damage]
+    )
+    with pytest.warns(UserWarning, match="are damaged, and are made again"):
+        assert tokenize(corpus, vocabulary).tolist() == expected
+    assert file.read_bytes() == content
+
+
+def test_token_cache_is_bounded_and_keeps_what_was_used_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four texts of 1,000 tokens, with room for two; a killed process left a part of another."""
+    monkeypatch.setattr(tokens_lib, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(tokens_lib, "CACHE_BYTES", 2100)
+    folder = tokens_lib.token_folder()
+    folder.mkdir(parents=True)
+    (folder / f".0.uint8.tokens.{2**22 + 1}.partial").write_bytes(b"left")
+    corpora = []
+    for name in "abcd":
+        (tmp_path / name).write_text(name * 1000)
+        corpora.append(load_corpus(path=str(tmp_path / name)))
+
+    def use(index: int) -> None:
+        known = set(tokens_lib.token_files())
+        tokenize(corpora[index], Vocabulary("abcd"))
+        new = set(tokens_lib.token_files()) - known
+        made.extend([index] * len(new))
+        time.sleep(0.02)  # times of files are coarse
+
+    made: list[int] = []
+    for index in (0, 1, 0, 2, 0, 1, 3):
+        use(index)
+    assert made == [0, 1, 2, 1, 3]  # 0 was in use all the time
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_failed_tokenization_leaves_no_file(

@@ -34,11 +34,16 @@ from charrnn_jax.generation.rules import Temperature
 from charrnn_jax.generation.sampler import generate
 from charrnn_jax.models.char_rnn import make_model
 from charrnn_jax.registry import HOOKS, LOSSES, RULES, TRAIN_STEPS
-from charrnn_jax.training import dispatch
+from charrnn_jax.training import dispatch, interrupt
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.optimizer import make_optimizer
 from charrnn_jax.training.progress import describe_initial_loss, describe_time_left
-from charrnn_jax.training.train_step import TrainState, create_train_state, train_step
+from charrnn_jax.training.train_step import (
+    TrainState,
+    TrainStep,
+    create_train_state,
+    train_step,
+)
 from charrnn_jax.workdir import checkpoints as checkpoints_lib
 from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.json_lines import JsonLines, read_json_lines
@@ -102,7 +107,10 @@ def test_a_signal_ends_training_after_its_state_was_saved(
 
 
 def test_a_second_signal_ends_training_at_once_and_an_ignored_one_does_nothing(
-    tiny_config: ConfigDict, tmp_path: Path, heeded_signals: None
+    tiny_config: ConfigDict,
+    tmp_path: Path,
+    heeded_signals: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tiny_config.train.num_steps, tiny_config.train.steps_per_call = 5, 1
     tiny_config.train.evaluate_every_steps = 3
@@ -111,6 +119,10 @@ def test_a_second_signal_ends_training_at_once_and_an_ignored_one_does_nothing(
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
 
+    with pytest.raises(Interrupted):  # signals of one moment are one wish
+        train(tiny_config, tmp_path / "once", hooks=[CallAt(3, twice)])
+    assert checkpoints_lib.steps(tmp_path / "once") == [3, 4]
+    monkeypatch.setattr(interrupt, "_SAME_WISH_SECONDS", 0.0)
     with pytest.raises(SystemExit) as ended:
         train(tiny_config, tmp_path, hooks=[CallAt(3, twice)])
     assert ended.value.code == 143
@@ -246,19 +258,99 @@ def test_own_loss_and_own_step_are_used(tiny_config: ConfigDict, tmp_path: Path)
         train(tiny_config, tmp_path / "both", train_step=own_step, loss_fn=smoothed)
 
 
-def test_loss_that_is_not_finite_ends_training_and_keeps_the_last_checkpoint(
-    tiny_config: ConfigDict, tmp_path: Path
-) -> None:
-    def broken(state: TrainState, batch):
-        new_state, metrics = train_step(state, batch)
-        poison = jnp.where(new_state.step == 28, jnp.nan, 0.0)
-        loss = metrics["loss"]
-        return new_state, {"loss": type(loss)(loss.total + poison, loss.count)}
+def poisoned(*bad_steps: int, name: str = "loss") -> TrainStep:
+    """The standard step, whose loss or gradient, and new parameters, are NaN in some steps."""
 
-    with pytest.raises(TrainingError, match="loss is nan at step 28"):
-        train(tiny_config, tmp_path, train_step=broken)
+    def step(state: TrainState, batch):
+        new_state, metrics = train_step(state, batch)
+        poison = jnp.where(jnp.isin(new_state.step, jnp.array(bad_steps)), jnp.nan, 0.0)
+        if name == "loss":
+            loss = metrics["loss"]
+            metrics["loss"] = type(loss)(loss.total + poison, loss.count)
+        else:
+            metrics[name] += poison
+        params = jax.tree.map(lambda leaf: leaf + poison, new_state.params)
+        return replace(new_state, params=params), metrics
+
+    return step
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+def test_a_step_that_is_not_finite_ends_training_and_keeps_the_last_checkpoint(
+    tiny_config: ConfigDict, tmp_path: Path, name: str
+) -> None:
+    """The line names step, rate and checkpoint; with "skip" the same workdir trains to its end."""
+    with pytest.raises(
+        TrainingError, match=r"is nan at step 28, with a learning rate of 0.01"
+    ) as e:
+        train(tiny_config, tmp_path, train_step=poisoned(28, name=name))
+    assert "The last checkpoint is 21" in str(e.value)
     assert checkpoints_lib.steps(tmp_path) == [21]  # steps an epoch
     assert load_run(tmp_path).step == 21
+    tiny_config.train.on_nonfinite = "skip"
+    state = train(tiny_config, tmp_path, train_step=poisoned(28, name=name))
+    assert int(state.step) == 42
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_skipped_steps_change_nothing_but_the_count_and_too_many_end_training(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    """The first step alone, then only poisoned ones: the state is that after one step."""
+    tiny_config.train.on_nonfinite, tiny_config.train.num_steps = "skip", 9
+    tiny_config.train.max_skipped_steps = 8
+    bad = poisoned(*range(2, 30))
+    state = train(tiny_config, tmp_path / "skipped", train_step=bad)
+    tiny_config.train.num_steps = 1
+    one = train(tiny_config, tmp_path / "one")
+    assert int(state.step) == 9
+    assert_bitwise_equal(replace(state, step=one.step), one)
+    rows = read_json_lines(tmp_path / "skipped" / "metrics.jsonl")
+    assert [r["train/skipped_in_a_row"] for r in rows if "train/skipped_in_a_row" in r] == [
+        *range(1, 9)
+    ]
+    tiny_config.train.num_steps = 20  # those of before the resume count
+    with pytest.raises(TrainingError, match=r"at step 10,.*, like the 8 before it"):
+        train(tiny_config, tmp_path / "skipped", train_step=bad)
+
+
+def test_training_that_diverges_without_a_nan_is_ended(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    tiny_config.optimizer.name, tiny_config.optimizer.learning_rate = "sgd", 1e6
+    with pytest.raises(TrainingError, match=r"diverges: the mean loss up to step 7 .* 3 times"):
+        train(tiny_config, tmp_path / "run")
+    assert checkpoints_lib.steps(tmp_path / "run") == []
+    tiny_config.train.max_loss_ratio = 0.0
+    assert int(train(tiny_config, tmp_path / "off").step) == 42
+
+
+def test_a_finished_run_that_is_started_again_keeps_its_config_and_says_so(
+    tiny_config: ConfigDict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_config.train.num_steps = 4
+    state = train(tiny_config, tmp_path)
+    files = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    other = override_values(tiny_config, {"optimizer.learning_rate": 0.5, "train.num_steps": 3})
+    assert_bitwise_equal(train(other, tmp_path), state)
+    assert "Nothing is left to train" in caplog.text
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == files
+
+
+def test_a_resume_that_changes_the_learning_rate_says_from_what_to_what(
+    tiny_config: ConfigDict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_config.train.num_steps, tiny_config.optimizer.schedule = 4, "linear"
+    train(tiny_config, tmp_path)
+    tiny_config.train.num_steps = 8
+    train(tiny_config, tmp_path)
+    assert "the learning rate there was 0, and is now 0.005" in caplog.text
+    caplog.clear()
+    tiny_config.train.num_epochs = 5  # not used
+    train(tiny_config, tmp_path / "other")
+    tiny_config.train.num_epochs = 4
+    train(tiny_config, tmp_path / "other")
+    assert "learning rate there" not in caplog.text
 
 
 def test_run_of_one_implementation_goes_on_with_another(
@@ -327,6 +419,7 @@ OTHER_VALUES = {
     "optimizer.schedule": "linear",
     "train.init_from": "elsewhere",
     "train.num_steps": 3,
+    "train.on_nonfinite": "skip",
     "train.data_devices": 2,
     "train.model_devices": 1,  # there are two in all
     "train.loss": "other",
@@ -379,7 +472,7 @@ def test_a_resumed_run_keeps_the_vocabulary_that_it_was_saved_with(
         batch_size=8,
     )
     with Checkpoints(tmp_path / "run") as checkpoints:
-        saved = replace(metadata, vocabulary=vocabulary.to_dict())
+        saved = replace(metadata, vocabulary=vocabulary.to_dict(), num_rows={})
         params, rest = state.to_trees()
         checkpoints.save(params, {**rest, "step": jnp.int32(1)}, metadata=saved)
     tiny_config.train.num_steps = 2
@@ -474,3 +567,13 @@ def test_json_lines_survive_a_killed_writer_and_drop_what_is_repeated(tmp_path: 
     assert rows[0]["text"] == "a\u2028\n\0\U0001f600"
     assert rows[0]["loss"] is None
     json.loads(file.read_text().split("\n")[0], parse_constant=pytest.fail)
+
+
+def test_rows_that_are_damaged_or_missing_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"step": 1}\n\0\0\xff\n{"step": true}\n[' + b"[" * 100_000 + b"\n")
+    with pytest.warns(UserWarning, match="3 of its lines cannot be read and 1 rows up to step 5"):
+        lines = JsonLines(file, keep_until_step=5, expected=2)
+    assert file.read_text() == '{"step": 1}\n'
+    lines.write({"step": 6})
+    assert lines.num_rows == 2

@@ -19,6 +19,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         cached_file,
         data_folder,
     )
+    from charrnn_jax.data.tokens import CACHE_BYTES, token_files, token_folder
 
     print(f"Folder of the corpora: {data_folder()} (set CHARRNN_DATA_DIR to change it)")
     for name, known in KNOWN_CORPORA.items():
@@ -27,4 +28,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     print(
         f"  {BUILT_IN:14}{STDLIB_CHARS:>12,} chars  built in\n"
         f"{'':16}PSF licence; library source of the running Python"
+    )
+    sizes = [file.stat().st_size for file in token_files()]
+    print(
+        f"Tokens of large texts: {len(sizes)} files, {sum(sizes) / 2**30:.1f} GiB of at most "
+        f"{CACHE_BYTES / 2**30:.0f}, in {token_folder()} (may be deleted)"
     )

@@ -66,7 +66,8 @@ class Session:
     now: int = -1
 
     def run(self, prompts: list[str] | None) -> None:
-        """Reads lines until there are no more."""
+        """Reads lines until there are no more. Ctrl-C interrupts an answer, not the session."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # `input` then has a history
         print("Type the start of a text, and the model continues it. /help shows all commands.")

@@ -2,11 +2,14 @@
 
 The tokens of a small text are kept in memory. Those of a large text are in a file in the cache
 folder that is mapped into memory, so they are never loaded as a whole. The next run uses this file
-again.
+again, after comparing it with the checksum at its end.
 """
 
+import contextlib
 import hashlib
 import mmap
+import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +18,12 @@ import numpy as np
 from charrnn_jax.data.corpora import Corpus, cache_folder
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
-from charrnn_jax.files import replacing
+from charrnn_jax.files import remove_remains, replacing
 
 IN_MEMORY_BYTES = 1 << 26  # a text with larger files is mapped from disk
+CACHE_BYTES = 1 << 34  # of all token files; above it, those not used for longest are deleted
+_DIGEST_BYTES = 32  # a SHA-256, at the end of a token file
+_BLOCK_BYTES = 1 << 22
 
 
 def tokenize(corpus: Corpus, vocabulary: Vocabulary) -> np.ndarray:
@@ -34,36 +40,89 @@ def tokenize(corpus: Corpus, vocabulary: Vocabulary) -> np.ndarray:
         blocks = [vocabulary.encode(block) for block in corpus.blocks(vocabulary.kind)]
         return np.concatenate(blocks) if blocks else np.empty(0, vocabulary.dtype)
     file = _token_file(corpus, vocabulary)
+    if file.is_file() and not is_intact(file):
+        warnings.warn(f"the tokens in {file} are damaged, and are made again", stacklevel=2)
+        file.unlink()
     if not file.is_file():
         _write_tokens(corpus, vocabulary, file)
+        _delete_oldest(keep=file)
+    with contextlib.suppress(OSError):  # a cache that may only be read
+        os.utime(file)  # marks it as used
     return _map(file, vocabulary.dtype)
 
 
+def token_folder() -> Path:
+    """Returns the folder of the token files."""
+    return cache_folder() / "tokens"
+
+
+def token_files() -> list[Path]:
+    """Returns the token files of all texts; those that were used last come last."""
+    files = (file for file in token_folder().glob("[!.]*") if file.is_file())
+    return sorted(files, key=lambda file: file.stat().st_mtime)
+
+
+def is_intact(file: Path) -> bool:
+    """Returns whether a token file is as it was written.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    left = file.stat().st_size - _DIGEST_BYTES
+    try:
+        with open(file, "rb") as opened:
+            while left > 0 and (block := opened.read(min(_BLOCK_BYTES, left))):
+                digest.update(block)
+                left -= len(block)
+            return left == 0 and opened.read() == digest.digest()
+    except OSError as error:
+        raise UserError(f"cannot read {file} ({error.strerror}): delete it") from error
+
+
 def _map(file: Path, dtype: np.dtype) -> np.ndarray:
+    num_bytes = file.stat().st_size - _DIGEST_BYTES
+    if not num_bytes:
+        return np.empty(0, dtype)
     with open(file, "rb") as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_RANDOM"):  # not on Windows
         # Shuffled chunks are far apart: reading ahead would fill the memory with the whole file.
         mapped.madvise(mmap.MADV_RANDOM)
-    return np.frombuffer(mapped, dtype)
+    return np.frombuffer(mapped, dtype, count=num_bytes // dtype.itemsize)
 
 
 def _token_file(corpus: Corpus, vocabulary: Vocabulary) -> Path:
     identity = f"{corpus.sha256} {corpus.max_chars} {vocabulary.to_json()}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    return cache_folder() / "tokens" / f"{name}.{vocabulary.dtype.name}"
+    return token_folder() / f"{name}.{vocabulary.dtype.name}.tokens"
 
 
 def _write_tokens(corpus: Corpus, vocabulary: Vocabulary, file: Path) -> None:
+    digest = hashlib.sha256()
     try:
+        remove_remains(file.parent)
         with replacing(file) as partial, open(partial, "wb") as out:
             for block in corpus.blocks(vocabulary.kind):
-                out.write(vocabulary.encode(block).tobytes())
+                content = vocabulary.encode(block).tobytes()
+                digest.update(content)
+                out.write(content)
+            out.write(digest.digest())
     except OSError as error:
         raise UserError(
             f"cannot write tokens to {file.parent} ({error.strerror}): make room there, or set "
             "XDG_CACHE_HOME to a folder with enough room"
         ) from error
+
+
+def _delete_oldest(*, keep: Path) -> None:
+    """Deletes the token files that were not used for longest, down to `CACHE_BYTES` in all."""
+    files = token_files()
+    total = sum(file.stat().st_size for file in files)
+    for file in files:
+        if total > CACHE_BYTES and file != keep:
+            total -= file.stat().st_size
+            file.unlink(missing_ok=True)  # a process that has mapped it keeps its content
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ class Save:
     setup: Setup
     recorder: Recorder
     checkpoints: Checkpoints
+    files: Sequence[JsonLines]
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         if step == self.checkpoints.latest:  # saved by another `Save` hook
@@ -135,6 +136,8 @@ class Save:
             raise UserError(
                 f"train_step must increase state.step by one; after step {step} it is {state.step}"
             )
+        for file in self.files:  # a checkpoint must never be newer than its rows
+            file.sync()
         setup = self.setup
         metadata = CheckpointMetadata(
             step=step,
@@ -146,6 +149,7 @@ class Save:
             num_params=sum(param.size for param in jax.tree.leaves(state.params)),
             origin=setup.origin,
             registered=describe_registered(flatten(setup.config)),
+            num_rows={file.file.name: file.num_rows for file in self.files},
         )
         self.checkpoints.save(*state.to_trees(), metadata=metadata)
 
@@ -155,19 +159,21 @@ def make_hooks(
     *,
     recorder: Recorder,
     progress: Progress,
+    metrics: JsonLines,
     samples: JsonLines,
     checkpoints: Checkpoints,
 ) -> list[Hook]:
     """Returns the hooks of a run in the order of their calls; registered hooks come last."""
     epoch, every = setup.batches.steps_per_epoch, setup.config.train
     evaluate_every = every.evaluate_every_steps or epoch
+    files = metrics, samples
     # Every evaluated step is saved; otherwise the best loss might have no checkpoint.
     save_every = sorted({evaluate_every, every.checkpoint_every_steps or epoch})
     return [
         EndEpoch(epoch, recorder),
         Evaluate(evaluate_every, setup, recorder, progress),
         Sample(every.sample_every_steps or epoch, setup, progress, samples),
-        *(Save(steps, setup, recorder, checkpoints) for steps in save_every),
+        *(Save(steps, setup, recorder, checkpoints, files) for steps in save_every),
         *setup.hooks,
     ]
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from charrnn_jax.config import to_json, validate
+from charrnn_jax.config import from_dict, to_json, validate
 from charrnn_jax.data.batches import prefetch
 from charrnn_jax.errors import Interrupted, UserError
 from charrnn_jax.evaluation.metrics import CrossEntropy
@@ -40,7 +40,7 @@ from charrnn_jax.training.optimizer import make_schedule
 from charrnn_jax.training.progress import Progress
 from charrnn_jax.training.recorder import Recorder
 from charrnn_jax.training.setup import Setup, check_hooks, make_setup
-from charrnn_jax.training.train_step import LossFn, TrainState, TrainStep
+from charrnn_jax.training.train_step import LossFn, TrainState, TrainStep, apply_if_finite
 from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.json_lines import JsonLines
 from charrnn_jax.workdir.metadata import CheckpointMetadata
@@ -93,7 +93,7 @@ def train(
             f"{setup.steps_per_call} steps a call, {setup.batches.steps_per_epoch} an epoch"
         )
         run_steps = make_run_steps(
-            step_fn,
+            apply_if_finite(step_fn),
             sequence_length=config.data.sequence_length,
             num_steps=setup.steps_per_call,
             shardings=state_shardings(setup.state, setup.mesh),
@@ -253,27 +253,33 @@ def start_training(
     """
     config, epoch = setup.config, setup.batches.steps_per_epoch
     with Checkpoints(setup.workdir) as checkpoints:
-        if is_first_process():
-            with replacing(setup.workdir / "config.json") as partial_file:
-                partial_file.write_text(to_json(config) + "\n")
         if at is not None:
             checkpoints.go_back(at)
         state, metadata = _restore(setup, checkpoints)
         start = metadata.step if metadata else 0
-        kept = start if metadata else -1  # rows up to this step are kept; -1: none
+        if is_first_process() and start < setup.num_steps:
+            with replacing(setup.workdir / "config.json") as partial_file:
+                partial_file.write_text(to_json(config) + "\n")
         with Progress(
             num_steps=setup.num_steps, start=start, steps_per_epoch=epoch, label=setup.label
         ) as progress:
             if metadata:
-                progress.say(
-                    f"Resuming from step {start:,} of {setup.num_steps:,} in {setup.workdir}"
+                progress.say(_describe_resume(setup, metadata))
+            metrics, samples = (
+                JsonLines(
+                    setup.workdir / name,
+                    keep_until_step=start if metadata else -1,  # -1: no row is kept
+                    expected=metadata.num_rows.get(name) if metadata else None,
                 )
+                for name in ("metrics.jsonl", "samples.jsonl")
+            )
             is_known = checks_initial_loss and not config.train.init_from
             recorder = Recorder(
-                JsonLines(setup.workdir / "metrics.jsonl", keep_until_step=kept),
+                metrics,
                 progress,
+                checkpoints=checkpoints,
+                config=config.train,
                 schedule=make_schedule(config.optimizer, num_steps=setup.num_steps),
-                log_every_steps=config.train.log_every_steps,
                 steps_per_epoch=epoch,
                 vocabulary_size=setup.dataset.vocabulary.size if is_known else None,
                 saved=metadata.recorder if metadata else None,
@@ -282,7 +288,8 @@ def start_training(
                 setup,
                 recorder=recorder,
                 progress=progress,
-                samples=JsonLines(setup.workdir / "samples.jsonl", keep_until_step=kept),
+                metrics=metrics,
+                samples=samples,
                 checkpoints=checkpoints,
             )
             if start == 0:
@@ -302,3 +309,21 @@ def _restore(
         return setup.state, None
     params, rest, metadata = restored
     return setup.state.with_trees(params, rest), metadata
+
+
+def _describe_resume(setup: Setup, metadata: CheckpointMetadata) -> str:
+    """Returns where training resumes, and the change of the learning rate, if there is one."""
+    start, num_steps = metadata.step, setup.num_steps
+    if start >= num_steps:
+        return (
+            f"Nothing is left to train: {setup.workdir} has {start:,} steps, and the config asks "
+            f"for {num_steps:,}"
+        )
+    line = f"Resuming from step {start:,} of {num_steps:,} in {setup.workdir}"
+    old = from_dict(metadata.config)
+    old_steps = old.train.num_steps or old.train.num_epochs * setup.batches.steps_per_epoch
+    before = float(make_schedule(old.optimizer, num_steps=old_steps)(start))
+    now = float(make_schedule(setup.config.optimizer, num_steps=num_steps)(start))
+    if before != now:
+        line += f"; the learning rate there was {before:.4g}, and is now {now:.4g}"
+    return line

@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from charrnn_jax.errors import DivergedError
 from charrnn_jax.evaluation.metrics import CrossEntropy
 from charrnn_jax.training.progress import Progress, describe_initial_loss, format_seconds
+from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.json_lines import JsonLines
 
 
@@ -63,8 +65,9 @@ class Recorder:
     Args:
       rows: file of the rows.
       progress: progress bar and printed lines.
+      checkpoints: checkpoints of the run, named in errors.
+      config: the `config.train` section.
       schedule: learning-rate schedule, from the step to the learning rate.
-      log_every_steps: number of steps averaged in one row.
       steps_per_epoch: number of steps in an epoch.
       vocabulary_size: V, to check the initial loss; None: the loss is not checked.
       saved: `to_dict()` of the recorder of the run that is resumed; None: the run is new.
@@ -78,21 +81,26 @@ class Recorder:
         rows: JsonLines,
         progress: Progress,
         *,
+        checkpoints: Checkpoints,
+        config: ConfigDict,
         schedule: optax.Schedule,
-        log_every_steps: int,
         steps_per_epoch: int,
         vocabulary_size: int | None,
         saved: dict[str, Any] | None = None,
     ):
         self._rows = rows
         self._progress = progress
+        self._checkpoints = checkpoints
+        self._config = config
         self._schedule = schedule
-        self._log_every_steps = log_every_steps
         self._steps_per_epoch = steps_per_epoch
         self._vocabulary_size = vocabulary_size
         self._window = Tally(**saved["window"]) if saved else Tally()  # since the last row
         self._epoch = Tally(**saved["epoch"]) if saved else Tally()  # since the last epoch
         self._seconds = saved["seconds"] if saved else 0.0  # of the run, including pauses
+        # Runs of earlier versions lack these two.
+        self._first_loss = saved.get("first_loss") if saved else None
+        self._skipped_in_a_row = saved.get("skipped_in_a_row", 0) if saved else 0
         self._mark = time.perf_counter()  # seconds are counted up to here
         self._pending: tuple[int, int, dict[str, Any]] | None = None
         self._compiled = False
@@ -104,6 +112,8 @@ class Recorder:
             "window": asdict(self._window),
             "epoch": asdict(self._epoch),
             "seconds": self._seconds,
+            "first_loss": self._first_loss,
+            "skipped_in_a_row": self._skipped_in_a_row,
         }
 
     def add(self, stop: int, metrics: dict[str, Any], *, count: int) -> None:
@@ -115,7 +125,7 @@ class Recorder:
           count: number of steps in the call; later entries of the metrics are ignored.
 
         Raises:
-          DivergedError: a loss of the call before it is not finite.
+          DivergedError: a loss or gradient of the call before it is not finite, or too large.
         """
         self.flush()
         self._pending = stop, count, metrics
@@ -137,12 +147,13 @@ class Recorder:
     def _add_step(self, step: int, metrics: dict[str, Any], seconds: float | None) -> None:
         loss: CrossEntropy = metrics.pop("loss")
         nats_per_char = loss.nats_per_char
-        if not math.isfinite(nats_per_char):
-            raise DivergedError(
-                f"the loss is {nats_per_char} at step {step:,}: try a lower "
-                "--config.optimizer.learning_rate; with the same --workdir, training resumes from "
-                "the last checkpoint"
-            )
+        gradient_norm = float(metrics.get("gradient_norm", 0.0))
+        if not (math.isfinite(nats_per_char) and math.isfinite(gradient_norm)):
+            self._note_nonfinite(step, loss=nats_per_char, gradient_norm=gradient_norm)
+            return
+        self._skipped_in_a_row = 0
+        if step == 1:
+            self._first_loss = nats_per_char
         for tally in (self._window, self._epoch):
             tally.add(loss, seconds=seconds)
         if step == 1 and self._vocabulary_size:
@@ -157,18 +168,51 @@ class Recorder:
         )
         others = {f"train/{name}": float(np.mean(value)) for name, value in metrics.items()}
         self.last = {"train/loss": nats_per_char, **others}
-        if step % self._log_every_steps == 0:
+        if step % self._config.log_every_steps == 0:
             self._write_window(step, others)
+
+    def _note_nonfinite(self, step: int, *, loss: float, gradient_norm: float) -> None:
+        """Reports a step that was not applied, and ends training if it may not be skipped."""
+        self._skipped_in_a_row += 1
+        what = "norm of the gradient" if math.isfinite(loss) else "loss"
+        value = gradient_norm if math.isfinite(loss) else loss
+        problem = (
+            f"the {what} is {value} at step {step:,}, with a learning rate of "
+            f"{self._schedule(step - 1):.4g}; the step was not applied"
+        )
+        if self._config.on_nonfinite == "stop":
+            raise self._diverged(problem, "--config.train.on_nonfinite=skip")
+        if self._skipped_in_a_row > self._config.max_skipped_steps:
+            problem += f", like the {self._skipped_in_a_row - 1} before it"
+            raise self._diverged(problem, "a larger --config.train.max_skipped_steps")
+        self._progress.say(f"WARNING: {problem}")
+        self.write(step, {"train/skipped_in_a_row": self._skipped_in_a_row})
+
+    def _diverged(self, problem: str, way_out: str) -> DivergedError:
+        saved = self._checkpoints.latest
+        last = "There is no checkpoint" if saved is None else f"The last checkpoint is {saved:,}"
+        return DivergedError(
+            f"{problem}. {last}; with the same config, training would end here again: give a lower "
+            f"--config.optimizer.learning_rate, or {way_out}"
+        )
 
     def _write_window(self, step: int, others: dict[str, float]) -> None:
         """Writes the means of the steps since the last row, and the last step's other metrics."""
+        mean, ratio = self._window.loss.nats_per_char, self._config.max_loss_ratio
         row = {
-            "train/loss": self._window.loss.nats_per_char,
+            "train/loss": mean,
             "train/chars_per_second": self._window.chars_per_second,
             "train/learning_rate": float(self._schedule(step - 1)),
         }
         self.write(step, row | others)
         self._window = Tally()
+        if ratio and self._first_loss and mean > ratio * self._first_loss:
+            raise self._diverged(
+                f"training diverges: the mean loss up to step {step:,} is {mean:.4g}, above "
+                f"{ratio:g} times the first ({self._first_loss:.4g}), with a learning rate of "
+                f"{self._schedule(step - 1):.4g}",
+                "--config.train.max_loss_ratio=0, which turns this check off",
+            )
 
     def end_epoch(self, step: int) -> None:
         """Prints and writes the mean loss and the seconds of the epoch that ends after `step`."""

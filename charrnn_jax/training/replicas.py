@@ -43,7 +43,12 @@ from charrnn_jax.training.dispatch import Call, make_run_steps, put_on_device
 from charrnn_jax.training.interrupt import InterruptRequest
 from charrnn_jax.training.loop import Training, choose_train_step, start_training
 from charrnn_jax.training.setup import Setup, make_setup
-from charrnn_jax.training.train_step import TRACED_FIELDS, TracedHyperparameters, TrainState
+from charrnn_jax.training.train_step import (
+    TRACED_FIELDS,
+    TracedHyperparameters,
+    TrainState,
+    apply_if_finite,
+)
 from charrnn_jax.workdir.checkpoints import steps
 from charrnn_jax.workdir.resume import locked_for_training
 
@@ -232,7 +237,7 @@ def _train_group(
 
 def _make_program(setup: Setup, *, mapping: str) -> RunReplicas:
     """Returns the program that runs a call of all replicas; the states are donated."""
-    train_step: Any = choose_train_step(setup.config)[0]
+    train_step: Any = apply_if_finite(choose_train_step(setup.config)[0])
 
     def run_steps(
         state: TrainState, hyper: TracedHyperparameters, tokens: Any, where: Any, count: Any

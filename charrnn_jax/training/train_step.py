@@ -194,4 +194,27 @@ def train_step(
     return new_state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
 
 
+def apply_if_finite(train_step: TrainStep) -> TrainStep:
+    """Returns a train step that keeps the state as it was if the loss or gradient is not finite.
+
+    Only the count of steps increases then, so that the next step takes the next batch. The metrics
+    are those of the step that was not applied.
+
+    Args:
+      train_step: (state, batch) -> (state, metrics), with "loss" and maybe "gradient_norm" among
+        its metrics.
+    """
+
+    def guarded(
+        state: TrainState, batch: Batch, **arguments: Any
+    ) -> tuple[TrainState, dict[str, Any]]:
+        new_state, metrics = train_step(state, batch, **arguments)
+        checked = metrics["loss"].total, metrics.get("gradient_norm", 0.0)
+        is_finite = jnp.isfinite(jnp.asarray(checked)).all()
+        kept = jax.tree.map(partial(jnp.where, is_finite), new_state, state)
+        return replace(kept, step=new_state.step), metrics
+
+    return guarded
+
+
 TRAIN_STEPS.provide("standard", train_step)

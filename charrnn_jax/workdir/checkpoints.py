@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 import warnings
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 
 from charrnn_jax.errors import DivergedError, TrainingError, UserError
+from charrnn_jax.files import sync, sync_tree
 from charrnn_jax.messages import PROGRESS
 from charrnn_jax.processes import from_first, is_first_process
 from charrnn_jax.workdir.metadata import CheckpointMetadata
@@ -115,6 +118,7 @@ class Checkpoints:
         """Writes the manifest. Orbax calls this in the background, before it renames the folder."""
         (folder,) = self.folder.glob(f"{self._unfinished}.orbax-checkpoint-tmp*")
         (folder / _MANIFEST).write_text(json.dumps(_digests(folder), indent=1))
+        sync_tree(folder)
 
     def wait(self) -> None:
         """Waits for the write in progress, then deletes checkpoints that are no longer kept.
@@ -126,6 +130,8 @@ class Checkpoints:
             return
         try:
             self._checkpointer.wait_until_finished()  # raises errors of the background write
+            if is_first_process():
+                sync(self.folder)
         except (OSError, ValueError) as error:
             del self.losses[step]
             raise _write_failed(self.folder, error) from error
@@ -166,6 +172,7 @@ class Checkpoints:
             return None
         folder = self.folder / str(step)
         params, rest = _read(folder / "params", params), _read(folder / "training", rest)
+        _check_finite(folder, params)
         return params, rest, from_first(lambda: read_metadata(self.workdir, step))
 
 
@@ -181,11 +188,11 @@ def set_aside_damaged(workdir: Path) -> None:
       UserError: there were checkpoints, but all of them are damaged.
     """
     for folder in _step_folders(workdir):
-        if _is_intact(folder.resolve()):
+        if not (problem := find_damage(workdir, int(folder.name))):
             continue
         aside = workdir / "damaged_checkpoints" / f"{folder.name}-{time.time_ns()}"
         warnings.warn(
-            f"checkpoint {folder} is damaged, and is moved to {aside.parent}",
+            f"checkpoint {folder} is damaged ({problem}), and is moved to {aside.parent}",
             stacklevel=2,
         )
         aside.parent.mkdir(exist_ok=True)
@@ -198,14 +205,21 @@ def set_aside_damaged(workdir: Path) -> None:
 
 
 def steps(workdir: Path) -> list[int]:
-    """Returns the steps of a run's complete checkpoints, in ascending order."""
-    folders = _step_folders(workdir)
-    return sorted(int(folder.name) for folder in folders if (folder / _MANIFEST).is_file())
+    """Returns the steps of a run's checkpoints, in ascending order; some may be damaged."""
+    return sorted(int(folder.name) for folder in _step_folders(workdir))
+
+
+def exists(workdir: Path, step: int) -> bool:
+    """Returns whether the checkpoint is there: training deletes those that it no longer keeps."""
+    return (workdir / _FOLDER / str(step)).is_dir()
 
 
 def _step_folders(workdir: Path) -> list[Path]:
     folder = workdir / _FOLDER
-    return [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    # As `str(step)` writes them: other names, such as 050, are none of ours.
+    return [path for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name)]
 
 
 def best_step(losses: dict[int, float | None]) -> int | None:
@@ -238,9 +252,15 @@ def choose_step(workdir: Path, which: str | int) -> int:
     if which == "latest":
         return there[-1]
     if which == "best":
-        best = best_step({step: read_metadata(workdir, step).loss for step in there})
-        assert best is not None  # `there` is not empty
-        return best
+        losses: dict[int, float | None] = {}
+        for step in there:
+            try:
+                losses[step] = read_metadata(workdir, step).loss
+            except UserError:
+                if exists(workdir, step):
+                    raise
+        best = best_step(losses)
+        return choose_step(workdir, which) if best is None else best
     if str(which).isdecimal() and int(which) in there:
         return int(which)
     raise UserError(
@@ -260,13 +280,10 @@ def read_metadata(workdir: Path, step: int) -> CheckpointMetadata:
       UserError: the metadata are damaged.
     """
     folder = workdir / _FOLDER / str(step)
-    _check_intact(folder, "metadata")
     try:
-        return CheckpointMetadata.from_dict(
-            json.loads((folder / "metadata" / "metadata").read_text())
-        )
-    except (KeyError, TypeError) as error:
-        raise _unreadable(folder, f"its metadata are not valid: {error}") from error
+        return _load_metadata(folder)
+    except _Damaged as error:
+        raise _unreadable(folder, error) from error
 
 
 def read_params(workdir: Path, step: int, *, template: Any) -> Any:
@@ -278,11 +295,23 @@ def read_params(workdir: Path, step: int, *, template: Any) -> Any:
       template: tree of arrays or `jax.ShapeDtypeStruct`s with the shapes of the parameters.
 
     Raises:
-      UserError: the checkpoint is damaged, or has other shapes.
+      UserError: the checkpoint is damaged, has other shapes, or numbers that are not finite.
     """
     folder = workdir.resolve() / _FOLDER / str(step)
-    _check_intact(folder, "params")
-    return _read(folder / "params", template)
+    try:
+        _check_digests(folder, "params")
+    except _Damaged as error:
+        raise _unreadable(folder, error) from error
+    params = _read(folder / "params", template)
+    _check_finite(folder, params)
+    return params
+
+
+def _check_finite(folder: Path, params: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise _unreadable(folder, f"its parameters {name} are not finite")
 
 
 def _read(item: Path, template: Any) -> Any:
@@ -295,24 +324,61 @@ def _read(item: Path, template: Any) -> Any:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(item, jax.tree.map(place, template))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # Orbax raises many kinds
         raise _unreadable(item.parent, error) from error
 
 
-def _is_intact(folder: Path, item: str = "*") -> bool:
-    """Returns whether a checkpoint, or one item of it, matches its manifest."""
+class _Damaged(Exception):
+    """A checkpoint is not as it was written; the message says in which way."""
+
+
+def find_damage(workdir: Path, step: int) -> str:
+    """Returns what is wrong with a checkpoint, in a few words; "": nothing.
+
+    Args:
+      workdir: workdir of the run.
+      step: step of the checkpoint.
+
+    Raises:
+      UserError: its files cannot be read, which says nothing about their content.
+    """
+    folder = workdir.resolve() / _FOLDER / str(step)
+    try:
+        _check_digests(folder)
+        _load_metadata(folder)
+    except _Damaged as error:
+        return str(error)
+    return ""
+
+
+def _load_metadata(folder: Path) -> CheckpointMetadata:
+    _check_digests(folder, "metadata")
+    try:
+        saved = json.loads((folder / "metadata" / "metadata").read_text())
+        metadata = CheckpointMetadata.from_dict(saved)
+    except (KeyError, TypeError) as error:
+        raise _Damaged(f"its metadata are not valid: {error}") from error
+    if str(metadata.step) != folder.name:
+        raise _Damaged(f"it was written after step {metadata.step}, and renamed since")
+    return metadata
+
+
+def _check_digests(folder: Path, item: str = "*") -> None:
+    """Compares a checkpoint, or one item of it, with its manifest."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
-        return _digests(folder, item) == {
+        expected = {
             name: digest for name, digest in manifest.items() if item in ("*", Path(name).parts[0])
         }
-    except (OSError, ValueError, AttributeError):  # missing, or not a JSON object
-        return False
-
-
-def _check_intact(folder: Path, item: str) -> None:
-    if not _is_intact(folder, item):
-        raise _unreadable(folder, "its files do not match their checksums")
+        digests = _digests(folder, item)
+    except FileNotFoundError as error:
+        raise _Damaged(f"{Path(error.filename).name} is missing") from error
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or folder}: {error.strerror}") from error
+    except (ValueError, AttributeError) as error:  # not a JSON object
+        raise _Damaged(f"its {_MANIFEST} is not valid") from error
+    if digests != expected:
+        raise _Damaged("its files do not match their checksums")
 
 
 def _digests(folder: Path, item: str = "*") -> dict[str, str]:

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from charrnn_jax.files import replacing
+from charrnn_jax.files import replacing, sync
 from charrnn_jax.processes import is_first_process
 
 
@@ -21,50 +21,97 @@ class JsonLines:
     Args:
       file: path of the file.
       keep_until_step: last step whose rows are kept.
+      expected: number of rows up to that step, of which missing ones are reported; None: not known.
+
+    Attributes:
+      file: path of the file.
+      num_rows: number of rows in the file.
     """
 
-    def __init__(self, file: Path, *, keep_until_step: int):
-        self._file = file
+    def __init__(self, file: Path, *, keep_until_step: int, expected: int | None = None):
+        self.file = file
+        self.num_rows = 0
         self._failed = False
         self._writes = is_first_process()
         if not self._writes:
             return
+        _, problem = find_row_damage(file, until_step=keep_until_step, expected=expected)
+        if problem:
+            warnings.warn(f"{file} was damaged: {problem}; other rows are kept", stacklevel=2)
         rows = [row for row in read_json_lines(file) if row["step"] <= keep_until_step]
         with replacing(file) as partial:
             partial.write_text("".join(map(_to_line, rows)), encoding="utf-8")
+        self.num_rows = len(rows)
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row; numbers that are not finite become null."""
         if not self._writes:
             return
         try:
-            with open(self._file, "a", encoding="utf-8") as out:
+            with open(self.file, "a", encoding="utf-8") as out:
                 # A failed write may have left half a line, which must not spoil this one.
                 out.write("\n" * self._failed + _to_line(row))
             self._failed = False
+            self.num_rows += 1
         except OSError as error:
             if not self._failed:
                 warnings.warn(
-                    f"cannot write to {self._file} ({error.strerror}): rows are lost until this "
+                    f"cannot write to {self.file} ({error.strerror}): rows are lost until this "
                     "is fixed",
                     stacklevel=2,
                 )
             self._failed = True
 
+    def sync(self) -> None:
+        """Waits until the rows are on the disk itself, so that a power failure keeps them."""
+        if self._writes and not self._failed:
+            sync(self.file)
+
 
 def read_json_lines(file: Path | str) -> list[dict[str, Any]]:
     """Returns the rows of a file; none if there is no file. Lines that are not rows are skipped."""
+    return _read(Path(file))[0]
+
+
+def find_row_damage(file: Path, *, until_step: int, expected: int | None = None) -> tuple[int, str]:
+    """Returns the number of rows up to a step, and what is wrong with the file; "": nothing.
+
+    Args:
+      file: path of the file.
+      until_step: last step whose rows count.
+      expected: number of rows that there should be; None: not known.
+    """
+    rows, num_damaged = _read(file)
+    num_rows = sum(row["step"] <= until_step for row in rows)
+    problems = []
+    if num_damaged:
+        problems.append(f"{num_damaged} of its lines cannot be read")
+    if expected is not None and num_rows < expected:
+        problems.append(f"{expected - num_rows} rows up to step {until_step:,} are missing")
+    return num_rows, " and ".join(problems)
+
+
+def _read(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """Returns the rows, and the number of damaged lines.
+
+    The last line counts only if it is complete: a killed process, or one that is writing now, may
+    have left a part of it.
+    """
     rows: list[dict[str, Any]] = []
     try:
-        lines = Path(file).read_bytes().split(b"\n")
+        *lines, unfinished = file.read_bytes().split(b"\n")
     except FileNotFoundError:
-        return rows
-    for line in lines:
-        with contextlib.suppress(ValueError):  # a line that a killed process left unfinished
+        return rows, 0
+    num_damaged = 0
+    for line in [*lines, unfinished]:
+        row = None
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-    return rows
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
+        elif line and line is not unfinished:
+            num_damaged += 1
+    return rows, num_damaged
 
 
 def _to_line(row: dict[str, Any]) -> str:

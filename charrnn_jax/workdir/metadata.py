@@ -44,6 +44,7 @@ class CheckpointMetadata:
       origin: run whose weights this one started from; None: it started from random weights.
       imported: whether the model was trained elsewhere, so that the run cannot be resumed.
       registered: files that registered the names in the config, see `registry`.
+      num_rows: number of rows written so far, by the name of their file.
     """
 
     step: int
@@ -56,6 +57,7 @@ class CheckpointMetadata:
     origin: Origin | None = None
     imported: bool = False
     registered: Recorded = field(default_factory=dict)
+    num_rows: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the metadata as plain data for JSON."""

@@ -15,8 +15,10 @@ from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.protocols import make_protocol
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params, make_model
 from charrnn_jax.registry import CELLS, compare_registered
-from charrnn_jax.workdir.checkpoints import choose_step, read_metadata, read_params
+from charrnn_jax.workdir.checkpoints import choose_step, exists, read_metadata, read_params
 from charrnn_jax.workdir.metadata import Origin
+
+_MOST_TRIES = 20  # to open a checkpoint before training deletes it
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,18 @@ def load_run(workdir: str | Path, *, checkpoint: str | int = "best") -> Run:
       UserError: there is no such checkpoint, it is damaged, or its cell is not registered.
     """
     workdir = Path(workdir)
-    step = choose_step(workdir, checkpoint)
+    for _ in range(_MOST_TRIES):
+        step = choose_step(workdir, checkpoint)
+        try:
+            return _open(workdir, step)
+        except UserError:
+            if exists(workdir, step):
+                raise
+            # A process that trains this run has saved new checkpoints and deleted this one.
+    raise UserError(f"{workdir} is being trained and saves too often to be read: try again")
+
+
+def _open(workdir: Path, step: int) -> Run:
     metadata = read_metadata(workdir, step)
     compare_registered(metadata.registered, needed=CELLS.field)
     config = from_dict(metadata.config)

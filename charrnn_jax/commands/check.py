@@ -1,0 +1,41 @@
+"""`charrnn check`: verifies a run or the runs of a sweep, and says what can be resumed."""
+
+import argparse
+from pathlib import Path
+
+from charrnn_jax.commands.arguments import path, reject
+from charrnn_jax.errors import UserError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --workdir, --path and --config."""
+    parser.add_argument(
+        "--workdir", type=path, required=True, metavar="DIR", help="folder of a run or a sweep"
+    )
+    parser.add_argument(
+        "--path", default="", metavar="TEXT", help="path of the run's text, if it was moved"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="experiment that registers names of the run's config"
+    )
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Prints a line for each thing checked; raises UserError if there is a problem."""
+    reject(overrides)
+    from charrnn_jax.experiment import register_file
+    from charrnn_jax.workdir.check import check_run
+
+    if args.config:
+        register_file(args.config.partition(":")[0])
+    workdir: Path = args.workdir
+    units = sorted(folder for folder in (workdir / "units").glob("*") if folder.is_dir())
+    num_problems = 0
+    for folder in units or [workdir]:
+        print(folder)
+        for finding in check_run(folder, path=args.path):
+            num_problems += bool(finding.problem)
+            state = f"PROBLEM: {finding.problem}" if finding.problem else finding.note
+            print(f"  {finding.what:16}{state}")
+    if num_problems:
+        raise UserError(f"{workdir} has {num_problems} problem(s), shown above")
