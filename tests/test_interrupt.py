@@ -1,0 +1,100 @@
+"""Signals that end a command; those that end training are in test_training.py."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from charrnn_jax.files import creating, replacing
+from charrnn_jax.main import main
+from charrnn_jax.training import interrupt
+from charrnn_jax.training.interrupt import StopsCommand
+
+
+def stop(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(5)  # ended by the exception of the handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_of_what_a_command_was_writing(
+    tmp_path: Path, heeded_signals: None, number: int
+) -> None:
+    with (  # noqa: PT012
+        pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit),
+        StopsCommand(),
+        creating(tmp_path / "folder") as folder,
+        replacing(tmp_path / "file") as file,
+    ):
+        (folder / "a").write_text("a")
+        file.write_text("a")
+        stop(number)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_that_a_callback_swallows_is_raised_again(heeded_signals: None) -> None:
+    """As in JAX's callback after a garbage collection."""
+
+    class Callback:
+        def __del__(self) -> None:
+            stop(signal.SIGINT)
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), StopsCommand():  # noqa: PT012
+        Callback()
+        time.sleep(5)
+    assert time.monotonic() - start < 4
+
+
+def test_signals_of_one_moment_raise_once(
+    heeded_signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second would leave half of what is cleaned up after the first."""
+    cleaned = []
+    with pytest.raises(SystemExit), StopsCommand():  # noqa: PT012
+        try:
+            stop(signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append(True)
+    assert cleaned
+    monkeypatch.setattr(interrupt, "_SAME_WISH_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt), StopsCommand():  # noqa: PT012
+        try:
+            stop(signal.SIGTERM)
+        finally:
+            stop(signal.SIGINT)
+
+
+def test_an_interrupted_import_is_no_error_of_the_experiment(
+    tmp_path: Path, heeded_signals: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NumPy, for one, raises ImportError when it is interrupted."""
+    experiment = tmp_path / "experiment.py"
+    experiment.write_text(
+        "import os, time\n"
+        "try:\n"
+        "    os.kill(os.getpid(), 2)\n"
+        "    time.sleep(5)\n"
+        "except KeyboardInterrupt:\n"
+        "    raise ImportError('broken')\n"
+    )
+    assert main([f"--config={experiment}", f"--workdir={tmp_path / 'run'}"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_while_the_program_starts_prints_no_traceback(heeded_signals: None) -> None:
+    """From its first line on; before that, Python prints its own."""
+    for milliseconds in range(50, 850, 100):
+        command = [sys.executable, "-m", "charrnn_jax.main", "corpora"]
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            time.sleep(milliseconds / 1000)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate()
+        assert "charrnn_jax" not in err
+        assert process.returncode in (0, 130, -signal.SIGINT)
