@@ -203,7 +203,11 @@ def test_preempted_tasks_go_on_by_themselves(
 
 @pytest.mark.slow
 def test_command_attaches_again_to_what_slurm_has(
-    slurm: None, experiment: Path, undisturbed: list[WorkUnit], tmp_path: Path
+    slurm: None,
+    experiment: Path,
+    undisturbed: list[WorkUnit],
+    tmp_path: Path,
+    heeded_signals: None,
 ) -> None:
     workdir = tmp_path / "sweep"
     with launched(experiment, workdir, "--launcher=slurm", "--workers=4") as command:
