@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -212,7 +213,7 @@ def test_messages_are_few_or_many(
         (
             ["trian"],
             "no command 'trian'; the commands are train, evaluate, sample, score, "
-            "sweep, search, export, import, config, corpora",
+            "sweep, search, export, import, check, config, corpora",
         ),
         (["train"], "--config is missing"),
         (["--config=absent.py"], "no experiment file 'absent.py'"),
@@ -263,7 +264,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(
 
 
 def test_text_that_was_moved_or_a_file_of_another_shape_strands_no_run(
-    trained: Path, text_file: Path, tmp_path: Path
+    trained: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir, text = tmp_path / "run", tmp_path / "old.txt"
     own = [SMOKE, f"--workdir={workdir}", "--config.sample.prompt=The"]
@@ -273,7 +274,10 @@ def test_text_that_was_moved_or_a_file_of_another_shape_strands_no_run(
     with open(workdir / "metrics.jsonl", "a") as rows:
         rows.write('3\n{"no": "step"}\n')
     (workdir / "evaluation.json").write_text('[{"validation": 3}]')
-    assert main([*own, f"--config.data.path={tmp_path / 'new.txt'}", NUM_STEPS + "=2"]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main([*own, f"--config.data.path={tmp_path / 'new.txt'}", NUM_STEPS + "=2"]) == 0
+    assert "metrics.jsonl was damaged: 2 of its lines cannot be read" in capsys.readouterr().err
     assert main(["evaluate", f"--workdir={workdir}", f"--path={text_file}"]) == 0
     assert main(["evaluate", f"--workdir={workdir}", f"--path={__file__}"]) == 2
 

@@ -27,7 +27,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str
     ("name", "moment"),
     [
         slow("train", ""),
-        ("train", "inside a save"),
+        slow("train", "inside a save"),
         slow("train", "between a manifest and its renaming"),
         slow("train", "inside a deletion"),
         slow("train", "while rows are rewritten"),
