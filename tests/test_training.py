@@ -46,7 +46,7 @@ from charrnn_jax.training.train_step import (
 )
 from charrnn_jax.workdir import checkpoints as checkpoints_lib
 from charrnn_jax.workdir.checkpoints import Checkpoints
-from charrnn_jax.workdir.json_lines import JsonLines, read_json_lines
+from charrnn_jax.workdir.json_lines import JsonLines, RowsWritten, read_json_lines
 from charrnn_jax.workdir.run import load_run
 
 
@@ -472,7 +472,7 @@ def test_a_resumed_run_keeps_the_vocabulary_that_it_was_saved_with(
         batch_size=8,
     )
     with Checkpoints(tmp_path / "run") as checkpoints:
-        saved = replace(metadata, vocabulary=vocabulary.to_dict(), num_rows={})
+        saved = replace(metadata, vocabulary=vocabulary.to_dict(), rows={})
         params, rest = state.to_trees()
         checkpoints.save(params, {**rest, "step": jnp.int32(1)}, metadata=saved)
     tiny_config.train.num_steps = 2
@@ -573,7 +573,11 @@ def test_rows_that_are_damaged_or_missing_are_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b'{"step": 1}\n\0\0\xff\n{"step": true}\n[' + b"[" * 100_000 + b"\n")
     with pytest.warns(UserWarning, match="3 of its lines cannot be read and 1 rows up to step 5"):
-        lines = JsonLines(file, keep_until_step=5, expected=2)
+        lines = JsonLines(file, keep_until_step=5, expected=RowsWritten(2, ""))
     assert file.read_text() == '{"step": 1}\n'
     lines.write({"step": 6})
-    assert lines.num_rows == 2
+    assert lines.written.num_rows == 2
+    assert JsonLines(file, keep_until_step=6, expected=lines.written).written == lines.written
+    file.write_text(file.read_text().replace("1", "2"))
+    with pytest.warns(UserWarning, match="not those that were written"):
+        JsonLines(file, keep_until_step=6, expected=lines.written)

@@ -149,7 +149,7 @@ class Save:
             num_params=sum(param.size for param in jax.tree.leaves(state.params)),
             origin=setup.origin,
             registered=describe_registered(flatten(setup.config)),
-            num_rows={file.file.name: file.num_rows for file in self.files},
+            rows={file.file.name: file.written for file in self.files},
         )
         self.checkpoints.save(*state.to_trees(), metadata=metadata)
 

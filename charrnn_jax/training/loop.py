@@ -269,7 +269,7 @@ def start_training(
                 JsonLines(
                     setup.workdir / name,
                     keep_until_step=start if metadata else -1,  # -1: no row is kept
-                    expected=metadata.num_rows.get(name) if metadata else None,
+                    expected=metadata.rows.get(name) if metadata else None,
                 )
                 for name in ("metrics.jsonl", "samples.jsonl")
             )

@@ -80,7 +80,7 @@ def _check_checkpoint(workdir: Path, step: int) -> tuple[Finding, Run | None]:
 
 
 def _check_rows(workdir: Path, step: int) -> Iterator[Finding]:
-    expected = read_metadata(workdir, step).num_rows
+    expected = read_metadata(workdir, step).rows
     for name in ("metrics.jsonl", "samples.jsonl"):
         num_rows, problem = find_row_damage(
             workdir / name, until_step=step, expected=expected.get(name)

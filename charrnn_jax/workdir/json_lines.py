@@ -1,14 +1,29 @@
 """`JsonLines`: a file of rows that survives kills, resumed runs and full disks."""
 
 import contextlib
+import hashlib
 import json
 import math
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from charrnn_jax.files import replacing, sync
 from charrnn_jax.processes import is_first_process
+
+
+@dataclass(frozen=True)
+class RowsWritten:
+    """What a file of rows holds at some moment, to notice later what has become of it.
+
+    Attributes:
+      num_rows: number of rows.
+      sha256: SHA-256 of their lines, in hex.
+    """
+
+    num_rows: int
+    sha256: str
 
 
 class JsonLines:
@@ -21,38 +36,49 @@ class JsonLines:
     Args:
       file: path of the file.
       keep_until_step: last step whose rows are kept.
-      expected: number of rows up to that step, of which missing ones are reported; None: not known.
+      expected: what the file held after that step; damage is reported. None: not known.
 
     Attributes:
       file: path of the file.
-      num_rows: number of rows in the file.
     """
 
-    def __init__(self, file: Path, *, keep_until_step: int, expected: int | None = None):
+    def __init__(self, file: Path, *, keep_until_step: int, expected: RowsWritten | None = None):
         self.file = file
-        self.num_rows = 0
         self._failed = False
+        self._num_rows = 0
+        self._digest = hashlib.sha256()
         self._writes = is_first_process()
         if not self._writes:
             return
         _, problem = find_row_damage(file, until_step=keep_until_step, expected=expected)
         if problem:
             warnings.warn(f"{file} was damaged: {problem}; other rows are kept", stacklevel=2)
-        rows = [row for row in read_json_lines(file) if row["step"] <= keep_until_step]
+        lines = [_to_line(r) for r in read_json_lines(file) if r["step"] <= keep_until_step]
         with replacing(file) as partial:
-            partial.write_text("".join(map(_to_line, rows)), encoding="utf-8")
-        self.num_rows = len(rows)
+            partial.write_text("".join(lines), encoding="utf-8")
+        for line in lines:
+            self._count(line)
+
+    @property
+    def written(self) -> RowsWritten:
+        """What the file holds now."""
+        return RowsWritten(self._num_rows, self._digest.hexdigest())
+
+    def _count(self, line: str) -> None:
+        self._num_rows += 1
+        self._digest.update(line.encode())
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row; numbers that are not finite become null."""
         if not self._writes:
             return
         try:
+            line = _to_line(row)
             with open(self.file, "a", encoding="utf-8") as out:
                 # A failed write may have left half a line, which must not spoil this one.
-                out.write("\n" * self._failed + _to_line(row))
+                out.write("\n" * self._failed + line)
             self._failed = False
-            self.num_rows += 1
+            self._count(line)
         except OSError as error:
             if not self._failed:
                 warnings.warn(
@@ -73,22 +99,30 @@ def read_json_lines(file: Path | str) -> list[dict[str, Any]]:
     return _read(Path(file))[0]
 
 
-def find_row_damage(file: Path, *, until_step: int, expected: int | None = None) -> tuple[int, str]:
+def find_row_damage(
+    file: Path, *, until_step: int, expected: RowsWritten | None = None
+) -> tuple[int, str]:
     """Returns the number of rows up to a step, and what is wrong with the file; "": nothing.
 
     Args:
       file: path of the file.
       until_step: last step whose rows count.
-      expected: number of rows that there should be; None: not known.
+      expected: what the file held after that step; None: not known.
     """
     rows, num_damaged = _read(file)
-    num_rows = sum(row["step"] <= until_step for row in rows)
+    rows = [row for row in rows if row["step"] <= until_step]
     problems = []
     if num_damaged:
         problems.append(f"{num_damaged} of its lines cannot be read")
-    if expected is not None and num_rows < expected:
-        problems.append(f"{expected - num_rows} rows up to step {until_step:,} are missing")
-    return num_rows, " and ".join(problems)
+    if expected and len(rows) < expected.num_rows:
+        problems.append(
+            f"{expected.num_rows - len(rows)} rows up to step {until_step:,} are missing"
+        )
+    elif expected:
+        content = "".join(map(_to_line, rows)).encode()
+        if hashlib.sha256(content).hexdigest() != expected.sha256:
+            problems.append("its rows are not those that were written")
+    return len(rows), " and ".join(problems)
 
 
 def _read(file: Path) -> tuple[list[dict[str, Any]], int]:

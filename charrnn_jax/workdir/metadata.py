@@ -7,6 +7,7 @@ from typing import Any
 
 from charrnn_jax.data.dataset import CorpusIdentity
 from charrnn_jax.registry import Recorded
+from charrnn_jax.workdir.json_lines import RowsWritten
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class CheckpointMetadata:
       origin: run whose weights this one started from; None: it started from random weights.
       imported: whether the model was trained elsewhere, so that the run cannot be resumed.
       registered: files that registered the names in the config, see `registry`.
-      num_rows: number of rows written so far, by the name of their file.
+      rows: what the files of rows held, by their names.
     """
 
     step: int
@@ -57,7 +58,7 @@ class CheckpointMetadata:
     origin: Origin | None = None
     imported: bool = False
     registered: Recorded = field(default_factory=dict)
-    num_rows: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, RowsWritten] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the metadata as plain data for JSON."""
@@ -75,6 +76,8 @@ class CheckpointMetadata:
         origin = saved.get("origin")
         if origin:
             origin = Origin(**{**origin, "corpus": CorpusIdentity(**origin["corpus"])})
+        rows = {name: RowsWritten(**held) for name, held in saved.get("rows", {}).items()}
         # Before this field existed, an imported model was one whose text had length 0.
         imported = saved.get("imported", corpus.num_chars == 0)
-        return cls(**{**known, "corpus": corpus, "origin": origin or None, "imported": imported})
+        rebuilt = {"corpus": corpus, "origin": origin or None, "imported": imported, "rows": rows}
+        return cls(**{**known, **rebuilt})
