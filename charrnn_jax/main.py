@@ -17,7 +17,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from charrnn_jax.errors import Interrupted, TrainingError, UserError
+from charrnn_jax.errors import Interrupted, TrainingError, UserError, shortened
 from charrnn_jax.messages import PROGRESS
 
 # Name -> help. Each is the module of its name in `charrnn_jax.commands` ("import" is `import_`).
@@ -33,6 +33,7 @@ COMMANDS = {
     "config": "print a preset, to be copied and edited, or list the presets",
     "corpora": "list the known corpora and where each one is",
 }
+_MOST_CHARS = 950  # in the line of an error
 
 _FIRST_STEPS = """\
 charrnn trains and studies character-level language models. To begin:
@@ -88,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         full = error.errno == errno.ENOSPC
         return _fail(str(error), (TrainingError if full else UserError).exit_code)
     except RuntimeError as error:
+        if re.match("Symlink loop|Could not determine home directory", str(error)):
+            return _fail(f"{error}: give another path", UserError.exit_code)  # by pathlib
         if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
             raise  # out of memory has had several types in JAX, so the message decides
         hint = "out of memory: try a smaller --config.data.batch_size or --config.model.hidden_size"
@@ -95,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    print(f"charrnn: error: {message}", file=sys.stderr)
+    line = shortened(message, length=_MOST_CHARS)
+    print(f"charrnn: error: {line}", file=sys.stderr)
     return exit_code
 
 

@@ -22,9 +22,10 @@ import jax
 import optax
 import orbax.checkpoint as ocp
 
-from charrnn_jax.errors import DivergedError, TrainingError, UserError
+from charrnn_jax.errors import DivergedError, TrainingError, UserError, shown
 from charrnn_jax.messages import PROGRESS
 from charrnn_jax.processes import from_first, is_first_process
+from charrnn_jax.reading import Sha256, read_json
 from charrnn_jax.workdir.metadata import CheckpointMetadata
 
 _MANIFEST = "sha256.json"
@@ -244,7 +245,7 @@ def choose_step(workdir: Path, which: str | int) -> int:
     if str(which).isdecimal() and int(which) in there:
         return int(which)
     raise UserError(
-        f"{workdir} has no checkpoint {which!r}: choose best, latest, or one of the steps "
+        f"{workdir} has no checkpoint {shown(which)}: choose best, latest, or one of the steps "
         + ", ".join(map(str, there))
     )
 
@@ -262,11 +263,15 @@ def read_metadata(workdir: Path, step: int) -> CheckpointMetadata:
     folder = workdir / _FOLDER / str(step)
     _check_intact(folder, "metadata")
     try:
-        return CheckpointMetadata.from_dict(
-            json.loads((folder / "metadata" / "metadata").read_text())
+        saved = read_json(
+            folder / "metadata" / "metadata", dict[str, Any], remedy="choose another checkpoint"
         )
-    except (KeyError, TypeError) as error:
-        raise _unreadable(folder, f"its metadata are not valid: {error}") from error
+        metadata = CheckpointMetadata.from_dict(saved)
+    except UserError as error:
+        raise _unreadable(folder, error) from error
+    if metadata.step != step:
+        raise _unreadable(folder, f"its metadata are those of step {metadata.step:,}")
+    return metadata
 
 
 def read_params(workdir: Path, step: int, *, template: Any) -> Any:
@@ -295,18 +300,20 @@ def _read(item: Path, template: Any) -> Any:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(item, jax.tree.map(place, template))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (jax.errors.JaxRuntimeError, UserError):  # out of memory
+        raise
+    except Exception as error:  # Orbax raises errors of many types
         raise _unreadable(item.parent, error) from error
 
 
 def _is_intact(folder: Path, item: str = "*") -> bool:
     """Returns whether a checkpoint, or one item of it, matches its manifest."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        manifest = read_json(folder / _MANIFEST, dict[str, Sha256], remedy="use another")
         return _digests(folder, item) == {
-            name: digest for name, digest in manifest.items() if item in ("*", Path(name).parts[0])
+            name: digest for name, digest in manifest.items() if item in ("*", name.split("/")[0])
         }
-    except (OSError, ValueError, AttributeError):  # missing, or not a JSON object
+    except (OSError, UserError):
         return False
 
 

@@ -4,11 +4,16 @@ import contextlib
 import json
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from charrnn_jax.errors import UserError
 from charrnn_jax.files import replacing
 from charrnn_jax.processes import is_first_process
+from charrnn_jax.reading import Count, parse_json, read_bytes, typed
+
+_MAX_BYTES = 1 << 30
 
 
 class JsonLines:
@@ -53,18 +58,28 @@ class JsonLines:
 
 
 def read_json_lines(file: Path | str) -> list[dict[str, Any]]:
-    """Returns the rows of a file; none if there is no file. Lines that are not rows are skipped."""
+    """Returns the rows of a file; none if there is no file. Lines that are not rows are skipped.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    if not Path(file).exists():
+        return []
     rows: list[dict[str, Any]] = []
-    try:
-        lines = Path(file).read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return rows
-    for line in lines:
-        with contextlib.suppress(ValueError):  # a line that a killed process left unfinished
-            row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
+    for line in read_bytes(file, max_bytes=_MAX_BYTES).split(b"\n"):
+        with contextlib.suppress(UserError):  # a line that a killed process left unfinished
+            row = parse_json(line, dict[str, Any], name="a row", remedy="delete it")
+            typed(row.get("step"), Count, name="its step", remedy="delete it")
+            rows.append(row)
     return rows
+
+
+def read_number(row: Mapping[str, Any], name: str) -> float | None:
+    """Returns a finite number of a row; None if it has none under this name."""
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
 
 
 def _to_line(row: dict[str, Any]) -> str:

@@ -1,12 +1,31 @@
 """`CheckpointMetadata`: what a checkpoint contains besides its arrays."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from charrnn_jax.config import Saved
 from charrnn_jax.data.dataset import CorpusIdentity
+from charrnn_jax.reading import Count, Finite, typed
 from charrnn_jax.registry import Recorded
+
+
+class SavedTally(TypedDict):
+    """A `Tally` of the recorder, as plain data."""
+
+    nats: Finite
+    chars: Count
+    timed_chars: Count
+    seconds: Finite
+
+
+class SavedRecorder(TypedDict):
+    """`Recorder.to_dict()`."""
+
+    window: SavedTally
+    epoch: SavedTally
+    seconds: Finite
 
 
 @dataclass(frozen=True)
@@ -20,7 +39,7 @@ class Origin:
     """
 
     workdir: str
-    step: int
+    step: Count
     corpus: CorpusIdentity
 
     def describe(self) -> str:
@@ -46,13 +65,13 @@ class CheckpointMetadata:
       registered: files that registered the names in the config, see `registry`.
     """
 
-    step: int
-    config: dict[str, Any]
-    vocabulary: dict[str, Any]
+    step: Count
+    config: Saved
+    vocabulary: dict[str, str]
     corpus: CorpusIdentity
     loss: float | None = None
     recorder: dict[str, Any] | None = None
-    num_params: int | None = None
+    num_params: Count | None = None
     origin: Origin | None = None
     imported: bool = False
     registered: Recorded = field(default_factory=dict)
@@ -66,13 +85,14 @@ class CheckpointMetadata:
         """Rebuilds metadata from its `to_dict()`, without fields that this version does not know.
 
         Raises:
-          KeyError, TypeError: this is not the metadata of a checkpoint.
+          UserError: this is not the metadata of a checkpoint.
         """
-        known = {f.name: saved[f.name] for f in fields(cls) if f.name in saved}
-        corpus = CorpusIdentity(**saved["corpus"])
-        origin = saved.get("origin")
-        if origin:
-            origin = Origin(**{**origin, "corpus": CorpusIdentity(**origin["corpus"])})
+        about = {"name": "the metadata", "remedy": "choose another checkpoint"}
+        metadata = typed(saved, cls, **about)
+        if metadata.recorder is not None:
+            recorder = dict(typed(metadata.recorder, SavedRecorder, **about))
+            metadata = replace(metadata, recorder=recorder)
+        if "imported" in saved:
+            return metadata
         # Before this field existed, an imported model was one whose text had length 0.
-        imported = saved.get("imported", corpus.num_chars == 0)
-        return cls(**{**known, "corpus": corpus, "origin": origin or None, "imported": imported})
+        return replace(metadata, imported=metadata.corpus.num_chars == 0)
