@@ -120,7 +120,7 @@ def typed(data: object, shape: type[T], *, name: str, remedy: str) -> T:
     """
     try:
         return msgspec.convert(data, shape)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as error:
         raise _damaged(name, str(error), remedy) from error
 
 

@@ -24,7 +24,7 @@ from typing import Annotated
 
 import msgspec
 
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, shortened
 from charrnn_jax.files import replacing
 from charrnn_jax.reading import read_json
 from charrnn_jax.sweeps.jobs import Job
@@ -74,8 +74,8 @@ def find_tasks(units: Sequence[WorkUnit], *, workdir: Path) -> dict[str, Job]:
         for index, name in names.items():
             if int(index) >= len(units) or units[int(index)].name != name:
                 raise UserError(
-                    f"Slurm task {task} trains {name} as unit {index}, which get_hyper has moved "
-                    f"or removed: wait until the task has ended, or cancel it with scancel {task}"
+                    f"Slurm task {shortened(task)} trains {shortened(name)} as unit {index}, which get_hyper has moved "
+                    f"or removed: wait until the task has ended, or cancel it with scancel {shortened(task)}"
                 )
         jobs[task] = Job(tuple(units[int(index)] for index in names), workdir)
     return jobs

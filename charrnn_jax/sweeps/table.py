@@ -125,7 +125,7 @@ def fraction_trained(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> float:
         part = last["step"] / train.num_steps
     else:
         part = (read_number(last, "epoch") or 0.0) / train.num_epochs
-    return min(part, 1.0)
+    return min(max(part, 0.0), 1.0)
 
 
 def _last(rows: Sequence[dict[str, Any]], name: str) -> str:
