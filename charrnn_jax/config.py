@@ -14,6 +14,10 @@ from ml_collections import ConfigDict
 
 from charrnn_jax import registry
 from charrnn_jax.errors import UserError as UserError  # for experiments
+from charrnn_jax.errors import shortened, shown
+from charrnn_jax.reading import Scalar, parse_json, typed
+
+Saved = dict[str, Scalar | dict[str, Scalar]]  # `ConfigDict.to_dict()` of a config
 
 
 def default_config() -> ConfigDict:
@@ -40,9 +44,9 @@ def default_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.cell = "gru"  # "gru", "lstm", "rnn", or a registered cell
-    config.model.embedding_size = 256  # units of the embedding of a character; at least 1
-    config.model.hidden_size = 1024  # units of each recurrent layer; at least 1
-    config.model.num_layers = 1  # recurrent layers; at least 1
+    config.model.embedding_size = 256  # units of the embedding of a character; 1 to 2**20
+    config.model.hidden_size = 1024  # units of each recurrent layer; from 1 to 2**20
+    config.model.num_layers = 1  # recurrent layers; from 1 to 100
     config.model.input_dropout = 0.0  # dropout rate on the embedding; from 0 to below 1
     config.model.dropout = 0.0  # dropout rate on the output of each recurrent layer; 0 to below 1
     config.model.dropout_noise = "step"  # "step": drawn per character; "locked": once per sequence
@@ -109,7 +113,13 @@ def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
     return lambda value: low <= value < high, f"at least {low} and below {high}"
 
 
+def _from_to(low: int, high: int) -> tuple[Callable[[Any], bool], str]:
+    """low <= value <= high."""
+    return lambda value: low <= value <= high, f"from {low} to {high}"
+
+
 _POSITIVE = (lambda value: value > 0, "above 0")
+_PATH = (lambda value: "\0" not in value, "a path without NUL characters")
 _ANY = (lambda value: True, "")
 
 # The valid values of each field; a test checks that no field of the schema is missing. Registered
@@ -118,7 +128,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": _at_least(0),
     "data.corpus": _ANY,
     "data.offline_corpus": _ANY,
-    "data.path": _ANY,
+    "data.path": _PATH,
     "data.vocabulary": _one_of("characters", "bytes"),
     "data.max_chars": _at_least(0),
     "data.validation_fraction": _between(0, 1),
@@ -127,9 +137,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.batch_size": _at_least(1),
     "data.sequence_length": _at_least(1),
     "model.cell": _ANY,
-    "model.embedding_size": _at_least(1),
-    "model.hidden_size": _at_least(1),
-    "model.num_layers": _at_least(1),
+    "model.embedding_size": _from_to(1, 2**20),
+    "model.hidden_size": _from_to(1, 2**20),
+    "model.num_layers": _from_to(1, 100),
     "model.input_dropout": _between(0, 1),
     "model.dropout": _between(0, 1),
     "model.dropout_noise": _one_of("step", "locked"),
@@ -148,7 +158,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.epsilon": _POSITIVE,
     "optimizer.rms_decay": _between(0, 1),
     "optimizer.momentum": _between(0, 1),
-    "train.init_from": _ANY,
+    "train.init_from": _PATH,
     "train.loss": _ANY,
     "train.step": _ANY,
     "train.hooks": _ANY,
@@ -180,10 +190,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 _TYPES = {int: int, float: int | float, str: str}  # type of a default -> valid types
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text"}
+_REMEDY = "restore it, or make the run again"
 _LARGEST = 2**31 - 1  # the largest int32, JAX's default integer type
 
 
-def flatten(config: ConfigDict) -> dict[str, Any]:
+def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config as {"section.field": value}, in the order of the schema."""
     flat = {}
     for name, value in config.items():
@@ -194,28 +205,37 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
+_DEFAULTS = flatten(default_config())
+
+
+def _check_field(name: str, value: object) -> None:
+    """Raises UserError if a field is not in the schema, or its value is not valid."""
+    if name not in _RULES:
+        raise UserError(f"config.{shortened(name)} is not a field of the schema")
+    kind, (accepts, requirement) = type(_DEFAULTS[name]), _RULES[name]
+    if isinstance(value, bool) or not isinstance(value, _TYPES[kind]):
+        requirement = TYPE_NAMES[kind]
+    elif isinstance(value, float) and not math.isfinite(value):
+        requirement = "a finite number"
+    elif isinstance(value, int) and value > _LARGEST:
+        requirement = f"at most {_LARGEST}"
+    elif accepts(value):
+        return
+    raise UserError(f"config.{name} is {shown(value)}; it must be {requirement}")
+
+
 def validate(config: ConfigDict) -> None:
     """Checks each field, and the fields that depend on each other.
 
     Raises:
       UserError: a value is not valid; the message names the field, the value and the valid values.
     """
-    flat, defaults = flatten(config), flatten(default_config())
-    for name, (accepts, requirement) in _RULES.items():
+    flat = flatten(config)
+    for name in _RULES:
         if name not in flat:
             raise UserError(f"config.{name} is missing; start from charrnn_jax.default_config()")
-        value, default = flat[name], defaults[name]
-        if isinstance(value, bool) or not isinstance(value, _TYPES[type(default)]):
-            raise UserError(f"config.{name} is {value!r}; it must be {TYPE_NAMES[type(default)]}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"config.{name} is {value}; it must be a finite number")
-        if isinstance(value, int) and value > _LARGEST:
-            raise UserError(f"config.{name} is {value}; it must be at most {_LARGEST}")
-        if not accepts(value):
-            raise UserError(f"config.{name} is {value!r}; it must be {requirement}")
-    unknown = flat.keys() - _RULES.keys()
-    if unknown:
-        raise UserError(f"config.{min(unknown)} is not a field of the schema")
+    for name, value in flat.items():
+        _check_field(name, value)
     if not (config.data.corpus or config.data.path):
         raise UserError(
             "no text to train on: give yours as --config.data.path=FILE (a file, a folder, a "
@@ -238,22 +258,27 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2)
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str | bytes) -> ConfigDict:
     """Rebuilds a config from the text of `to_json`; see `from_dict`."""
-    return from_dict(json.loads(text))
+    return from_dict(parse_json(text, Saved, name="the saved config", remedy=_REMEDY))
 
 
 def from_dict(saved: Mapping[str, Any]) -> ConfigDict:
     """Rebuilds a config from its `to_dict()`; fields added to the schema since get their default.
 
+    The registered names in it may be unknown: whoever uses one looks it up.
+
     Raises:
-      UserError: a field is not in the schema, or its value has the wrong type.
+      UserError: a field is not in the schema, or its value is not valid.
     """
+    values = flatten(typed(saved, Saved, name="the saved config", remedy=_REMEDY))
+    for name, value in values.items():
+        try:
+            _check_field(name, value)
+        except UserError as error:
+            raise UserError(f"the saved config cannot be used: {error}") from error
     config = default_config()
-    try:
-        config.update(saved)
-    except (KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"the saved config does not fit this version's schema: {error}") from error
+    config.update_from_flattened_dict(values)
     return config
 
 
@@ -286,7 +311,7 @@ def override_values(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
             config.update_from_flattened_dict({name: value})
         except TypeError as error:
             kind = TYPE_NAMES[type(flat[name])]
-            raise UserError(f"config.{name} is {value!r}; it must be {kind}") from error
+            raise UserError(f"config.{name} is {shown(value)}; it must be {kind}") from error
     return config
 
 
@@ -297,6 +322,6 @@ def no_such_field(name: str, flat: Mapping[str, Any]) -> UserError:
       name: the field, as "section.field".
       flat: the config that should have it, as {"section.field": value}.
     """
-    near = difflib.get_close_matches(name, flat, n=1)
+    near = difflib.get_close_matches(name[:100], flat, n=1)
     hint = f"did you mean config.{near[0]}?" if near else "config.json of a run lists all fields"
-    return UserError(f"there is no field config.{name}; {hint}")
+    return UserError(f"there is no field config.{shortened(name)}; {hint}")

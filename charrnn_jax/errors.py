@@ -3,6 +3,41 @@
 Any other exception is a bug and keeps its traceback.
 """
 
+import reprlib
+
+_VALUES = reprlib.Repr()
+_VALUES.maxlevel = 2
+_VALUES.maxstring = _VALUES.maxother = 120
+
+
+def shortened(text: str, *, length: int = 200) -> str:
+    """Returns a text as one line; of one that is too long, the head and the tail.
+
+    >>> shortened("one\\ntwo"), shortened("a" * 90 + "b" * 90, length=15)
+    ('one two', 'aaaaa ... bbbbb')
+
+    Args:
+      text: the text, of any length.
+      length: length of the longest line that is returned, in characters.
+    """
+    half = (length - 5) // 2
+    if len(text) > 4 * length:
+        text = f"{text[: 2 * length]}{text[-2 * length :]}"
+    text = " ".join(line.strip() for line in text.splitlines())
+    return text if len(text) <= length else f"{text[:half]} ... {text[-half:]}"
+
+
+def shown(value: object) -> str:
+    """Returns `repr(value)` for an error; of one that is long, the head and the tail.
+
+    >>> shown("a"), len(shown("a" * 1000))
+    ("'a'", 120)
+    """
+    try:
+        return shortened(_VALUES.repr(value))
+    except ValueError:  # a number with more digits than Python prints
+        return "a number of thousands of digits"
+
 
 class UserError(ValueError):
     """Bad usage, config or data; one line says what, where and what to do. Exit code 2."""

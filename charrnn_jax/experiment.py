@@ -5,6 +5,7 @@ An experiment is a Python file that defines `get_config() -> ConfigDict`, or `ge
 experiments that come with the package are presets, found by name alone: --config=quick.
 """
 
+import contextlib
 import inspect
 import os
 import re
@@ -19,7 +20,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from charrnn_jax.config import TYPE_NAMES, flatten, no_such_field
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, shortened, shown
+from charrnn_jax.reading import read_bytes
 
 
 def presets() -> dict[str, Path]:
@@ -44,7 +46,7 @@ def find_experiment(name: str) -> Path:
         return Path(name).resolve()
     if (preset := presets().get(name)) is None:
         known = ", ".join(presets())
-        raise UserError(f"there is no experiment file {name!r}; the presets are {known}")
+        raise UserError(f"there is no experiment file {shown(name)}; the presets are {known}")
     return preset.resolve()
 
 
@@ -103,14 +105,16 @@ def _running(file: str) -> Iterator[types.ModuleType]:
     sys.modules[module.__name__] = module  # dataclasses look their module up here
     sys.path.insert(0, str(path.parent))
     try:
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        exec(compile(read_bytes(path), str(path), "exec"), module.__dict__)
         yield module
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"{file} does not run: {type(error).__name__}: {error}") from error
+        reason = shortened(f"{type(error).__name__}: {error}", length=500)
+        raise UserError(f"{file} does not run: {reason}") from error
     finally:
-        sys.path.remove(str(path.parent))
+        with contextlib.suppress(ValueError):  # the file has removed it
+            sys.path.remove(str(path.parent))
         if str(path.parent) not in sys.path:  # for imports inside functions
             sys.path.append(str(path.parent))
 
@@ -132,7 +136,8 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     for argument in arguments:
         name, equals, _ = argument.removeprefix("--config.").partition("=")
         if not (argument.startswith("--config.") and equals):
-            raise UserError(f"what is {argument!r}? Set a field by --config.SECTION.FIELD=VALUE")
+            what = f"what is {shown(argument)}?"
+            raise UserError(f"{what} Set a field by --config.SECTION.FIELD=VALUE")
         if name not in flat:
             raise no_such_field(name, flat)
     values = flags.FlagValues()
@@ -146,6 +151,6 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
             prefix, name = wrong.groups()
             value = next(a.removeprefix(prefix) for a in arguments if a.startswith(prefix))
             kind = TYPE_NAMES[type(flat[name])]
-            raise UserError(f"config.{name} is {value!r}; it must be {kind}") from error
-        raise UserError(" ".join(str(error).split())) from error
+            raise UserError(f"config.{name} is {shown(value)}; it must be {kind}") from error
+        raise UserError(shortened(str(error))) from error
     return config

@@ -21,7 +21,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from charrnn_jax.errors import Interrupted, TrainingError, UserError
+from charrnn_jax.errors import Interrupted, TrainingError, UserError, shortened
 from charrnn_jax.messages import PROGRESS
 from charrnn_jax.training.interrupt import StopsCommand
 
@@ -39,6 +39,7 @@ COMMANDS = {
     "config": "print a preset, to be copied and edited, or list the presets",
     "corpora": "list the known corpora and where each one is",
 }
+_MOST_CHARS = 950  # in the line of an error
 
 _FIRST_STEPS = """\
 charrnn trains and studies character-level language models. To begin:
@@ -106,17 +107,19 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError):  # a folder that cannot be read or written, a full disk
         full = error.errno == errno.ENOSPC
         return _fail(str(error), (TrainingError if full else UserError).exit_code)
-    # Out of memory has had several types in JAX, so the message decides.
-    if isinstance(error, RuntimeError) and re.search(
-        "RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)
-    ):
+    if isinstance(error, RuntimeError):
+        if re.match("Symlink loop|Could not determine home directory", str(error)):
+            return _fail(f"{error}: give another path", UserError.exit_code)  # by pathlib
+        if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
+            raise error  # out of memory has had several types in JAX, so the message decides
         hint = "out of memory: try a smaller --config.data.batch_size or --config.model.hidden_size"
         return _fail(hint, TrainingError.exit_code)
     raise error
 
 
 def _fail(message: str, exit_code: int) -> int:
-    print(f"charrnn: error: {message}", file=sys.stderr)
+    line = shortened(message, length=_MOST_CHARS)
+    print(f"charrnn: error: {line}", file=sys.stderr)
     return exit_code
 
 

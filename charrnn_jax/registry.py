@@ -16,12 +16,21 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, shortened, shown
 
 T = TypeVar("T")
-Recorded = dict[str, dict[str, dict[str, str]]]  # field -> name -> {"file": ..., "sha256": ...}
+
+
+class RecordedSource(TypedDict):
+    """A `Source` as a run records it."""
+
+    file: str
+    sha256: str
+
+
+Recorded = dict[str, dict[str, RecordedSource]]  # field -> name -> source
 
 
 @dataclass(frozen=True)
@@ -96,11 +105,11 @@ class Registry(Generic[T]):
           name: the name.
           file: file that registered the name when the run was made; "": not known.
         """
-        where = f" (the run was made with {file})" if file else ""
+        where = f" (the run was made with {shortened(file)})" if file else ""
         return UserError(
-            f"config.{self.field} is {name!r}: no such {self.kind} is registered{where}; there are "
-            f"{', '.join(self) or 'none yet'}. To use your own, give the file that registers it as "
-            "--config=FILE, or import it"
+            f"config.{self.field} is {shown(name)}: no such {self.kind} is registered{where}; "
+            f"there are {', '.join(self) or 'none yet'}. To use your own, give the file that registers "
+            "it as --config=FILE, or import it"
         )
 
     def register(self, name: str, value: T, *, depth: int = 1) -> None:
@@ -244,7 +253,7 @@ def describe_registered(config: Mapping[str, Any]) -> Recorded:
             if name in registry.sources:
                 source = registry.sources[name]
                 file = Path(source.file).name  # its folder is nobody else's business
-                about = {"file": file, "sha256": source.sha256}
+                about = RecordedSource(file=file, sha256=source.sha256)
                 recorded.setdefault(registry.field, {})[name] = about
     return recorded
 

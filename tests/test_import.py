@@ -154,6 +154,63 @@ def test_pytorch_names_types_shared_weights_and_missing_biases_do_not_matter() -
     jax.tree.map(np.testing.assert_array_equal, from_pytorch(one_name)[1], from_pytorch(shared)[1])
 
 
+@pytest.mark.parametrize("size", [len(CHARACTERS), len(CHARACTERS) + 5])
+def test_one_hot_pytorch_model_gives_the_same_logits(size: int, tmp_path: Path) -> None:
+    """Also where the vocabulary is as large as the hidden layer: nothing is a shared embedding."""
+    torch = pytest.importorskip("torch")
+    import safetensors.torch
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = torch.nn.GRU(len(CHARACTERS), size, batch_first=True)
+            self.decoder = torch.nn.Linear(size, len(CHARACTERS))
+
+        def forward(self, ids):
+            inputs = torch.nn.functional.one_hot(ids, len(CHARACTERS)).float()
+            return self.decoder(self.rnn(inputs)[0])
+
+    torch.manual_seed(0)
+    model = Model()
+    safetensors.torch.save_model(model, str(tmp_path / "model.safetensors"))
+    vocabulary = write_vocabulary(tmp_path, {char: i for i, char in enumerate(CHARACTERS)})
+    run = import_run(tmp_path / "model.safetensors", vocabulary, workdir=tmp_path / "run")
+
+    ids = random_ids(len(CHARACTERS), (3, 40))
+    with torch.no_grad():
+        expected = model(torch.tensor(ids)).numpy()
+    ours = run.vocabulary.encode("".join(CHARACTERS)).astype(int)
+    carry = run.model.initialize_carry(3)
+    logits = np.asarray(forward(run.params, carry, ours[ids], model=run.model)[1])
+    assert_close(logits[..., ours], expected)
+
+
+def test_shared_embedding_as_large_as_the_hidden_layer_is_told_from_one_hot(
+    tmp_path: Path,
+) -> None:
+    """`save_model` leaves one of its names out, and notes it in the file."""
+    torch = pytest.importorskip("torch")
+    import safetensors.torch
+
+    size = len(CHARACTERS)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = torch.nn.Embedding(size, size)
+            self.rnn = torch.nn.GRU(size, size)
+            self.decoder = torch.nn.Linear(size, size)
+            self.decoder.weight = self.encoder.weight
+
+    model = Model()
+    safetensors.torch.save_model(model, str(tmp_path / "model.safetensors"))
+    vocabulary = write_vocabulary(tmp_path, {str(i): char for i, char in enumerate(CHARACTERS)})
+    run = import_run(tmp_path / "model.safetensors", vocabulary, workdir=tmp_path / "run")
+    ours = run.vocabulary.encode("".join(CHARACTERS)).astype(int)
+    table = np.asarray(run.params["embedding"]["embedding"])[ours]
+    np.testing.assert_array_equal(table, model.encoder.weight.detach().numpy())
+
+
 # --- Keras --------------------------------------------------------------------------------------
 
 
@@ -381,7 +438,11 @@ def test_keras_arrays_without_their_order_are_refused(tmp_path: Path) -> None:
         (CHARACTERS, "lists 18 characters, but the model of .* has 19 ids"),
         (["<pad>", *CHARACTERS], "not single characters: '<pad>'; the token for unknown"),
         ([CHARACTERS[0], *CHARACTERS], "'z' more than once"),
-        ({"a": 1}, "not a JSON list of strings: write it with json.dump"),
+        ({"a": 1}, "not a JSON list of strings, .* write it with json.dump"),
+        ({"a": 0, "b": 0}, "one id from 0 to 1"),
+        ({"0": "a", "2": "b"}, "one id from 0 to 1"),
+        ({"a": 0, "b": "c"}, "one id from 0 to 1"),
+        (3, "is damaged"),
     ],
 )
 def test_vocabularies_that_do_not_fit_are_refused(

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "charrnn_jax"
 LAYERS = [
     "errors",
     "files",
+    "reading",
     "messages",
     "processes",
     "registry",

@@ -163,7 +163,7 @@ def _settings(text: str) -> dict[str, Any]:
             raise argparse.ArgumentTypeError(f"{part!r} is not FIELD=VALUE")
         try:
             settings[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             settings[name] = value
     return settings
 
@@ -257,6 +257,9 @@ def read_prompt(file: str, *, kind: str) -> str:
       file: path of the file, or "-".
       kind: kind of the vocabulary, "characters" or "bytes".
     """
+    from charrnn_jax.reading import refuse_device
+
+    refuse_device(Path(file).expanduser())
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
     except OSError as error:

@@ -10,6 +10,7 @@ from typing import Any
 from charrnn_jax.commands.arguments import checkpoint_flags, open_run
 from charrnn_jax.errors import UserError
 from charrnn_jax.files import replacing
+from charrnn_jax.reading import read_json
 from charrnn_jax.registry import PROTOCOLS
 
 
@@ -63,8 +64,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 def _merge_into_json(file: Path, splits: dict[str, Any]) -> None:
     """Adds losses to the ones of the same checkpoint and text in the file, and replaces others."""
     known: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        known = dict(json.loads(file.read_text()))
+    with contextlib.suppress(UserError):  # missing, or damaged
+        known = read_json(file, dict[str, Any], remedy="delete it")
     for split, entry in splits.items():
         with contextlib.suppress(KeyError, TypeError):  # not written by this command
             if all(known[split][name] == entry[name] for name in ("step", "corpus")):

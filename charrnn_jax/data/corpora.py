@@ -21,9 +21,10 @@ from typing import IO, Any, BinaryIO
 
 import platformdirs
 
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, shown
 from charrnn_jax.files import replacing
 from charrnn_jax.messages import NOTES
+from charrnn_jax.reading import refuse_device
 
 BLOCK_SIZE = 1 << 22  # characters or bytes read at once
 STDLIB_CHARS = 1_000_000  # length of the built-in corpus, in characters
@@ -162,12 +163,24 @@ def load_corpus(
     return corpus
 
 
+def check_recorded_path(name: str) -> None:
+    """Raises UserError if a path that a run recorded is no file, folder or glob of files.
+
+    A stranger may have made the run: its path must not open a pipe or a device.
+    """
+    path = Path(name).expanduser()
+    if name == "-" or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise UserError(
+            f"the run's text was {shown(name)}, which is not a file: give its text with --path=FILE"
+        )
+
+
 def _named(name: str, offline_corpus: str) -> Corpus:
     if name == BUILT_IN:
         return _python_stdlib()
     if name not in KNOWN_CORPORA:
         raise UserError(
-            f"there is no corpus {name!r}; there are {', '.join(KNOWN_CORPORA)}, {BUILT_IN}. "
+            f"there is no corpus {shown(name)}; there are {', '.join(KNOWN_CORPORA)}, {BUILT_IN}. "
             "To use your own text, give --config.data.path=FILE"
         )
     file = cached_file(name)
@@ -272,6 +285,7 @@ def _python_stdlib() -> Corpus:
 
 def _own_text(name: str) -> Corpus:
     path = os.path.expanduser(name)  # a shell does not expand the ~ of --flag=~/file
+    refuse_device(path)
     paths: tuple[Path, ...]
     if path == "-":
         if sys.stdin is None or sys.stdin.isatty():
@@ -288,9 +302,9 @@ def _own_text(name: str) -> Corpus:
     else:
         paths = tuple(map(Path, sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))))
     if not paths:
-        raise UserError(f"no file found at {name!r}")
+        raise UserError(f"no file found at {shown(name)}")
     if not any(file.stat().st_size for file in paths):
-        raise UserError(f"there is no text in {name!r}")
+        raise UserError(f"there is no text in {shown(name)}")
     return Corpus(name, paths, _sha256(paths))
 
 

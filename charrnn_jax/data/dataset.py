@@ -5,10 +5,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from charrnn_jax.data.corpora import Corpus, load_corpus
+from charrnn_jax.data.corpora import Corpus, check_recorded_path, load_corpus
 from charrnn_jax.data.tokens import Splits, tokenize
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
+from charrnn_jax.reading import Count
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class CorpusIdentity:
 
     name: str
     sha256: str
-    num_chars: int
+    num_chars: Count
     instead_of: str = ""
 
     def describe(self) -> str:
@@ -85,6 +86,7 @@ def load_dataset(
     *,
     vocabulary: Vocabulary | None = None,
     recorded: CorpusIdentity | None = None,
+    path_is_recorded: bool = False,
 ) -> Dataset:
     """Loads the text that a config names, its vocabulary and its splits.
 
@@ -92,11 +94,15 @@ def load_dataset(
       config: the `config.data` section.
       vocabulary: vocabulary of an existing model; None: it is built from the text.
       recorded: identity of the text of an existing run, which must be the same text; None: any.
+      path_is_recorded: whether `config.path` was read from a run, which a stranger may have made;
+        then only files and folders are opened.
 
     Raises:
       UserError: the text is missing, cannot be read, or is not the recorded one.
     """
     substitute = recorded.name if recorded and recorded.instead_of else ""
+    if path_is_recorded and config.path:
+        check_recorded_path(config.path)
     corpus = load_corpus(
         substitute or config.corpus,
         path=config.path,

@@ -6,16 +6,19 @@ Knows nothing of files or models.
 
 import codecs
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, TypedDict
 
 import numpy as np
 
 from charrnn_jax.errors import UserError
+from charrnn_jax.reading import parse_json, typed
 
 UNK_ID = 0
 UNK = "[UNK]"
+_REMEDY = "restore it from where it comes from"
 
 
 class UnknownCharacterError(UserError):
@@ -160,18 +163,26 @@ class Vocabulary:
         return {"kind": self.kind, "characters": self.characters}
 
     @classmethod
-    def from_dict(cls, data: dict[str, str]) -> "Vocabulary":
-        """Rebuilds a vocabulary from `to_dict`."""
-        return cls(characters=data["characters"], kind=data["kind"])
+    def from_dict(cls, data: Mapping[str, object]) -> "Vocabulary":
+        """Rebuilds a vocabulary from `to_dict`.
+
+        Raises:
+          UserError: these are not the data of a vocabulary.
+        """
+        return _checked(typed(data, _Saved, name="the vocabulary", remedy=_REMEDY))
 
     def to_json(self) -> str:
         """Returns the vocabulary as JSON, in ASCII."""
         return json.dumps(self.to_dict())
 
     @classmethod
-    def from_json(cls, text: str) -> "Vocabulary":
-        """Rebuilds a vocabulary from `to_json`."""
-        return cls.from_dict(json.loads(text))
+    def from_json(cls, text: str | bytes) -> "Vocabulary":
+        """Rebuilds a vocabulary from `to_json`.
+
+        Raises:
+          UserError: this is not the JSON of a vocabulary.
+        """
+        return _checked(parse_json(text, _Saved, name="the vocabulary", remedy=_REMEDY))
 
     @cached_property
     def _id_of_point(self) -> np.ndarray:
@@ -180,6 +191,26 @@ class Vocabulary:
         table = np.full(int(points.max()) + 2, UNK_ID, self.dtype)
         table[points] = np.arange(1, self.size)
         return table
+
+
+class _Saved(TypedDict):
+    """What `to_dict` returns."""
+
+    kind: Literal["characters", "bytes"]
+    characters: str
+
+
+def _checked(saved: _Saved) -> Vocabulary:
+    """Returns a vocabulary after a check that every character has one id."""
+    points = _code_points(saved["characters"]).astype(np.int64)
+    if saved["kind"] == "bytes" and points.size:
+        raise UserError(f"the vocabulary of bytes lists {points.size} characters: {_REMEDY}")
+    if saved["kind"] == "characters" and not (points.size and (np.diff(points) > 0).all()):
+        raise UserError(
+            "the vocabulary is damaged (its characters are not in the order of their code points, "
+            f"each once): {_REMEDY}"
+        )
+    return Vocabulary(characters=saved["characters"], kind=saved["kind"])
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -1,8 +1,6 @@
 """`Continuation`: a text with the state of the sampler after it, to continue or to branch."""
 
 import json
-import zipfile
-import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ from charrnn_jax.generation.prompts import encode_prompt, pad, row_keys
 from charrnn_jax.generation.rules import Rules, start_memory
 from charrnn_jax.generation.sampler import CHUNK, Sampler, SampleState, fetch
 from charrnn_jax.generation.writer import Sample, Writer
+from charrnn_jax.reading import read_npz
 
 
 @dataclass(frozen=True)
@@ -150,23 +149,20 @@ class Continuation:
         template = _with_plain_key(sampler.prime([np.array([1])], seed=0, rules=()))
         expected = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(template)]
         try:
-            # Opened here, since np.load does not close a damaged file that it has opened itself.
-            with open(file, "rb") as opened, np.load(opened) as saved:
-                identity, tokens = str(saved["identity"]), saved["tokens"]
-                leaves = [saved[f"state_{i}"] for i in range(len(expected))]
-        except OSError as error:
-            reason = error.strerror or "the file is damaged"
-            raise UserError(
-                f"cannot read a saved text from {file} ({reason}): give another file"
-            ) from error
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            saved = read_npz(file)
+            identity, tokens = str(saved["identity"]), saved["tokens"]
+            leaves = [saved[f"state_{i}"] for i in range(len(expected))]
+        except KeyError as error:
             raise UserError(f"{file} is not a saved text: give another file") from error
+        except UserError as error:
+            raise UserError(f"{error}: give another file") from error
         if identity != _identity(sampler):
             raise UserError(
                 f"{file} was saved with another model: open it with the run that wrote it"
             )
         ids = np.arange(sampler.vocabulary.size)
-        is_text = tokens.ndim == 1 and tokens.size and np.isin(tokens, ids).all()
+        is_row = tokens.ndim == 1 and tokens.size and tokens.dtype.kind in "iu"
+        is_text = is_row and np.isin(tokens, ids).all()
         if not is_text or [(leaf.shape, leaf.dtype) for leaf in leaves] != expected:
             raise UserError(f"{file} is damaged: give another file")
         leaves = jax.device_put(leaves, template.token.sharding)

@@ -1,8 +1,9 @@
 """Weights of recurrent language models of PyTorch and Keras -> parameters. Knows arrays, not files.
 
-A model must be Embedding -> GRU, LSTM or RNN with any number of layers -> Linear (Dense). The cell
-and the sizes follow from names and shapes. What the arrays do not show is assumed to be the default
-of those libraries: tanh, and nothing but dropout between the layers.
+A model must be Embedding -> GRU, LSTM or RNN with any number of layers -> Linear (Dense); one of
+PyTorch may read one-hot vectors instead of an embedding. The cell and the sizes follow from names
+and shapes. What the arrays do not show is assumed to be the default of those libraries: tanh, and
+nothing but dropout between the layers.
 
 With G gates, the parts of a layer (see `cells.CellWeights`) correspond to:
 
@@ -19,18 +20,19 @@ Sources: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html (and L
 https://keras.io/api/layers/recurrent_layers/gru (`reset_after=True`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, shortened
 from charrnn_jax.models.cells import CELLS, CellWeights
 
 _CELL_OF_NUM_GATES: dict[float, str] = {1: "rnn", 3: "gru", 4: "lstm"}
 _KERAS_GATES = {"gru": ("z", "r", "n"), "lstm": ("i", "f", "g", "o"), "rnn": ("",)}
 _PYTORCH_GATES = {name: CELLS[name].fused.gates for name in _KERAS_GATES}
+_MOST_ONE_HOT = 1 << 13  # characters; their table takes 256 MiB
 _WHAT_CAN_BE = "only embedding -> GRU, LSTM or RNN layers -> linear can be imported"
 
 
@@ -43,12 +45,18 @@ class _Layer(NamedTuple):
     bias: np.ndarray
 
 
-def from_pytorch(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Any]:
+def from_pytorch(
+    arrays: Mapping[str, np.ndarray], *, shared: bool = False
+) -> tuple[dict[str, Any], Any]:
     """Converts the state dict of nn.Embedding -> nn.GRU, nn.LSTM or nn.RNN -> nn.Linear.
+
+    A model that reads one-hot vectors has no embedding; it gets the identity as its table.
 
     Args:
       arrays: tensors by their names in the state dict. The modules may have any names. Missing
         biases are zero. The embedding and the linear layer may share one weight.
+      shared: whether a shared weight was saved once, under one of its names. Without this, a model
+        with a single matrix whose vocabulary is as large as its hidden layer reads one-hot vectors.
 
     Returns:
       (cell and sizes for `config.model`, parameters).
@@ -73,9 +81,9 @@ def from_pytorch(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Any]
         layers.append(_pop_pytorch_layer(rest, module, len(layers)))
     if layers[0].kernel.ndim != 2:
         raise UserError(f"tensor {module}weight_hh_l0 is not a matrix: {_WHAT_CAN_BE}")
-    table, kernel, bias = _pop_pytorch_ends(rest, layers[0].kernel.shape[0])
+    table, kernel, bias = _pop_pytorch_ends(rest, layers[0], shared=shared)
     if rest:
-        raise UserError(f"unknown tensors ({', '.join(sorted(rest))}): {_WHAT_CAN_BE}")
+        raise UserError(f"unknown tensors ({_listing(rest)}): {_WHAT_CAN_BE}")
     return _assemble(table, layers, kernel.T, bias, gates=_PYTORCH_GATES)
 
 
@@ -87,8 +95,12 @@ def _pop_pytorch_layer(rest: dict[str, np.ndarray], module: str, layer: int) -> 
     return _Layer(input_kernel, kernel, input_bias, bias)
 
 
+def _listing(names: Iterable[str]) -> str:
+    return shortened(", ".join(sorted(names)[:12])) or "none"
+
+
 def _pop_pytorch_ends(
-    rest: dict[str, np.ndarray], hidden_size: int
+    rest: dict[str, np.ndarray], first: _Layer, *, shared: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the embedding [V, E], and the weight [V, H] and bias [V] of the linear layer."""
     matrices = [name for name, array in rest.items() if array.ndim == 2]
@@ -96,18 +108,28 @@ def _pop_pytorch_ends(
     if biases:
         linear = [name for name in matrices if name.removesuffix("weight") + "bias" in biases]
     else:
-        linear = [name for name in matrices if rest[name].shape[1] == hidden_size]
-    if len(matrices) == 1:  # a shared weight may have been saved once
+        linear = [name for name in matrices if rest[name].shape[1] == first.kernel.shape[0]]
+    is_one_hot = False
+    if len(matrices) == 1:  # a shared weight that was saved once, or no embedding
+        shared |= bool(biases) and not linear  # under the name of the embedding
         linear = matrices
+        is_one_hot = not shared and len(first.input_kernel) == len(rest[linear[0]])
     if len(linear) != 1 or len(matrices) > 2 or len(biases) > 1:
         raise UserError(
             "besides the recurrent layers there should be an embedding, and a linear layer that "
             "differs from it in its bias or its shape; the other tensors are "
-            f"{', '.join(sorted(rest)) or 'none'}: {_WHAT_CAN_BE}"
+            f"{_listing(rest)}: {_WHAT_CAN_BE}"
         )
     (kernel_name,) = linear
     (table_name,) = set(matrices) - {kernel_name} or linear
     table, kernel = rest[table_name], rest[kernel_name]
+    if is_one_hot:
+        if len(kernel) > _MOST_ONE_HOT:
+            raise UserError(
+                f"the model reads one-hot vectors of {len(kernel):,} characters; at most "
+                f"{_MOST_ONE_HOT:,} can be imported"
+            )
+        table = np.eye(len(kernel), dtype=np.float32)
     bias = rest[biases[0]] if biases else np.zeros(len(kernel), np.float32)
     for name in (*matrices, *biases):
         del rest[name]
@@ -157,7 +179,9 @@ def _as_finite_float32(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
         with np.errstate(over="ignore"):
             converted[name] = array.astype(np.float32) if is_float else array
         if not (array.size and is_float and np.isfinite(converted[name]).all()):
-            raise UserError(f"array {name} is empty, or has values that are not finite float32")
+            raise UserError(
+                f"array {shortened(name)} is empty, or has values that are not finite float32"
+            )
     return converted
 
 

@@ -12,17 +12,20 @@ Source: Akiba et al. 2019, "Optuna", https://arxiv.org/abs/1907.10902; samplers:
 https://arxiv.org/abs/1810.05934
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from charrnn_jax.config import from_dict, override_values, validate
-from charrnn_jax.errors import Interrupted, UserError
+from charrnn_jax.config import Saved, from_dict, override_values, validate
+from charrnn_jax.errors import Interrupted, UserError, shortened
 from charrnn_jax.models.char_rnn import check_model
+from charrnn_jax.reading import Count, typed
 from charrnn_jax.sweeps.hyper import Overrides
 from charrnn_jax.sweeps.plan import REDUCTION_FACTOR, Plan, Space
 from charrnn_jax.sweeps.space import (
@@ -72,6 +75,18 @@ PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
 }
 _MOST_DRAWS = 100  # after this many draws without new values, a space counts as exhausted
 _STUDY = "search"
+_MAX_BYTES = 1 << 28  # of the journal
+_REMEDY = "start another search in another --workdir"
+
+
+class _SavedPlan(TypedDict):
+    """What `plan_to_dict` returns."""
+
+    config: Saved
+    space: dict[str, str]
+    sampler: Literal["random", "tpe"]
+    pruner: Literal["asha", "none"]
+    experiment: list[str]
 
 
 def to_distribution(values: Values) -> BaseDistribution:
@@ -110,10 +125,17 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
 
 def plan_from_dict(saved: Mapping[str, Any]) -> Plan:
     """The inverse of `plan_to_dict`."""
+    plan = typed(saved, _SavedPlan, name="the plan of the search", remedy=_REMEDY)
     space = {
-        name: from_distribution(json_to_distribution(text)) for name, text in saved["space"].items()
+        name: from_distribution(json_to_distribution(text)) for name, text in plan["space"].items()
     }
-    return Plan(**{**saved, "config": from_dict(saved["config"]), "space": space})
+    return Plan(
+        config=from_dict(plan["config"]),
+        space=space,
+        sampler=plan["sampler"],
+        pruner=plan["pruner"],
+        experiment=plan["experiment"],
+    )
 
 
 class Search:
@@ -131,10 +153,13 @@ class Search:
 
     def __init__(self, workdir: Path):
         self.workdir = workdir
-        self._study = _load_study(workdir)
-        self.plan = plan_from_dict(self._study.user_attrs["plan"])
-        self.num_trials: int = self._study.user_attrs.get("num_trials", 0)
         self.units: list[WorkUnit] = []
+        with _reading_journal(workdir):
+            self._study = _load_study(workdir)
+            self.plan = plan_from_dict(self._study.user_attrs["plan"])
+            num_trials = self._study.user_attrs.get("num_trials", 0)
+            self.num_trials = typed(num_trials, Count, name="the budget", remedy=_REMEDY)
+            _trials(self._study, self.plan)  # reads all of it
         self._read_units()
 
     def set_budget(self, num_trials: int) -> None:
@@ -239,11 +264,14 @@ def create_search(plan: Plan, workdir: Path, *, num_trials: int) -> Search:
     if (workdir / "sweep.json").exists() and not (workdir / SEARCH_FILE).exists():
         raise UserError(f"{workdir} holds a sweep, not a search: give another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        storage=_storage(workdir), study_name=_STUDY, direction="minimize", load_if_exists=True
-    )
-    if "plan" in study.user_attrs:
-        if changes := plan_from_dict(study.user_attrs["plan"]).changes(plan):
+    with _reading_journal(workdir):
+        study = optuna.create_study(
+            storage=_storage(workdir), study_name=_STUDY, direction="minimize", load_if_exists=True
+        )
+        saved = study.user_attrs.get("plan")
+        known = None if saved is None else plan_from_dict(saved)
+    if known:
+        if changes := known.changes(plan):
             raise UserError(
                 f"{workdir} holds another search ({'; '.join(changes)}): give another --workdir"
             )
@@ -254,18 +282,33 @@ def create_search(plan: Plan, workdir: Path, *, num_trials: int) -> Search:
     return search
 
 
+@contextmanager
+def _reading_journal(workdir: Path) -> Iterator[None]:
+    """Turns errors about a damaged journal into one that names it."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # Optuna raises errors of many types
+        file = workdir / SEARCH_FILE
+        reason = shortened(f"{type(error).__name__}: {error}")
+        raise UserError(f"{file} is damaged ({reason}): {_REMEDY}") from error
+
+
 def _storage(workdir: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(workdir / SEARCH_FILE)))
 
 
 def _load_study(workdir: Path) -> optuna.Study:
-    try:
-        if (workdir / SEARCH_FILE).is_file():  # otherwise the storage would create it
+    file = workdir / SEARCH_FILE
+    if file.is_file():  # otherwise the storage would create it
+        if file.stat().st_size > _MAX_BYTES:
+            raise UserError(f"{file} has more than {_MAX_BYTES:,} bytes: {_REMEDY}")
+        # A KeyError: killed before the study was made.
+        with _reading_journal(workdir), contextlib.suppress(KeyError):
             study = optuna.load_study(study_name=_STUDY, storage=_storage(workdir))
             if "plan" in study.user_attrs:
                 return study
-    except KeyError:  # killed before the study was made
-        pass
     raise UserError(f"{workdir} holds no search: start one with --config")
 
 

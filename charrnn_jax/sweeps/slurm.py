@@ -20,13 +20,18 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from charrnn_jax.errors import UserError
+import msgspec
+
+from charrnn_jax.errors import UserError, shortened
 from charrnn_jax.files import replacing
+from charrnn_jax.reading import read_json
 from charrnn_jax.sweeps.jobs import Job
 from charrnn_jax.sweeps.table import SweepTable
 from charrnn_jax.sweeps.units import WorkUnit
 
+_Index = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}\Z")]
 _TASKS_FILE = "slurm/tasks.json"
 _SECONDS_TO_SAVE = 120  # from the signal to the time limit; Slurm may send it a minute earlier
 _MOST_RESTARTS = 100  # a task that makes no progress must not restart for ever
@@ -62,14 +67,15 @@ def find_tasks(units: Sequence[WorkUnit], *, workdir: Path) -> dict[str, Job]:
         return {}
     states = _read_queue()
     jobs = {}
-    for task, names in json.loads(file.read_text(encoding="utf-8")).items():
+    remedy = "delete it when no task of this sweep is left in Slurm"
+    for task, names in read_json(file, dict[str, dict[_Index, str]], remedy=remedy).items():
         if states.get(task, "gone") in _ENDED:
             continue
         for index, name in names.items():
             if int(index) >= len(units) or units[int(index)].name != name:
                 raise UserError(
-                    f"Slurm task {task} trains {name} as unit {index}, which get_hyper has moved "
-                    f"or removed: wait until the task has ended, or cancel it with scancel {task}"
+                    f"Slurm task {shortened(task)} trains {shortened(name)} as unit {index}, which get_hyper has moved "
+                    f"or removed: wait until the task has ended, or cancel it with scancel {shortened(task)}"
                 )
         jobs[task] = Job(tuple(units[int(index)] for index in names), workdir)
     return jobs

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from charrnn_jax.sweeps.units import ENDED, WorkUnit
 from charrnn_jax.training.progress import format_seconds
-from charrnn_jax.workdir.json_lines import read_json_lines
+from charrnn_jax.workdir.json_lines import read_json_lines, read_number
 
 _MOST_ROWS = 20  # running units shown
 
@@ -121,10 +121,13 @@ def fraction_trained(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> float:
     if not rows:
         return 0.0
     last, train = rows[-1], unit.config.train
-    part = last["step"] / train.num_steps if train.num_steps else last["epoch"] / train.num_epochs
-    return min(part, 1.0)
+    if train.num_steps:
+        part = last["step"] / train.num_steps
+    else:
+        part = (read_number(last, "epoch") or 0.0) / train.num_epochs
+    return min(max(part, 0.0), 1.0)
 
 
 def _last(rows: Sequence[dict[str, Any]], name: str) -> str:
-    values = [row[name] for row in rows if row.get(name) is not None]
+    values = [value for row in rows if (value := read_number(row, name)) is not None]
     return f"{values[-1]:.4f}" if values else ""

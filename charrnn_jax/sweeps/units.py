@@ -4,32 +4,36 @@ A sweep's folder holds `sweep.json` (the config and the overrides), `units/<name
 each run, with its status in `unit.json`) and the report.
 """
 
+import contextlib
 import hashlib
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from charrnn_jax.config import diff, from_dict, from_json, override_values, validate
-from charrnn_jax.errors import UserError
+from charrnn_jax.config import Saved, diff, from_dict, override_values, validate
+from charrnn_jax.errors import UserError, shown
 from charrnn_jax.evaluation.protocols import make_protocol
 from charrnn_jax.files import replacing
 from charrnn_jax.models.char_rnn import check_model
+from charrnn_jax.reading import Scalar, read_json
 from charrnn_jax.reports.sweep.report import write_sweep_report
 from charrnn_jax.reports.sweep.statistics import Result
 from charrnn_jax.sweeps.hyper import Overrides
 from charrnn_jax.workdir.checkpoints import read_metadata, steps
-from charrnn_jax.workdir.json_lines import read_json_lines
+from charrnn_jax.workdir.json_lines import read_json_lines, read_number
 from charrnn_jax.workdir.resume import check_same_run
 
 SEARCH_FILE = "search.journal"  # marks a sweep's folder whose units are the trials of a search
 _STATUS_FILE = "unit.json"
+_MAX_SWEEP_BYTES = 1 << 22  # of sweep.json: tens of thousands of units
 ENDED = ("done", "diverged", "failed", "pruned")
 # A run may be resumed with other values of these fields, but a sweep could not compare it then.
 _FIXED = ("optimizer.", "train.num_steps", "train.num_epochs")
@@ -40,6 +44,27 @@ _OF_SCALING = {
     *("seed", "model.embedding_size", "model.hidden_size", "model.num_layers"),
     *("train.num_steps", "train.num_epochs"),
 }
+
+
+class Status(TypedDict):
+    """The status of a work unit, as in its `unit.json`.
+
+    Attributes:
+      status: "waiting", "running" or one of `ENDED`.
+      message: why the unit failed, diverged or was pruned.
+      config: config that it was trained with; None: it was not started.
+    """
+
+    status: Literal["waiting", "running", "done", "diverged", "failed", "pruned"]
+    message: str
+    config: Saved | None
+
+
+class _Sweep(TypedDict):
+    """What `save_sweep` writes."""
+
+    config: Saved
+    sweep: list[dict[str, Scalar]]
 
 
 @dataclass(frozen=True)
@@ -69,16 +94,12 @@ class WorkUnit:
         saved = self.read_status()
         return saved["status"] in ENDED and saved["config"] == self.config.to_dict()
 
-    def read_status(self) -> dict[str, Any]:
-        """Returns {"status": status, "message": its reason, "config": the config trained with}.
-
-        The status is "waiting", "running" or one of `ENDED`.
-        """
-        status = {"status": "waiting", "message": "", "config": None}
-        try:
-            return status | json.loads((self.workdir / _STATUS_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError):  # missing, or not a JSON object
-            return status
+    def read_status(self) -> Status:
+        """Returns the status; "waiting" if its file is missing or damaged."""
+        status: Status = {"status": "waiting", "message": "", "config": None}
+        with contextlib.suppress(UserError):  # missing, or damaged
+            status |= read_json(self.workdir / _STATUS_FILE, Status, remedy="delete it")
+        return status
 
     def write_status(self, status: str, *, message: str = "") -> None:
         """Writes the status of the unit."""
@@ -90,9 +111,9 @@ class WorkUnit:
         """Returns the result of the unit so far."""
         rows = read_json_lines(self.workdir / "metrics.jsonl")
         curve = tuple(
-            (row["step"], row["validation/loss"])
+            (row["step"], loss)
             for row in rows
-            if isinstance(row.get("validation/loss"), float)
+            if (loss := read_number(row, "validation/loss")) is not None
         )
         losses = [loss for _, loss in curve]
         saved = steps(self.workdir)
@@ -105,7 +126,7 @@ class WorkUnit:
             best_loss=min(losses, default=None),
             curve=curve,
             num_params=metadata.num_params if metadata else None,
-            seconds=rows[-1].get("seconds") if rows else None,
+            seconds=read_number(rows[-1], "seconds") if rows else None,
             status=status["status"],
             message=status["message"],
         )
@@ -172,13 +193,11 @@ def load_sweep(workdir: str | Path) -> list[WorkUnit]:
       UserError: the folder holds no sweep.
     """
     file = Path(workdir) / "sweep.json"
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        config = from_dict(saved["config"])
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{workdir} holds no sweep: {file} is missing or damaged") from error
+    if not file.exists():
+        raise UserError(f"{workdir} holds no sweep: {file} is missing")
+    remedy = "start the sweep again with its --config, which writes it again"
+    saved = read_json(file, _Sweep, remedy=remedy, max_bytes=_MAX_SWEEP_BYTES)
+    config = from_dict(saved["config"])
     return make_units(config, saved["sweep"], workdir=Path(workdir))
 
 
@@ -188,13 +207,17 @@ def check_workdirs(units: Sequence[WorkUnit]) -> None:
         file = unit.workdir / "config.json"
         if not (file.is_file() and steps(unit.workdir)):
             continue
-        old = from_json(file.read_text(encoding="utf-8"))
+        try:
+            old = from_dict(read_json(file, Saved, remedy="it is written again"))
+        except UserError as error:
+            warnings.warn(f"{unit.name} counts as not trained: {error}", stacklevel=2)
+            continue
         check_same_run(old, unit.config, unit.workdir)
         for field, (before, after) in diff(old, unit.config).items():
             if field.startswith(_FIXED):
                 raise UserError(
-                    f"{unit.workdir} was trained with {field} {before!r}, not {after!r}: give "
-                    "another --workdir, or the same config"
+                    f"{unit.workdir} was trained with {field} {shown(before)}, not {shown(after)}: "
+                    "give another --workdir, or the same config"
                 )
 
 

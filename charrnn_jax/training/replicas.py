@@ -38,6 +38,7 @@ from charrnn_jax.errors import DivergedError, Interrupted, TrainingError, UserEr
 from charrnn_jax.files import replacing
 from charrnn_jax.messages import PROGRESS
 from charrnn_jax.models.cells import CELLS
+from charrnn_jax.reading import read_json
 from charrnn_jax.registry import OPTIMIZERS, TRAIN_STEPS
 from charrnn_jax.training.dispatch import Call, make_run_steps, put_on_device
 from charrnn_jax.training.interrupt import InterruptRequest
@@ -275,10 +276,9 @@ def _choose_program(setup: Setup, arguments: tuple[Any, ...], *, mapping: str) -
         f"{data.batch_size} x {data.sequence_length}, {setup.steps_per_call}"
     )
     file = cache_folder() / "replicas.json"
-    try:
-        known = dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
-        known = {}
+    known: dict[str, str] = {}
+    with contextlib.suppress(UserError):  # missing, or damaged
+        known = read_json(file, dict[str, str], remedy="delete it")
     programs = {name: _make_program(setup, mapping=name) for name in MAPPINGS}
     if known.get(key) not in programs:
         arguments = (*arguments[:-1], np.int32(num_steps))  # a full call

@@ -17,19 +17,21 @@ import shutil
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 
-from charrnn_jax.errors import DivergedError, TrainingError, UserError
+from charrnn_jax.errors import DivergedError, TrainingError, UserError, shown
 from charrnn_jax.files import sync, sync_tree
 from charrnn_jax.messages import PROGRESS
 from charrnn_jax.processes import from_first, is_first_process
+from charrnn_jax.reading import Sha256, read_json
 from charrnn_jax.workdir.metadata import CheckpointMetadata
 
+T = TypeVar("T")
 _MANIFEST = "sha256.json"
 _FOLDER = "checkpoints"
 
@@ -264,7 +266,7 @@ def choose_step(workdir: Path, which: str | int) -> int:
     if str(which).isdecimal() and int(which) in there:
         return int(which)
     raise UserError(
-        f"{workdir} has no checkpoint {which!r}: choose best, latest, or one of the steps "
+        f"{workdir} has no checkpoint {shown(which)}: choose best, latest, or one of the steps "
         + ", ".join(map(str, there))
     )
 
@@ -324,7 +326,9 @@ def _read(item: Path, template: Any) -> Any:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(item, jax.tree.map(place, template))
-    except Exception as error:  # Orbax raises many kinds
+    except (jax.errors.JaxRuntimeError, UserError):  # out of memory
+        raise
+    except Exception as error:  # Orbax raises errors of many types
         raise _unreadable(item.parent, error) from error
 
 
@@ -354,10 +358,11 @@ def find_damage(workdir: Path, step: int) -> str:
 def _load_metadata(folder: Path) -> CheckpointMetadata:
     _check_digests(folder, "metadata")
     try:
-        saved = json.loads((folder / "metadata" / "metadata").read_text())
-        metadata = CheckpointMetadata.from_dict(saved)
-    except (KeyError, TypeError) as error:
-        raise _Damaged(f"its metadata are not valid: {error}") from error
+        metadata = CheckpointMetadata.from_dict(
+            _read_json(folder / "metadata" / "metadata", dict[str, Any])
+        )
+    except UserError as error:
+        raise _Damaged(f"its metadata are not valid: {error.__cause__ or error}") from error
     if str(metadata.step) != folder.name:
         raise _Damaged(f"it was written after step {metadata.step}, and renamed since")
     return metadata
@@ -365,20 +370,24 @@ def _load_metadata(folder: Path) -> CheckpointMetadata:
 
 def _check_digests(folder: Path, item: str = "*") -> None:
     """Compares a checkpoint, or one item of it, with its manifest."""
+    manifest = _read_json(folder / _MANIFEST, dict[str, Sha256])
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        expected = {
-            name: digest for name, digest in manifest.items() if item in ("*", Path(name).parts[0])
-        }
         digests = _digests(folder, item)
-    except FileNotFoundError as error:
-        raise _Damaged(f"{Path(error.filename).name} is missing") from error
     except OSError as error:
         raise UserError(f"cannot read {error.filename or folder}: {error.strerror}") from error
-    except (ValueError, AttributeError) as error:  # not a JSON object
-        raise _Damaged(f"its {_MANIFEST} is not valid") from error
-    if digests != expected:
+    if digests != {n: d for n, d in manifest.items() if item in ("*", n.split("/")[0])}:
         raise _Damaged("its files do not match their checksums")
+
+
+def _read_json(file: Path, shape: type[T]) -> T:
+    if not file.exists():
+        raise _Damaged(f"{file.name} is missing")
+    try:
+        return read_json(file, shape, remedy="use another checkpoint")
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise  # whatever it contains, it cannot be read
+        raise _Damaged(f"its {file.name} is not valid") from error
 
 
 def _digests(folder: Path, item: str = "*") -> dict[str, str]:

@@ -6,9 +6,6 @@ rows and columns are reordered; the logits stay the same.
 """
 
 import hashlib
-import json
-import zipfile
-import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,16 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from charrnn_jax.config import default_config, to_json
 from charrnn_jax.data.dataset import CorpusIdentity
 from charrnn_jax.data.vocabulary import UNK, Vocabulary
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, shortened, shown
 from charrnn_jax.files import locked, replacing
 from charrnn_jax.models.char_rnn import change_vocabulary, make_model
 from charrnn_jax.models.conversion import from_keras, from_pytorch
+from charrnn_jax.reading import Count, read_json, read_npz
 from charrnn_jax.workdir.checkpoints import Checkpoints, steps
 from charrnn_jax.workdir.metadata import CheckpointMetadata
 from charrnn_jax.workdir.run import Run, load_run
@@ -48,8 +46,8 @@ def import_run(weights: str | Path, vocabulary: str | Path, *, workdir: str | Pa
     Args:
       weights: path of a .safetensors or .npz file: the state dict of a PyTorch model, see
         `models.conversion.from_pytorch`, or the arrays of a Keras model, see `from_keras`.
-      vocabulary: path of a JSON list of the characters in the order of the model's ids; one of them
-        may be "[UNK]".
+      vocabulary: path of a JSON list of the characters in the order of the model's ids, or of an
+        object {character: id} or {id: character}; one of the characters may be "[UNK]".
       workdir: workdir of the new run.
 
     Returns:
@@ -69,7 +67,7 @@ def import_run(weights: str | Path, vocabulary: str | Path, *, workdir: str | Pa
         vocabulary=known.to_dict(),
         corpus=CorpusIdentity(
             name=f"an unknown text (imported from {weights.name})",
-            sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+            sha256=_sha256(weights),
             num_chars=0,
         ),
         num_params=sum(param.size for param in jax.tree.leaves(params)),
@@ -91,7 +89,10 @@ def _convert(weights: Path, vocabulary: Path) -> tuple[ConfigDict, Vocabulary, A
     # Keras arrays are identified by their order, which a .safetensors file does not keep.
     is_pytorch = weights.suffix == ".safetensors" or any("weight_ih_l0" in name for name in arrays)
     try:
-        settings, params = (from_pytorch if is_pytorch else from_keras)(arrays)
+        if is_pytorch:
+            settings, params = from_pytorch(arrays, shared=_shares_a_weight(weights))
+        else:
+            settings, params = from_keras(arrays)
     except UserError as error:
         raise UserError(f"{weights} cannot be imported: {error}") from error
     symbols = _read_symbols(vocabulary)
@@ -136,38 +137,56 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,  # a number type that NumPy does not have
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+        return read_npz(file)
+    except Exception as error:  # safetensors and NumPy raise errors of many types
+        reason = shortened(str(error))
         raise UserError(
-            f"{file} cannot be read ({error}): save the weights again, as float32"
+            f"{file} cannot be read ({reason}): save the weights again, as float32"
         ) from error
+
+
+def _shares_a_weight(file: Path) -> bool:
+    """Returns whether `save_model` left out a tensor because it is another one, as it notes."""
+    if file.suffix != ".safetensors":
+        return False
+    with safe_open(file, "numpy") as opened:
+        notes, names = opened.metadata() or {}, set(opened.keys())
+    return any(kept in names and left_out not in names for left_out, kept in notes.items())
+
+
+def _in_order(listed: dict[str, str | int], file: Path) -> list[str]:
+    """Returns the characters of {character: id} or {id: character} in the order of their ids."""
+    if all(isinstance(value, str) for value in listed.values()):
+        by_id = {int(token): str(symbol) for token, symbol in listed.items() if _is_id(token)}
+    else:
+        by_id = {token: symbol for symbol, token in listed.items() if isinstance(token, int)}
+    if by_id.keys() != set(range(len(listed))):
+        raise UserError(
+            f"{file} is not a JSON list of strings, and as an object it does not give each of its "
+            f"characters one id from 0 to {len(listed) - 1}: write it with {_SAVE_VOCABULARY}"
+        )
+    return [by_id[token] for token in range(len(listed))]
+
+
+def _is_id(token: str) -> bool:
+    return token.isdecimal() and len(token) < 10
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _read_symbols(file: Path) -> list[str]:
     """Returns the characters of a model, with `[UNK]` if it has one, in the order of its ids."""
-    try:
-        symbols = json.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON: write it with {_SAVE_VOCABULARY}") from error
-    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
-        raise UserError(f"{file} is not a JSON list of strings: write it with {_SAVE_VOCABULARY}")
+    remedy = f"write it with {_SAVE_VOCABULARY}"
+    shape: Any = list[str] | dict[str, str | Count]
+    listed = read_json(file, shape, remedy=remedy)
+    symbols = listed if isinstance(listed, list) else _in_order(listed, file)
     if longer := [symbol for symbol in symbols if len(symbol) != 1 and symbol != UNK]:
         raise UserError(
             f"{file} has tokens that are not single characters: "
-            f"{', '.join(map(repr, longer[:8]))}; the token for unknown characters must be named "
+            f"{', '.join(map(shown, longer[:8]))}; the token for unknown characters must be named "
             f"{UNK!r}, and a model with other such tokens cannot be imported"
         )
     if twice := [symbol for symbol, count in Counter(symbols).items() if count > 1]:

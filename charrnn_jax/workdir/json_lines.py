@@ -1,16 +1,20 @@
 """`JsonLines`: a file of rows that survives kills, resumed runs and full disks."""
 
-import contextlib
 import hashlib
 import json
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from charrnn_jax.errors import UserError
 from charrnn_jax.files import replacing, sync
 from charrnn_jax.processes import is_first_process
+from charrnn_jax.reading import Count, parse_json, read_bytes, typed
+
+_MAX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,11 @@ class JsonLines:
 
 
 def read_json_lines(file: Path | str) -> list[dict[str, Any]]:
-    """Returns the rows of a file; none if there is no file. Lines that are not rows are skipped."""
+    """Returns the rows of a file; none if there is no file. Lines that are not rows are skipped.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
     return _read(Path(file))[0]
 
 
@@ -131,21 +139,27 @@ def _read(file: Path) -> tuple[list[dict[str, Any]], int]:
     The last line counts only if it is complete: a killed process, or one that is writing now, may
     have left a part of it.
     """
+    if not file.exists():
+        return [], 0
     rows: list[dict[str, Any]] = []
-    try:
-        *lines, unfinished = file.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return rows, 0
     num_damaged = 0
+    *lines, unfinished = read_bytes(file, max_bytes=_MAX_BYTES).split(b"\n")
     for line in [*lines, unfinished]:
-        row = None
-        with contextlib.suppress(ValueError, RecursionError):
-            row = json.loads(line)
-        if isinstance(row, dict) and type(row.get("step")) is int:
+        try:
+            row = parse_json(line, dict[str, Any], name="a row", remedy="delete it")
+            typed(row.get("step"), Count, name="its step", remedy="delete it")
             rows.append(row)
-        elif line and line is not unfinished:
-            num_damaged += 1
+        except UserError:
+            num_damaged += bool(line) and line is not unfinished
     return rows, num_damaged
+
+
+def read_number(row: Mapping[str, Any], name: str) -> float | None:
+    """Returns a finite number of a row; None if it has none under this name."""
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
 
 
 def _to_line(row: dict[str, Any]) -> str:

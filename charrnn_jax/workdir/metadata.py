@@ -1,13 +1,34 @@
 """`CheckpointMetadata`: what a checkpoint contains besides its arrays."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+from charrnn_jax.config import Saved
 from charrnn_jax.data.dataset import CorpusIdentity
+from charrnn_jax.reading import Count, Finite, typed
 from charrnn_jax.registry import Recorded
 from charrnn_jax.workdir.json_lines import RowsWritten
+
+
+class SavedTally(TypedDict):
+    """A `Tally` of the recorder, as plain data."""
+
+    nats: Finite
+    chars: Count
+    timed_chars: Count
+    seconds: Finite
+
+
+class SavedRecorder(TypedDict):
+    """`Recorder.to_dict()`."""
+
+    window: SavedTally
+    epoch: SavedTally
+    seconds: Finite
+    first_loss: NotRequired[Finite | None]  # earlier versions lack this, and the next
+    skipped_in_a_row: NotRequired[Count]
 
 
 @dataclass(frozen=True)
@@ -21,7 +42,7 @@ class Origin:
     """
 
     workdir: str
-    step: int
+    step: Count
     corpus: CorpusIdentity
 
     def describe(self) -> str:
@@ -48,13 +69,13 @@ class CheckpointMetadata:
       rows: what the files of rows held, by their names.
     """
 
-    step: int
-    config: dict[str, Any]
-    vocabulary: dict[str, Any]
+    step: Count
+    config: Saved
+    vocabulary: dict[str, str]
     corpus: CorpusIdentity
     loss: float | None = None
     recorder: dict[str, Any] | None = None
-    num_params: int | None = None
+    num_params: Count | None = None
     origin: Origin | None = None
     imported: bool = False
     registered: Recorded = field(default_factory=dict)
@@ -69,15 +90,14 @@ class CheckpointMetadata:
         """Rebuilds metadata from its `to_dict()`, without fields that this version does not know.
 
         Raises:
-          KeyError, TypeError: this is not the metadata of a checkpoint.
+          UserError: this is not the metadata of a checkpoint.
         """
-        known = {f.name: saved[f.name] for f in fields(cls) if f.name in saved}
-        corpus = CorpusIdentity(**saved["corpus"])
-        origin = saved.get("origin")
-        if origin:
-            origin = Origin(**{**origin, "corpus": CorpusIdentity(**origin["corpus"])})
-        rows = {name: RowsWritten(**held) for name, held in saved.get("rows", {}).items()}
+        about = {"name": "the metadata", "remedy": "choose another checkpoint"}
+        metadata = typed(saved, cls, **about)
+        if metadata.recorder is not None:
+            recorder = dict(typed(metadata.recorder, SavedRecorder, **about))
+            metadata = replace(metadata, recorder=recorder)
+        if "imported" in saved:
+            return metadata
         # Before this field existed, an imported model was one whose text had length 0.
-        imported = saved.get("imported", corpus.num_chars == 0)
-        rebuilt = {"corpus": corpus, "origin": origin or None, "imported": imported, "rows": rows}
-        return cls(**{**known, **rebuilt})
+        return replace(metadata, imported=metadata.corpus.num_chars == 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import diff, from_dict
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, shown
 from charrnn_jax.files import locked
 from charrnn_jax.processes import from_first
 from charrnn_jax.workdir.checkpoints import read_metadata, set_aside_damaged, steps
@@ -106,7 +106,8 @@ def check_same_run(old: ConfigDict, new: ConfigDict, workdir: Path) -> list[str]
       UserError: with the new config it would be another run.
     """
     changes = {
-        name: f"{name} {before!r} -> {after!r}" for name, (before, after) in diff(old, new).items()
+        name: f"{name} {shown(before)} -> {shown(after)}"
+        for name, (before, after) in diff(old, new).items()
     }
     forbidden = [
         text

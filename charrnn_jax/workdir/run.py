@@ -1,9 +1,8 @@
 """`load_run`: opens a run, finished or still in training, to use its model."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 from ml_collections import ConfigDict
@@ -14,11 +13,32 @@ from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.protocols import make_protocol
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params, make_model
+from charrnn_jax.reading import read_json
 from charrnn_jax.registry import CELLS, compare_registered
 from charrnn_jax.workdir.checkpoints import choose_step, exists, read_metadata, read_params
 from charrnn_jax.workdir.metadata import Origin
 
 _MOST_TRIES = 20  # to open a checkpoint before training deletes it
+
+
+class EvaluatedText(TypedDict):
+    """The text in an entry of `evaluation.json`."""
+
+    sha256: str
+
+
+class EvaluatedLoss(TypedDict):
+    """A loss in an entry of `evaluation.json`."""
+
+    nats_per_char: float
+
+
+class Evaluated(TypedDict):
+    """What is used of an entry of `evaluation.json`, which has one for each split."""
+
+    step: int
+    corpus: EvaluatedText
+    losses: dict[str, EvaluatedLoss]
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,9 @@ class Run:
         config = self.config.data.copy_and_resolve_references()
         config.path = path or config.path
         recorded = None if self.imported else self.corpus
-        return load_dataset(config, vocabulary=self.vocabulary, recorded=recorded)
+        return load_dataset(
+            config, vocabulary=self.vocabulary, recorded=recorded, path_is_recorded=not path
+        )
 
     def losses(self) -> dict[str, dict[str, float]]:
         """Returns the known losses on the run's own text, as {split: {protocol: nats/char}}.
@@ -80,16 +102,14 @@ class Run:
         if self.loss is not None:
             losses["validation"] = {make_protocol(self.config.evaluation).label: self.loss}
         file = self.workdir / "evaluation.json"
-        try:
-            evaluated = json.loads(file.read_text()) if file.exists() else {}
-            for split, entry in evaluated.items():
+        if file.exists():
+            remedy = "delete it, and evaluate again"
+            for split, entry in read_json(file, dict[str, Evaluated], remedy=remedy).items():
                 same_text = entry["corpus"]["sha256"] == self.corpus.sha256
                 if entry["step"] == self.step and same_text:
                     by_protocol = losses.setdefault(split, {})
                     for protocol, loss in entry["losses"].items():
-                        by_protocol[protocol] = float(loss["nats_per_char"])
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{file} is damaged: delete it, and evaluate again") from error
+                        by_protocol[protocol] = loss["nats_per_char"]
         return losses
 
 

@@ -1,0 +1,453 @@
+"""Whatever a file holds that others have written, its reader returns or raises `UserError`.
+
+The tests read a few thousand damaged files; `fuzz` reads as many as there is time for.
+"""
+
+import io
+import json
+import os
+import random
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from charrnn_jax.commands.evaluate import _merge_into_json
+from charrnn_jax.config import default_config, from_dict, from_json, to_json
+from charrnn_jax.data.corpora import load_corpus
+from charrnn_jax.data.dataset import CorpusIdentity, load_dataset
+from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.errors import UserError, shortened, shown
+from charrnn_jax.experiment import load_experiment
+from charrnn_jax.models.char_rnn import CharRNN
+from charrnn_jax.reading import parse_json, read_bytes, read_json, read_npz
+from charrnn_jax.registry import compare_registered
+from charrnn_jax.sweeps import slurm
+from charrnn_jax.sweeps.table import _last, fraction_trained
+from charrnn_jax.sweeps.units import WorkUnit, check_workdirs, load_sweep
+from charrnn_jax.workdir.checkpoints import read_metadata
+from charrnn_jax.workdir.import_run import _convert
+from charrnn_jax.workdir.json_lines import JsonLines, read_json_lines
+from charrnn_jax.workdir.metadata import CheckpointMetadata, Origin
+from charrnn_jax.workdir.run import Run, load_run
+
+MOST_CHARS = 1000  # in an error
+MOST_SECONDS = 10.0  # for a tiny file, on a busy machine
+STEP = 7
+CORPUS = CorpusIdentity("text.txt", "a" * 64, 1000)
+SAVED = CheckpointMetadata(
+    step=STEP,
+    config=default_config().to_dict(),
+    vocabulary=Vocabulary("\nabc").to_dict(),
+    corpus=CORPUS,
+    loss=2.5,
+    recorder={
+        "window": {"nats": 0.5, "chars": 3, "timed_chars": 3, "seconds": 0.1},
+        "epoch": {"nats": 0.5, "chars": 3, "timed_chars": 3, "seconds": 0.1},
+        "seconds": 2.5,
+    },
+    num_params=100,
+    origin=Origin("runs/old", 3, CORPUS),
+    registered={"train.hooks": {"mine": {"file": "mine.py", "sha256": "b" * 64}}},
+)
+ROWS = [
+    {"step": 1, "epoch": 0.5, "seconds": 1.5, "train/loss": 3.5},
+    {"step": 2, "epoch": 1.0, "seconds": 2.5, "validation/loss": 3.25},
+]
+EVALUATED = {
+    "validation": {
+        "step": STEP,
+        "corpus": asdict(CORPUS),
+        "losses": {"cold-256": {"nats_per_char": 2.5, "num_chars": 100}},
+    }
+}
+STATUS = {"status": "done", "message": "", "config": default_config().to_dict()}
+SWEEP = {"config": default_config().to_dict(), "sweep": [{"seed": 0}, {"seed": 1}]}
+EXPERIMENT = b"import charrnn_jax\ndef get_config():\n    return charrnn_jax.default_config()\n"
+TORCH = {
+    "embedding.weight": np.ones((5, 3), "f"),
+    "rnn.weight_ih_l0": np.ones((12, 3), "f"),
+    "rnn.weight_hh_l0": np.ones((12, 4), "f"),
+    "rnn.bias_ih_l0": np.ones(12, "f"),
+    "rnn.bias_hh_l0": np.ones(12, "f"),
+    "linear.weight": np.ones((5, 4), "f"),
+    "linear.bias": np.ones(5, "f"),
+}
+KERAS_SHAPES = ((5, 3), (3, 12), (4, 12), (2, 12), (4, 5), (5,))
+SYMBOLS = list("abcde")
+
+
+def _npz(arrays: Sequence[np.ndarray]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, *arrays)
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads a kind of file.
+
+    Attributes:
+      valid: content of files that are not damaged.
+      read: reads a file with this content, in a folder that it may use.
+    """
+
+    valid: tuple[bytes, ...]
+    read: Callable[[Path, bytes], object]
+
+
+def _as_json(*values: object) -> tuple[bytes, ...]:
+    return tuple(json.dumps(value).encode() for value in values)
+
+
+def _write(file: Path, content: bytes) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return file
+
+
+def _unit(folder: Path) -> WorkUnit:
+    return WorkUnit(0, "unit", {"seed": 0}, default_config(), folder / "unit")
+
+
+def _read_metadata(folder: Path, content: bytes) -> None:
+    """With a manifest that fits, as a stranger may write one."""
+    checkpoint = folder / "run" / "checkpoints" / str(STEP)
+    _write(checkpoint / "metadata" / "metadata", content)
+    manifest = {"metadata/metadata": sha256(content).hexdigest()}
+    _write(checkpoint / "sha256.json", json.dumps(manifest).encode())
+    metadata = read_metadata(folder / "run", STEP)
+    compare_registered(metadata.registered, needed="model.cell")
+    from_dict(metadata.config)
+    Vocabulary.from_dict(metadata.vocabulary)
+    metadata.corpus.without_folders().describe()
+    if metadata.origin:
+        metadata.origin.describe()
+
+
+def _read_manifest(folder: Path, content: bytes) -> None:
+    (saved,) = _as_json(SAVED.to_dict())
+    checkpoint = folder / "signed" / "checkpoints" / str(STEP)
+    if not (checkpoint / "metadata" / "metadata").exists():
+        _write(checkpoint / "metadata" / "metadata", saved)
+    _write(checkpoint / "sha256.json", content)
+    read_metadata(folder / "signed", STEP)
+
+
+def _read_evaluation(folder: Path, content: bytes) -> None:
+    config, vocabulary, model = default_config(), Vocabulary("abc"), CharRNN(4, 2, 2)
+    run = Run(folder, STEP, config, vocabulary, CORPUS, model, {}, 2.5)
+    _write(folder / "evaluation.json", content)
+    try:
+        run.losses()
+    finally:
+        _merge_into_json(folder / "evaluation.json", json.loads(json.dumps(EVALUATED)))
+
+
+def _read_status(folder: Path, content: bytes) -> None:
+    unit = _unit(folder)
+    _write(unit.workdir / "unit.json", content)
+    assert unit.is_done() <= unit.has_ended()
+
+
+def _read_sweep(folder: Path, content: bytes) -> None:
+    _write(folder / "sweep.json", content)
+    load_sweep(folder)
+
+
+def _read_config_of_unit(folder: Path, content: bytes) -> None:
+    unit = _unit(folder)
+    _write(unit.workdir / "config.json", content)
+    _write(unit.workdir / "checkpoints" / str(STEP) / "sha256.json", b"{}")
+    check_workdirs([unit])
+
+
+def _read_rows(folder: Path, content: bytes) -> None:
+    unit = WorkUnit(0, "rows", {}, default_config(), folder / "rows")
+    rows = read_json_lines(_write(unit.workdir / "metrics.jsonl", content))
+    unit.read_result()
+    assert 0 <= fraction_trained(unit, rows) <= 1
+    _last(rows, "train/loss")
+    JsonLines(unit.workdir / "metrics.jsonl", keep_until_step=1)
+
+
+def _read_tasks(folder: Path, content: bytes) -> None:
+    _write(folder / "slurm" / "tasks.json", content)
+    with (
+        mock.patch.object(slurm, "_read_queue", return_value={}),
+        mock.patch.object(slurm.shutil, "which", return_value="squeue"),
+        mock.patch.object(slurm, "_ENDED", ()),
+    ):
+        slurm.find_tasks([_unit(folder)], workdir=folder)
+
+
+def _import(name: str) -> Callable[[Path, bytes], object]:
+    def read(folder: Path, content: bytes) -> object:
+        vocabulary = _write(folder / "vocabulary.json", *_as_json(SYMBOLS))
+        return _convert(_write(folder / name, content), vocabulary)
+
+    return read
+
+
+def _import_vocabulary(folder: Path, content: bytes) -> None:
+    weights = folder / "whole.safetensors"
+    if not weights.exists():
+        weights.write_bytes(save(TORCH))
+    _convert(weights, _write(folder / "symbols.json", content))
+
+
+def _run_experiment(folder: Path, content: bytes) -> None:
+    load_experiment(str(_write(folder / "experiment.py", content)))
+
+
+READERS = {
+    "vocabulary": Reader(
+        _as_json(Vocabulary("abc").to_dict(), Vocabulary(kind="bytes").to_dict()),
+        lambda _, content: Vocabulary.from_json(content),
+    ),
+    "config": Reader((to_json(default_config()).encode(),), lambda _, content: from_json(content)),
+    "metadata": Reader(_as_json(SAVED.to_dict()), _read_metadata),
+    "manifest": Reader(
+        _as_json({"metadata/metadata": sha256(*_as_json(SAVED.to_dict())).hexdigest()}),
+        _read_manifest,
+    ),
+    "evaluation.json": Reader(_as_json(EVALUATED), _read_evaluation),
+    "unit.json": Reader(_as_json(STATUS), _read_status),
+    "sweep.json": Reader(_as_json(SWEEP), _read_sweep),
+    "config.json of a unit": Reader((to_json(default_config()).encode(),), _read_config_of_unit),
+    "rows": Reader((b"\n".join(_as_json(*ROWS)) + b"\n", *_as_json(*ROWS)), _read_rows),
+    "tasks of Slurm": Reader(_as_json({"12_0": {"0": "unit"}}), _read_tasks),
+    "safetensors": Reader((save(TORCH),), _import("model.safetensors")),
+    "npz": Reader(
+        (_npz([np.ones(shape, "f") for shape in KERAS_SHAPES]),),
+        _import("model.npz"),
+    ),
+    "vocabulary to import": Reader(
+        _as_json(SYMBOLS, dict(zip(SYMBOLS, range(5), strict=True)), dict(enumerate(SYMBOLS))),
+        _import_vocabulary,
+    ),
+    "experiment": Reader((EXPERIMENT,), _run_experiment),
+    "replicas.json": Reader(
+        _as_json({"cpu": "vmap"}),
+        lambda folder, content: read_json(
+            _write(folder / "replicas.json", content), dict[str, str], remedy="delete it"
+        ),
+    ),
+}
+
+# --- damage -------------------------------------------------------------------------------------
+
+ODD = (
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        2**31,
+        2**63,
+        -(2**64),
+        10**30,
+        10**400,
+        0.5,
+        -0.5,
+        1e308,
+        5e-324,
+    ),
+    *(float("nan"), float("inf"), -float("inf"), "", "\0", "a", "\ud800", "../../x", "/dev/zero"),
+    *("-", "a" * 5000, [], {}, [[]], {"": {}}, [None], {"a": 1}, ["a", "a"], "1", "１", "b" * 64),
+)
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(item, dict | list):
+            yield from _paths(item, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def _nested(value: Any, depth: int, rng: random.Random) -> Any:
+    for _ in range(depth):
+        value = [value] if rng.random() < 0.5 else {"a": value}
+    return value
+
+
+def _odd(rng: random.Random) -> Any:
+    if rng.random() < 0.1:
+        return _nested(rng.choice(ODD), rng.choice((3, 40, 200)), rng)
+    return rng.choice(ODD)
+
+
+def _damage_json(value: Any, rng: random.Random) -> Any:
+    """Returns JSON data with a value of a wrong type, or with a key too many or too few."""
+    value = json.loads(json.dumps(value))
+    if not isinstance(value, dict | list) or not value or rng.random() < 0.05:
+        return _odd(rng)
+    *outer, last = rng.choice([path for path in _paths(value) if path])
+    place = value
+    for key in outer:
+        place = place[key]
+    match rng.randrange(4):
+        case 0:
+            del place[last]
+        case 1 if isinstance(place, dict):
+            place[rng.choice(("", "a", "\0", "..", "/", "1", "\ud800", "k" * 3000))] = _odd(rng)
+        case 2 if isinstance(place, dict):
+            place[rng.choice(("", ".", "..", "a.b", "0"))] = place.pop(last)
+        case _:
+            place[last] = _odd(rng)
+    return value
+
+
+def _damage_bytes(content: bytes, rng: random.Random) -> bytes:
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 8))):
+        start = rng.randrange(len(data) + 1)
+        stop = min(len(data), start + rng.choice((1, 1, 2, 8, 64)))
+        match rng.randrange(5):
+            case 0:
+                del data[start:stop]
+            case 1:
+                data[start:stop] = rng.randbytes(stop - start)
+            case 2:
+                data[start:start] = data[start:stop] * rng.choice((1, 2, 50))
+            case 3 if start < len(data):
+                data[start] ^= 1 << rng.randrange(8)
+            case _:
+                data[start:stop] = rng.choice(WORDS)
+    return bytes(data)
+
+
+WORDS = (
+    *(
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b'"',
+        b",",
+        b":",
+        b"\\",
+        b"\n",
+        b"\r",
+        b"\0",
+        b"\xff",
+        b"NaN",
+        b"null",
+    ),
+    *(b"-Infinity", b"1e999", b"9" * 30, b"9" * 5000, b"true", b"\xef\xbb\xbf", b"\\ud800", b"#"),
+    *(b"(", b"'''", b"\t", b"lambda:", b"raise SystemExit", b"import nothing_", b"1/0;", b"0xz"),
+)
+WHOLE = (
+    *(b"", b"\0", b"null", b"[]", b"{}", b"3", b'"a"', b"NaN", b"{" * 999, b"\xff\xfe{\0}\0"),
+    *(b"[" * 100_000, b'{"a":' * 100_000, b"9" * 100_000, b"[" * 500 + b"]" * 500),
+    *(b"(" * 5000, b"-" * 100_000 + b"1", b"a." * 50_000 + b"a", b"x = '''", b"\\", b"\x00" * 64),
+    b"PK\x05\x06" + b"\0" * 18,
+)
+
+
+def damaged(valid: Sequence[bytes], rng: random.Random) -> bytes:
+    """Returns the content of a damaged file."""
+    content = rng.choice(valid)
+    chance = rng.random()
+    if chance < 0.02:
+        return rng.choice(WHOLE)
+    if chance < 0.04:
+        return rng.randbytes(rng.choice((1, 8, 100)))
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return _damage_header(content, rng) if chance < 0.5 else _damage_bytes(content, rng)
+    if chance < 0.75:
+        return json.dumps(_damage_json(value, rng)).encode()
+    return _damage_bytes(content, rng)
+
+
+def _damage_header(content: bytes, rng: random.Random) -> bytes:
+    """Of a .safetensors file: JSON of the length in its first 8 bytes."""
+    size = int.from_bytes(content[:8], "little")
+    if size > len(content):
+        return _damage_bytes(content, rng)
+    header = json.dumps(_damage_json(json.loads(content[8 : 8 + size]), rng)).encode()
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder in memory, if there is one: a fuzzer writes many files."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="charrnn-faults-", dir=memory) as folder:
+        yield Path(folder)
+
+
+def check(name: str, content: bytes, folder: Path) -> str:
+    """Reads one file; returns "read" or "refused".
+
+    Raises:
+      AssertionError: the reader did something else; the content is kept in the file that it names.
+    """
+    start = time.monotonic()
+    outcome = "read"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            READERS[name].read(folder, content)
+    except UserError as error:
+        outcome = "refused"
+        if len(str(error)) > MOST_CHARS:
+            raise _found(name, content, f"an error of {len(str(error))} characters") from error
+    except Exception as error:
+        raise _found(name, content, repr(error)[:300]) from error
+    if time.monotonic() - start > MOST_SECONDS:
+        raise _found(name, content, f"{time.monotonic() - start:.1f} seconds")
+    return outcome
+
+
+def _found(name: str, content: bytes, what: str) -> AssertionError:
+    label = "".join(c if c.isalnum() else "_" for c in name)
+    kept = Path(tempfile.gettempdir()) / f"charrnn-{label}-{sha256(content).hexdigest()[:12]}"
+    kept.write_bytes(content)
+    return AssertionError(f"the reader of {name} gave {what}; its input is in {kept}")
+
+
+def fuzz(*, seconds: float, seed: int) -> dict[str, int]:
+    """Reads damaged files, with all readers in turn.
+
+    Args:
+      seconds: time to do so.
+      seed: seed of the damage.
+
+    Returns:
+      The number of files that each reader has read, and of those that it refused.
+
+    Raises:
+      AssertionError: a reader raised another error than `UserError`; the input is kept.
+    """
+    rng, counts = random.Random(seed), Counter[str]()
+    stop = time.monotonic() + seconds
+    with _folder() as folder:
+        while time.monotonic() < stop:
+            for name, reader in READERS.items():
+                outcome = check(name, damaged(reader.valid, rng), folder)
+                counts[name] += 1
+                counts[f"{name}, {outcome}"] += outcome == "refused"
+    return dict(counts)
