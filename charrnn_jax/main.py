@@ -9,6 +9,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
 
 import argparse
+import contextlib
 import errno
 import io
 import logging
@@ -22,7 +23,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from charrnn_jax.errors import Interrupted, TrainingError, UserError
-from charrnn_jax.messages import PROGRESS
+from charrnn_jax.messages import PROGRESS, show
 from charrnn_jax.training.interrupt import StopsCommand
 
 # Name -> help. Each is the module of its name in `charrnn_jax.commands` ("import" is `import_`).
@@ -64,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if argv == ["--version"]:
-        print(f"charrnn_jax {version('charrnn_jax')}")
+        show(f"charrnn_jax {version('charrnn_jax')}")
         return 0
     if not argv:
-        print(_FIRST_STEPS, file=sys.stderr)
+        show(_FIRST_STEPS, to="stderr")
         return UserError.exit_code
     with StopsCommand() as stop:
         try:
@@ -93,7 +94,7 @@ def _run(argv: list[str]) -> None:
         logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
     )
     command.run(args, overrides)
-    sys.stdout.flush()  # here, so that a reader that has gone is noticed in `main`
+    show(end="", flush=True)  # here, so that a reader that has gone is noticed in `main`
 
 
 def _explain(error: Exception) -> int:
@@ -116,7 +117,8 @@ def _explain(error: Exception) -> int:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    print(f"charrnn: error: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nothing can be said
+        show(f"charrnn: error: {message}", to="stderr")
     return exit_code
 
 
@@ -141,7 +143,7 @@ def _make_parser(name: str, command: Any) -> argparse.ArgumentParser:
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    print(f"charrnn: warning: {message}", file=sys.stderr)
+    show(f"charrnn: warning: {message}", to="stderr")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from charrnn_jax.commands.arguments import path, reject
 from charrnn_jax.errors import UserError
+from charrnn_jax.messages import show
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +33,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     units = sorted(folder for folder in (workdir / "units").glob("*") if folder.is_dir())
     num_problems = 0
     for folder in units or [workdir]:
-        print(folder)
+        show(folder)
         for finding in check_run(folder, path=args.path):
             num_problems += bool(finding.problem)
             state = f"PROBLEM: {finding.problem}" if finding.problem else finding.note
-            print(f"  {finding.what:16}{state}")
+            show(f"  {finding.what:16}{state}")
     if num_problems:
         raise UserError(f"{workdir} has {num_problems} problem(s), shown above")

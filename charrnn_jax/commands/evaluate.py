@@ -10,6 +10,7 @@ from typing import Any
 from charrnn_jax.commands.arguments import checkpoint_flags, open_run
 from charrnn_jax.errors import UserError
 from charrnn_jax.files import replacing
+from charrnn_jax.messages import show
 from charrnn_jax.registry import PROTOCOLS
 
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     results = {}
     for protocol in protocols:
         loss = evaluate(trained.params, tokens, model=trained.model, protocol=protocol)
-        print(
+        show(
             f"{args.split} {protocol.label}: {loss.describe(trained.vocabulary.unit)}, perplexity "
             f"{loss.perplexity:.3f} ({loss.count:,} {trained.vocabulary.kind})"
         )

@@ -10,6 +10,7 @@ from charrnn_jax.commands.arguments import (
     unk_flag,
 )
 from charrnn_jax.errors import UserError
+from charrnn_jax.messages import show
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +41,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     losses = np.concatenate(list(Carried().losses(trained.params, tokens, model=trained.model)))
     if args.per_char:
         for token, nats in zip(tokens[1:], losses, strict=True):
-            print(f"{trained.vocabulary.decode([token])!r}\t{nats / np.log(2):.4f} bits")
+            show(f"{trained.vocabulary.decode([token])!r}\t{nats / np.log(2):.4f} bits")
     loss = CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
-    print(
+    show(
         f"{loss.describe(trained.vocabulary.unit)}, perplexity {loss.perplexity:.3f} "
         f"({loss.count:,} {trained.vocabulary.kind} after the first, carried)"
     )

@@ -22,6 +22,7 @@ import numpy as np
 
 from charrnn_jax.config import from_dict, override_values, validate
 from charrnn_jax.errors import Interrupted, UserError
+from charrnn_jax.messages import show
 from charrnn_jax.models.char_rnn import check_model
 from charrnn_jax.sweeps.hyper import Overrides
 from charrnn_jax.sweeps.plan import REDUCTION_FACTOR, Plan, Space
@@ -367,7 +368,7 @@ def run_trial(unit: WorkUnit) -> None:
         )
         unit.write_status("done")
     except optuna.TrialPruned as pruned:
-        print(f"{unit.name} pruned: {pruned}", flush=True)
+        show(f"{unit.name} pruned: {pruned}", flush=True)
         unit.write_status("pruned", message=str(pruned))
     except Interrupted:
         unit.write_status("waiting")
