@@ -1,5 +1,6 @@
 import argparse
 import ast
+import itertools
 import json
 import logging
 import math
@@ -391,13 +392,41 @@ def test_corpora_says_which_ones_are_here(
 
 def test_workdir_is_named_after_the_config_and_what_differs() -> None:
     name = _default_workdir(
-        "experiments/shakespeare.py", "lstm", ["--config.seed=1", "--config.data.path=/a/b c"]
+        "experiments/shakespeare.py", "lstm", ["--config.seed=1", "--config.model.cell=rnn"]
     )
-    assert name == Path("runs/shakespeare-lstm-seed=1-data.path=_a_b_c")
+    assert name == Path("runs/shakespeare-lstm-model.cell=rnn-seed=1")
     assert _default_workdir("experiments/quick.py", "", []) == Path("runs/quick")
+    name = _default_workdir("quick", "", ["--config.optimizer.learning_rate=1e-3"])
+    assert name == Path("runs/quick-optimizer.learning_rate=1e-3")
     args = argparse.Namespace(config=f"{SMOKE.partition('=')[2]}:builtin", workdir=None)
     _, workdir = load_config(args, ["--config.seed=1"])
     assert workdir == Path("runs/smoke-builtin-seed=1")
+
+
+def test_the_same_overrides_have_one_workdir_and_others_another() -> None:
+    """Also if they differ only in their order, past the longest name, or in replaced characters."""
+    orders = itertools.permutations(("--config.seed=1", "--config.model.cell=rnn"))
+    assert len({_default_workdir("quick", "", list(order)) for order in orders}) == 1
+    again = ["--config.seed=2", "--config.seed=1"]
+    assert _default_workdir("quick", "", again) == Path("runs/quick-seed=1")
+    prompt = "--config.sample.prompt="
+    different = [
+        [f"{prompt}a b"],
+        [f"{prompt}a_b"],
+        [f"{prompt}a/b"],
+        [f"{prompt}a  b"],
+        [f"{prompt}a--b"],
+        [f"{prompt}a-b"],
+        [f"{prompt}a-seed=1"],
+        [f"{prompt}a", "--config.seed=1"],
+        *([f"{prompt}{'é' * length}"] for length in (85, 98, 99, 150)),
+        *([f"{prompt}{'x' * 300}", f"--config.seed={seed}"] for seed in (1, 2)),
+    ]
+    workdirs = {_default_workdir("quick", "", overrides) for overrides in different}
+    assert len(workdirs) == len(different)
+    assert max(len(os.fsencode(workdir.name)) for workdir in workdirs) == 200
+    for workdir in workdirs:
+        assert re.fullmatch(r"runs/quick-[\w.=-]+", str(workdir))
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "sample", "score", "corpora"])

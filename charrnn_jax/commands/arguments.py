@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import hashlib
 import json
 import re
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 
 from charrnn_jax.errors import UserError
 from charrnn_jax.messages import NOTES
+
+_LONGEST_NAME = 200  # bytes of the name of a default workdir; file systems allow 255
 
 
 def run_flags(parser: argparse.ArgumentParser) -> None:
@@ -197,11 +200,22 @@ def load_config(args: argparse.Namespace, overrides: list[str]) -> tuple[Any, Pa
 
 
 def _default_workdir(file: str, arg: str, overrides: list[str]) -> Path:
-    """runs/<config name>[-argument][-overrides]"""
-    name = "-".join([Path(file).stem, arg, *(text.removeprefix("--config.") for text in overrides)])
-    name = re.sub(r"[^\w.=-]+", "_", name).replace("--", "-").rstrip("-")
-    short = name.encode()[:200].decode(errors="ignore")  # file systems allow 255 bytes
-    return Path("runs") / short
+    """runs/<config name>[-argument][-overrides][-hash]
+
+    The order of the overrides does not matter. The hash tells runs apart whose names would be the
+    same because they are too long, or because of other characters than those of "1e-3" and "lstm".
+    """
+    # The last override of a field wins, as in the config.
+    fields = dict(text.removeprefix("--config.").split("=", 1) for text in overrides)
+    stem = Path(file).stem
+    parts = [stem, *([arg] if arg else []), *(f"{name}={fields[name]}" for name in sorted(fields))]
+    name = re.sub(r"[^\w.=-]+", "_", "-".join(parts))
+    is_plain = all(re.fullmatch(r"[\w.-]*", text) for text in (stem, arg, *fields.values()))
+    if is_plain and len(name.encode()) <= _LONGEST_NAME:
+        return Path("runs") / name
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
+    short = name.encode()[: _LONGEST_NAME - 1 - len(digest)].decode(errors="ignore")
+    return Path("runs") / f"{short}-{digest}"
 
 
 def open_run(args: argparse.Namespace, overrides: list[str]) -> Any:
