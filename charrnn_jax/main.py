@@ -10,7 +10,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import argparse
 import contextlib
-import errno
 import io
 import logging
 import os
@@ -22,8 +21,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from charrnn_jax.errors import Interrupted, TrainingError, UserError
-from charrnn_jax.messages import PROGRESS, show
+from charrnn_jax.errors import Interrupted, TrainingError, UserError, file_error
+from charrnn_jax.messages import OUTPUT, PROGRESS, show
 from charrnn_jax.training.interrupt import StopsCommand
 
 # Name -> help. Each is the module of its name in `charrnn_jax.commands` ("import" is `import_`).
@@ -101,12 +100,15 @@ def _explain(error: Exception) -> int:
     """Prints an error that is not a bug in one line, and returns its exit code."""
     if isinstance(error, UserError | TrainingError):
         return _fail(str(error), error.exit_code)
-    if isinstance(error, BrokenPipeError):  # the reader of the output has gone, as `head` does
+    is_broken_pipe = isinstance(error, BrokenPipeError)
+    if is_broken_pipe or (isinstance(error, OSError) and error.filename == OUTPUT):
+        # Python would try to write the rest when it exits, and complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if is_broken_pipe:  # the reader of the output has gone, as `head` does
         return 128 + signal.SIGPIPE
     if isinstance(error, OSError):  # a folder that cannot be read or written, a full disk
-        full = error.errno == errno.ENOSPC
-        return _fail(str(error), (TrainingError if full else UserError).exit_code)
+        explained = file_error(error)
+        return _fail(str(explained), explained.exit_code)
     # Out of memory has had several types in JAX, so the message decides.
     if isinstance(error, RuntimeError) and re.search(
         "RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)

@@ -15,7 +15,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-_STREAMS = {"stdout": "standard output", "stderr": "standard error"}
+OUTPUT = "standard output"  # as errors name it
+_STREAMS = {"stdout": OUTPUT, "stderr": "standard error"}
 # Control characters except \n and \t, and the marks that change the direction of text.
 _CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 

@@ -189,7 +189,10 @@ def test_best_of_shows_the_likeliest(trained: Path, capsys: pytest.CaptureFixtur
         (["--interactive", "--best_of=2"], "--interactive shows one text"),
         (["--interactive", "--prompt_file=-"], "--interactive needs standard input for itself"),
         (["--prompt=a", "--prompt_file=b"], "give only one of them"),
-        (["--prompt_file=/absent"], "cannot read the prompt in /absent: No such file"),
+        (
+            ["--prompt_file=/absent"],
+            "cannot read the prompt in /absent (No such file",
+        ),
         (["--no_repeat=-1"], "'-1' is not a whole number of at least 0"),
     ],
 )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, file_error
 from charrnn_jax.messages import NOTES
 
 _LONGEST_NAME = 200  # bytes of the name of a default workdir; file systems allow 255
@@ -274,7 +274,7 @@ def read_prompt(file: str, *, kind: str) -> str:
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read the prompt in {file}: {error.strerror}") from error
+        raise file_error(error, path=file, doing="read the prompt in") from error
     if kind == "bytes":
         return data.decode("utf-8", "surrogateescape")
     text = data.decode("utf-8-sig", "surrogateescape")

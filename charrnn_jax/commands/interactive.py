@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from charrnn_jax.commands.arguments import positive
 from charrnn_jax.commands.choices import CHOICES
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, file_error
 from charrnn_jax.generation.continuation import Continuation
 from charrnn_jax.generation.sampler import Sampler
 from charrnn_jax.generation.writer import encode_stop
@@ -92,8 +92,10 @@ class Session:
         """Runs an action; errors are printed, and the session continues."""
         try:
             action()
-        except (UserError, OSError) as error:
+        except UserError as error:
             show(f"! {error}")
+        except OSError as error:
+            show(f"! {file_error(error)}")
         except KeyboardInterrupt:  # while the model was reading or compiling, not writing
             show("\n! interrupted")
 

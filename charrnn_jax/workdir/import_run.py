@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from charrnn_jax.config import default_config, to_json
 from charrnn_jax.data.dataset import CorpusIdentity
 from charrnn_jax.data.vocabulary import UNK, Vocabulary
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, file_error
 from charrnn_jax.files import locked, replacing
 from charrnn_jax.models.char_rnn import change_vocabulary, make_model
 from charrnn_jax.models.conversion import from_keras, from_pytorch
@@ -149,6 +149,8 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
+        if isinstance(error, OSError) and error.errno:  # nothing is wrong with what it holds
+            raise file_error(error, path=file, doing="read") from error
         raise UserError(
             f"{file} cannot be read ({error}): save the weights again, as float32"
         ) from error
@@ -159,7 +161,7 @@ def _read_symbols(file: Path) -> list[str]:
     try:
         symbols = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
+        raise file_error(error, path=file, doing="read") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON: write it with {_SAVE_VOCABULARY}") from error
     if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
