@@ -70,6 +70,15 @@ def test_train_shows_what_the_tutorial_shows(
     assert names == {"config.json", "metrics.jsonl", "samples.jsonl", "checkpoints"}
 
 
+def test_train_suggests_no_evaluation_of_a_split_that_is_not_there(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [f"--config.data.path={text_file}", "--config.sample.prompt=The", NUM_STEPS + "=1"]
+    whole = "--config.data.validation_fraction=0"
+    assert main([SMOKE, f"--workdir={tmp_path / 'run'}", *own, whole]) == 0
+    assert capsys.readouterr().out.endswith(f"charrnn sample --workdir={tmp_path / 'run'}\n")
+
+
 def test_evaluate_writes_what_it_prints(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", f"--workdir={trained}"]) == 0
     out = capsys.readouterr().out
@@ -262,6 +271,43 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert message in last_line_of_error(capsys)
     assert sorted(trained.rglob("*")) == before
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["LOOP", "a\0b", "LOOP/inside", "x" * 300, "~nobody-here/run"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [SMOKE, "--workdir=NAME"],
+        ["--config=NAME"],
+        ["sample", "--workdir=NAME"],
+        ["sample", "--workdir=RUN", "--prompt_file=NAME"],
+        ["score", "--workdir=RUN", "--text_file=NAME"],
+        ["evaluate", "--workdir=RUN", "--path=NAME"],
+        ["export", "--workdir=RUN", "--output=NAME"],
+        ["check", "--workdir=NAME"],
+        ["sweep", "--workdir=NAME"],
+        ["sweep", "--workdir=NAME", "--register=NAME"],
+        ["search", "--workdir=NAME"],
+        ["import", "--weights=NAME", "--vocabulary=NAME", "--workdir=NAME"],
+        [SMOKE, "--config.data.path=NAME"],
+    ],
+)
+def test_a_path_that_no_file_can_have_is_one_line(
+    trained: Path,
+    tmp_path: Path,
+    name: str,
+    flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "pool")
+    (tmp_path / "pool").symlink_to(tmp_path / "loop")
+    name = name.replace("LOOP", str(tmp_path / "loop"))
+    arguments = [flag.replace("NAME", name).replace("RUN", str(trained)) for flag in flags]
+    assert main(arguments) == 2
+    last_line_of_error(capsys)
+    assert {path.name for path in tmp_path.iterdir()} == {"loop", "pool"}
 
 
 def test_text_that_was_moved_or_a_file_of_another_shape_strands_no_run(

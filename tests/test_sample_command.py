@@ -10,8 +10,10 @@ import subprocess
 import sys
 import termios
 import threading
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from helpers import SMOKE, last_line_of_error
@@ -282,6 +284,57 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
     assert "é\n" in after["/show"]
     assert "cannot read a saved text" in after["/open /absent"]
     assert "/again" in after["/help"]
+
+
+def test_no_file_ends_a_session(
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
+    np.savez(tmp_path / "other.npz", identity=np.arange(3), tokens="text")
+    with zipfile.ZipFile(tmp_path / "method.npz", "w") as archive:
+        archive.writestr("identity.npy", b"\x93NUMPY")
+    content = (tmp_path / "method.npz").read_bytes()
+    (tmp_path / "method.npz").write_bytes(content.replace(b"\0\0\0\0", b"\0\0\x63\0", 2))
+    with zipfile.ZipFile(tmp_path / "locked.npz", "w") as archive:
+        archive.writestr("identity.npy", b"text")
+    content = bytearray((tmp_path / "locked.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # encrypted
+    (tmp_path / "locked.npz").write_bytes(content)
+    huge = np.lib.format.header_data_from_array_1_0(np.zeros(1)) | {"shape": (10**15,)}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, huge)
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("identity.npy", header.getvalue())
+    names = [file.name for file in sorted(tmp_path.iterdir())]
+    files = [
+        *(str(tmp_path / name) for name in names),
+        str(trained),
+        str(tmp_path),
+        "a\0b",
+        "~no-/x",
+    ]
+    lines = ["<", *(f"/open {file}" for file in files)]
+    lines += [f"/save {file}" for file in (tmp_path / "loop" / "x", tmp_path, "a\0b", "~no-/x")]
+    typed = iter([*lines, "/show"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed, "/quit"))
+    assert main(command(trained, "--interactive")) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n! ") == len(lines) - 1
+    assert len(names) == 6
+
+
+@pytest.mark.parametrize("flag", ["--interactive", "--prompt_file=-"])
+def test_closed_standard_input_is_one_line(
+    trained: Path, flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    capsys.readouterr()
+    assert main(command(trained, flag)) == 2
+    assert "standard input, which is closed" in last_line_of_error(capsys)
 
 
 def test_an_empty_line_goes_on_behind_the_stop_string(

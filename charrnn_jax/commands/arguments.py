@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import json
 import re
@@ -20,11 +21,15 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --config and --workdir."""
     parser.add_argument(
         "--config",
+        type=path_text,
         metavar="FILE_OR_PRESET[:ARG]",
         help="experiment; --config.SECTION.FIELD=VALUE changes a field of its config",
     )
     parser.add_argument(
-        "--workdir", metavar="DIR", help="folder of the run; default: runs/<config name>"
+        "--workdir",
+        type=path,
+        metavar="DIR",
+        help="folder of the run; default: runs/<config name>",
     )
 
 
@@ -92,6 +97,7 @@ def register_flag(parser: argparse.ArgumentParser) -> None:
         "--register",
         action="append",
         default=[],
+        type=path_text,
         metavar="FILE",
         help="experiment file that registers names used in the config; may be repeated",
     )
@@ -146,10 +152,30 @@ def natural(text: str) -> int:
 
 
 def path(text: str) -> Path:
-    """Parses a path; an empty one, as from an unset shell variable, is an error."""
+    """Parses a path, which need not exist.
+
+    An empty one, as from an unset shell variable, is an error, as is one that no file can have.
+    """
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text).expanduser()
+    try:
+        expanded = Path(text).expanduser()
+        expanded.stat()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"the path {text!r} has a NUL character") from error
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"there is no such user as in {text!r}") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise argparse.ArgumentTypeError(str(file_error(error))) from error
+    return expanded
+
+
+def path_text(text: str) -> str:
+    """Parses a flag that holds a path and perhaps more: FILE:ARG, a glob, "-", or nothing."""
+    if text:
+        path(text)
+    return text
 
 
 def real(text: str) -> float:
@@ -195,7 +221,7 @@ def load_config(args: argparse.Namespace, overrides: list[str]) -> tuple[Any, Pa
     config = override(load_experiment(file, arg), overrides)
     validate(config)
     if args.workdir:
-        return config, Path(args.workdir).expanduser()
+        return config, args.workdir
     return config, _default_workdir(file, arg, overrides)
 
 
@@ -229,7 +255,7 @@ def open_run(args: argparse.Namespace, overrides: list[str]) -> Any:
             from charrnn_jax.experiment import register_file
 
             register_file(args.config.partition(":")[0])
-        workdir = Path(args.workdir).expanduser()
+        workdir = args.workdir
     elif args.config:
         workdir = load_config(args, overrides)[1]
     else:
@@ -271,6 +297,8 @@ def read_prompt(file: str, *, kind: str) -> str:
       file: path of the file, or "-".
       kind: kind of the vocabulary, "characters" or "bytes".
     """
+    if file == "-" and sys.stdin is None:
+        raise UserError("the prompt should come from standard input, which is closed")
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
     except OSError as error:

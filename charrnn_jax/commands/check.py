@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from charrnn_jax.commands.arguments import path, reject
+from charrnn_jax.commands.arguments import path, path_text, reject
 from charrnn_jax.errors import UserError
 from charrnn_jax.messages import show
 
@@ -14,10 +14,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--workdir", type=path, required=True, metavar="DIR", help="folder of a run or a sweep"
     )
     parser.add_argument(
-        "--path", default="", metavar="TEXT", help="path of the run's text, if it was moved"
+        "--path",
+        default="",
+        type=path_text,
+        metavar="TEXT",
+        help="path of the run's text, if it was moved",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="experiment that registers names of the run's config"
+        "--config",
+        type=path_text,
+        metavar="FILE",
+        help="experiment that registers names of the run's config",
     )
 
 

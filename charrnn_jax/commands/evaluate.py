@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from charrnn_jax.commands.arguments import checkpoint_flags, open_run
+from charrnn_jax.commands.arguments import checkpoint_flags, open_run, path_text
 from charrnn_jax.errors import UserError, file_error
 from charrnn_jax.files import replacing
 from charrnn_jax.messages import show
@@ -26,7 +26,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(PROTOCOLS)}, or one that the experiment registers; default: all",
     )
     parser.add_argument(
-        "--path", default="", metavar="TEXT", help="path of the run's text, if it was moved"
+        "--path",
+        default="",
+        type=path_text,
+        metavar="TEXT",
+        help="path of the run's text, if it was moved",
     )
 
 
@@ -47,7 +51,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         loss = evaluate(trained.params, tokens, model=trained.model, protocol=protocol)
         show(
             f"{args.split} {protocol.label}: {loss.describe(trained.vocabulary.unit)}, perplexity "
-            f"{loss.perplexity:.3f} ({loss.count:,} {trained.vocabulary.kind})"
+            f"{loss.describe_perplexity()} ({loss.count:,} {trained.vocabulary.kind})"
         )
         results[protocol.label] = loss.to_dict()
     file = trained.workdir / "evaluation.json"

@@ -2,13 +2,12 @@
 
 import argparse
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from charrnn_jax.commands.arguments import positive
+from charrnn_jax.commands.arguments import path, positive
 from charrnn_jax.commands.choices import CHOICES
 from charrnn_jax.errors import UserError, file_error
 from charrnn_jax.generation.continuation import Continuation
@@ -231,7 +230,10 @@ def _show_tree(nodes: list[Node], *, now: int, parent: int = -1, depth: int = 0)
 def _file(rest: str) -> str:
     if not rest.strip():
         raise UserError("give the name of a file after the command")
-    return os.path.expanduser(rest.strip())
+    try:
+        return str(path(rest.strip()))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(str(error)) from error
 
 
 def _whole(text: str) -> int:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 import time
 import warnings
 from typing import Any
@@ -12,6 +13,7 @@ from charrnn_jax.commands.arguments import (
     hint_at_unk,
     natural,
     open_run,
+    path_text,
     positive,
     read_prompt,
     real,
@@ -30,6 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompt_file",
+        type=path_text,
         metavar="FILE",
         help='file with the text to continue; "-": standard input',
     )
@@ -123,6 +126,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError("--prompt and --prompt_file were both given: give only one of them")
     if args.interactive and args.prompt_file == "-":
         raise UserError("--interactive needs standard input for itself: give --prompt_file=FILE")
+    if args.interactive and sys.stdin is None:
+        raise UserError("--interactive needs standard input, which is closed")
     several = len(args.prompt or ()) > 1 or args.num_samples > 1 or args.best_of > 1
     if several and (args.stream or args.interactive):
         flag = "--stream" if args.stream else "--interactive"

@@ -109,7 +109,7 @@ def _open_saved(args: argparse.Namespace, overrides: list[str]) -> "Search | Non
         )
     from charrnn_jax.sweeps.search import Search
 
-    search = Search(Path(args.workdir).expanduser())
+    search = Search(args.workdir)
     show("\n  ".join(search.plan.describe()))
     if args.dry_run:
         return None

@@ -169,8 +169,7 @@ def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list["W
 
     if not args.config and args.workdir:
         reject(overrides)
-        workdir = Path(args.workdir).expanduser()
-        return load_sweep(workdir), workdir
+        return load_sweep(args.workdir), args.workdir
     config, workdir = load_config(args, overrides)
     if not args.workdir:
         workdir = workdir.with_name(f"{workdir.name}-sweep")

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,7 +138,9 @@ def test_evaluation_that_cannot_be_written_is_a_warning(
     capsys.readouterr()
     (trained / "evaluation.json").mkdir()
     try:
-        assert main(["evaluate", f"--workdir={trained}"]) == 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            assert main(["evaluate", f"--workdir={trained}"]) == 0
     finally:
         (trained / "evaluation.json").rmdir()
     shown = capsys.readouterr()
