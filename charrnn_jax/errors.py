@@ -3,6 +3,7 @@
 Any other exception is a bug and keeps its traceback.
 """
 
+import errno
 import reprlib
 
 _VALUES = reprlib.Repr()
@@ -69,3 +70,36 @@ class Interrupted(BaseException):
         super().__init__(signal_number, step)
         self.exit_code = 128 + signal_number
         self.step = step
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REMEDIES = {
+    **dict.fromkeys(_FULL, "make room there, or give another folder"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions, or give another"),
+    errno.EROFS: "give a folder that can be written",
+    errno.ENOENT: "check the name",
+    errno.ELOOP: "its links lead in a circle; give another",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+
+
+def file_error(
+    error: OSError, *, path: object = None, doing: str = "use", remedy: str = ""
+) -> UserError | TrainingError:
+    """Returns the error that tells a person in one line what the system has reported.
+
+    Args:
+      error: the error of the system.
+      path: file or folder that it is about; None: the one that it names.
+      doing: what cannot be done: "cannot `doing` `path`".
+      remedy: what to do; "": what suits the kind of error.
+
+    Returns:
+      A `TrainingError` if a disk is full, or a limit on sizes is reached; otherwise a `UserError`.
+    """
+    kind = TrainingError if error.errno in _FULL else UserError
+    reason = error.strerror or str(error)
+    if not (path := path or error.filename):  # no file, such as no memory for a process
+        return kind(reason)
+    remedy = remedy or _REMEDIES.get(error.errno or 0, "check it, or give another")
+    return kind(f"cannot {doing} {path} ({reason}): {remedy}")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from charrnn_jax.errors import BusyError, UserError
+from charrnn_jax.errors import BusyError, UserError, file_error
 
 
 @contextmanager
@@ -29,9 +29,7 @@ def replacing(file: Path) -> Iterator[Path]:
         os.replace(partial, file)
         sync(file.parent)
     except OSError as error:
-        if error.filename == str(partial):  # a name that the user has not seen
-            raise OSError(error.errno, error.strerror, str(file)) from error
-        raise
+        raise _with_final_name(error, partial, file) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -56,8 +54,21 @@ def creating(folder: Path) -> Iterator[Path]:
         sync_tree(partial)
         os.replace(partial, folder)
         sync(folder.parent)
+    except OSError as error:
+        raise _with_final_name(error, partial, folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _with_final_name(error: OSError, partial: Path, final: Path) -> OSError:
+    """Returns the error with the name of what was to be written, which the user has seen.
+
+    An error of writing to an open file, such as that of a full disk, has no name at all.
+    """
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
+    if error.errno is None or (names and not any(name.startswith(str(partial)) for name in names)):
+        return error
+    return OSError(error.errno, error.strerror, str(final))
 
 
 def sync(path: Path) -> None:
@@ -67,7 +78,7 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without this promise
-            raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)
 
@@ -135,7 +146,7 @@ def locked(folder: Path, *, doing: str) -> Iterator[None]:
     except BusyError:
         raise
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+        raise file_error(error, path=folder, doing="write to") from error
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
 
 import argparse
-import errno
+import contextlib
 import io
 import logging
 import os
@@ -21,8 +21,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from charrnn_jax.errors import Interrupted, TrainingError, UserError, shortened
-from charrnn_jax.messages import PROGRESS
+from charrnn_jax.errors import Interrupted, TrainingError, UserError, file_error, shortened
+from charrnn_jax.messages import OUTPUT, PROGRESS, show
 from charrnn_jax.training.interrupt import StopsCommand
 
 # Name -> help. Each is the module of its name in `charrnn_jax.commands` ("import" is `import_`).
@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if argv == ["--version"]:
-        print(f"charrnn_jax {version('charrnn_jax')}")
+        show(f"charrnn_jax {version('charrnn_jax')}")
         return 0
     if not argv:
-        print(_FIRST_STEPS, file=sys.stderr)
+        show(_FIRST_STEPS, to="stderr")
         return UserError.exit_code
     with StopsCommand() as stop:
         try:
@@ -94,19 +94,22 @@ def _run(argv: list[str]) -> None:
         logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
     )
     command.run(args, overrides)
-    sys.stdout.flush()  # here, so that a reader that has gone is noticed in `main`
+    show(end="", flush=True)  # here, so that a reader that has gone is noticed in `main`
 
 
 def _explain(error: Exception) -> int:
     """Prints an error that is not a bug in one line, and returns its exit code."""
     if isinstance(error, UserError | TrainingError):
         return _fail(str(error), error.exit_code)
-    if isinstance(error, BrokenPipeError):  # the reader of the output has gone, as `head` does
+    is_broken_pipe = isinstance(error, BrokenPipeError)
+    if is_broken_pipe or (isinstance(error, OSError) and error.filename == OUTPUT):
+        # Python would try to write the rest when it exits, and complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if is_broken_pipe:  # the reader of the output has gone, as `head` does
         return 128 + signal.SIGPIPE
     if isinstance(error, OSError):  # a folder that cannot be read or written, a full disk
-        full = error.errno == errno.ENOSPC
-        return _fail(str(error), (TrainingError if full else UserError).exit_code)
+        explained = file_error(error)
+        return _fail(str(explained), explained.exit_code)
     if isinstance(error, RuntimeError):
         if re.match("Symlink loop|Could not determine home directory", str(error)):
             return _fail(f"{error}: give another path", UserError.exit_code)  # by pathlib
@@ -119,7 +122,8 @@ def _explain(error: Exception) -> int:
 
 def _fail(message: str, exit_code: int) -> int:
     line = shortened(message, length=_MOST_CHARS)
-    print(f"charrnn: error: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nothing can be said
+        show(f"charrnn: error: {line}", to="stderr")
     return exit_code
 
 
@@ -144,7 +148,7 @@ def _make_parser(name: str, command: Any) -> argparse.ArgumentParser:
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    print(f"charrnn: warning: {message}", file=sys.stderr)
+    show(f"charrnn: warning: {message}", to="stderr")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ arrays. Only the first process writes and prints. A single process is the first 
 import os
 import pickle
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from charrnn_jax.errors import Interrupted, TrainingError, UserError
-from charrnn_jax.messages import PROGRESS
+from charrnn_jax.messages import PROGRESS, show
 
 T = TypeVar("T")
 
@@ -80,7 +79,7 @@ def one_fails_all_end() -> Iterator[None]:
         if isinstance(error, SystemExit):  # another signal
             os._exit(error.code if isinstance(error.code, int) else 1)
         if isinstance(error, TrainingError):
-            print(f"charrnn: error: {error}", file=sys.stderr, flush=True)
+            show(f"charrnn: error: {error}", to="stderr", flush=True)
         else:
             traceback.print_exc()
         if is_first_process():

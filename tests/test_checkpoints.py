@@ -243,7 +243,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(
     monkeypatch.setattr(Path, "read_bytes", denied)
     monkeypatch.setattr(Path, "read_text", denied)
     for use in (load_run, checkpoints_lib.set_aside_damaged):
-        with pytest.raises(UserError, match=r"cannot read .*: Permission denied"):
+        with pytest.raises(UserError, match=r"cannot read .* \(Permission denied\): change"):
             use(tmp_path)
     assert not (tmp_path / "damaged_checkpoints").exists()
 

@@ -55,6 +55,12 @@ def test_cross_entropy_is_minus_log_softmax_at_the_target() -> None:
     np.testing.assert_allclose(cross_entropy(logits, targets), expected, rtol=1e-6, atol=1e-5)
 
 
+def test_large_perplexities_are_short_and_not_bounded() -> None:
+    shown = [CrossEntropy(nats, 1).describe_perplexity() for nats in (1.5, 13.8, 13.9, 1000.0)]
+    assert shown == ["4.482", "984609.111", "1.088e+06", "1.970e+434"]
+    assert CrossEntropy(float("nan"), 1).describe_perplexity() == "nan"
+
+
 def test_units_and_sums() -> None:
     loss = CrossEntropy(np.log(8.0), 1) + CrossEntropy(np.log(2.0), 1)
     np.testing.assert_allclose(

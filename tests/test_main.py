@@ -1,5 +1,6 @@
 import argparse
 import ast
+import itertools
 import json
 import logging
 import math
@@ -67,6 +68,15 @@ def test_train_shows_what_the_tutorial_shows(
         assert shown in out
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"config.json", "metrics.jsonl", "samples.jsonl", "checkpoints"}
+
+
+def test_train_suggests_no_evaluation_of_a_split_that_is_not_there(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [f"--config.data.path={text_file}", "--config.sample.prompt=The", NUM_STEPS + "=1"]
+    whole = "--config.data.validation_fraction=0"
+    assert main([SMOKE, f"--workdir={tmp_path / 'run'}", *own, whole]) == 0
+    assert capsys.readouterr().out.endswith(f"charrnn sample --workdir={tmp_path / 'run'}\n")
 
 
 def test_evaluate_writes_what_it_prints(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,6 +273,43 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["LOOP", "a\0b", "LOOP/inside", "x" * 300, "~nobody-here/run"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [SMOKE, "--workdir=NAME"],
+        ["--config=NAME"],
+        ["sample", "--workdir=NAME"],
+        ["sample", "--workdir=RUN", "--prompt_file=NAME"],
+        ["score", "--workdir=RUN", "--text_file=NAME"],
+        ["evaluate", "--workdir=RUN", "--path=NAME"],
+        ["export", "--workdir=RUN", "--output=NAME"],
+        ["check", "--workdir=NAME"],
+        ["sweep", "--workdir=NAME"],
+        ["sweep", "--workdir=NAME", "--register=NAME"],
+        ["search", "--workdir=NAME"],
+        ["import", "--weights=NAME", "--vocabulary=NAME", "--workdir=NAME"],
+        [SMOKE, "--config.data.path=NAME"],
+    ],
+)
+def test_a_path_that_no_file_can_have_is_one_line(
+    trained: Path,
+    tmp_path: Path,
+    name: str,
+    flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "pool")
+    (tmp_path / "pool").symlink_to(tmp_path / "loop")
+    name = name.replace("LOOP", str(tmp_path / "loop"))
+    arguments = [flag.replace("NAME", name).replace("RUN", str(trained)) for flag in flags]
+    assert main(arguments) == 2
+    last_line_of_error(capsys)
+    assert {path.name for path in tmp_path.iterdir()} == {"loop", "pool"}
+
+
 def test_text_that_was_moved_or_a_file_of_another_shape_strands_no_run(
     trained: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -391,13 +438,41 @@ def test_corpora_says_which_ones_are_here(
 
 def test_workdir_is_named_after_the_config_and_what_differs() -> None:
     name = _default_workdir(
-        "experiments/shakespeare.py", "lstm", ["--config.seed=1", "--config.data.path=/a/b c"]
+        "experiments/shakespeare.py", "lstm", ["--config.seed=1", "--config.model.cell=rnn"]
     )
-    assert name == Path("runs/shakespeare-lstm-seed=1-data.path=_a_b_c")
+    assert name == Path("runs/shakespeare-lstm-model.cell=rnn-seed=1")
     assert _default_workdir("experiments/quick.py", "", []) == Path("runs/quick")
+    name = _default_workdir("quick", "", ["--config.optimizer.learning_rate=1e-3"])
+    assert name == Path("runs/quick-optimizer.learning_rate=1e-3")
     args = argparse.Namespace(config=f"{SMOKE.partition('=')[2]}:builtin", workdir=None)
     _, workdir = load_config(args, ["--config.seed=1"])
     assert workdir == Path("runs/smoke-builtin-seed=1")
+
+
+def test_the_same_overrides_have_one_workdir_and_others_another() -> None:
+    """Also if they differ only in their order, past the longest name, or in replaced characters."""
+    orders = itertools.permutations(("--config.seed=1", "--config.model.cell=rnn"))
+    assert len({_default_workdir("quick", "", list(order)) for order in orders}) == 1
+    again = ["--config.seed=2", "--config.seed=1"]
+    assert _default_workdir("quick", "", again) == Path("runs/quick-seed=1")
+    prompt = "--config.sample.prompt="
+    different = [
+        [f"{prompt}a b"],
+        [f"{prompt}a_b"],
+        [f"{prompt}a/b"],
+        [f"{prompt}a  b"],
+        [f"{prompt}a--b"],
+        [f"{prompt}a-b"],
+        [f"{prompt}a-seed=1"],
+        [f"{prompt}a", "--config.seed=1"],
+        *([f"{prompt}{'é' * length}"] for length in (85, 98, 99, 150)),
+        *([f"{prompt}{'x' * 300}", f"--config.seed={seed}"] for seed in (1, 2)),
+    ]
+    workdirs = {_default_workdir("quick", "", overrides) for overrides in different}
+    assert len(workdirs) == len(different)
+    assert max(len(os.fsencode(workdir.name)) for workdir in workdirs) == 200
+    for workdir in workdirs:
+        assert re.fullmatch(r"runs/quick-[\w.=-]+", str(workdir))
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "sample", "score", "corpora"])

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -7,8 +8,12 @@ import select
 import signal
 import subprocess
 import sys
+import termios
+import threading
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from helpers import SMOKE, last_line_of_error
@@ -32,6 +37,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(trained: Path, *flags: str) -> list[str]:
     return ["sample", f"--workdir={trained}", "--num_chars=40", *flags]
+
+
+def on_terminal(arguments: list[str]) -> tuple[int, str]:
+    """Runs a command whose standard output and error are a terminal: (exit code, what it shows)."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))  # a progress bar needs a width
+    pieces: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the other end is closed
+            while piece := os.read(ours, 65536):
+                pieces.append(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with (
+        open(theirs, "w", encoding="utf-8") as terminal,
+        contextlib.redirect_stdout(terminal),
+        contextlib.redirect_stderr(terminal),
+    ):
+        code = main(arguments)
+    reader.join()
+    os.close(ours)
+    return code, b"".join(pieces).decode().replace("\r\n", "\n")
 
 
 def test_json_holds_every_text_in_ascii_a_line_each(
@@ -81,6 +110,65 @@ def test_a_prompt_file_is_read_as_the_vocabulary_reads_texts(tmp_path: Path) -> 
     assert read_prompt(str(file), kind="characters") == "a\nb\udcff"
 
 
+@pytest.mark.parametrize("flags", [[], ["--stream"], ["--interactive"]])
+def test_a_terminal_shows_control_characters_and_files_hold_them(
+    trained: Path,
+    flags: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    typed = iter([r"<\n", "/show", "/tree"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed, "/quit"))
+    prompt = [] if flags == ["--interactive"] else ["--prompt=<\x1b[31m\n"]
+    sample = ["sample", f"--workdir={trained}", "--num_chars=400", "--temperature=0.5"]
+    capsys.readouterr()
+    assert main([*sample, *flags, *prompt]) == 0
+    plain = capsys.readouterr().out
+    assert "\x1b[31m" in plain
+    assert "\0" in plain
+    typed = iter([r"<\n", "/show", "/tree"])
+    code, shown = on_terminal([*sample, *flags, *prompt])
+    assert code == 0
+    expected = plain.replace("\x1b", r"\x1b").replace("\0", r"\x00")
+    assert expected.strip() in shown
+    assert not {"\x1b", "\0"} & set(shown)
+
+
+HOSTILE = "".join(map(chr, [*range(1, 0x20), *range(0x7F, 0xA0), 0x200F, 0x202E, 0x2066, 0x61C]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", f"--workdir={HOSTILE}"],
+        ["sample", "--workdir=RUN", f"--prompt_file={HOSTILE}"],
+        [SMOKE, f"--config.data.path={HOSTILE}"],
+        [f"--config={HOSTILE}"],
+        [HOSTILE],
+    ],
+)
+def test_an_error_shows_control_characters_of_a_name(trained: Path, arguments: list[str]) -> None:
+    arguments = [argument.replace("RUN", str(trained)) for argument in arguments]
+    code, shown = on_terminal(arguments)
+    assert code == 2
+    assert "charrnn: error: " in shown
+    assert not set(HOSTILE) - {"\n", "\t"} & set(shown)
+    assert r"\x1b" in shown
+    assert r"\u202e" in shown
+
+
+def test_training_shows_control_characters_of_its_text_and_its_bar(tmp_path: Path) -> None:
+    text = tmp_path / "\x1b[2J.txt"
+    text.write_bytes(("\a\x1b[31m\u202etext\r\n" * 500).encode())
+    own = [f"--config.data.path={text}", "--config.sample.prompt=t", "--config.train.num_steps=9"]
+    code, shown = on_terminal([SMOKE, f"--workdir={tmp_path / 'run'}", *own])
+    assert code == 0
+    assert f"Corpus: {tmp_path}/\\x1b[2J.txt" in shown
+    assert r"\x07\x1b[31m\u202etext" in shown
+    assert not {"\a", "\x1b", "\u202e"} & set(shown)
+    assert re.search("\repoch .* 9/9 ", shown)  # the bar moves
+
+
 def test_best_of_shows_the_likeliest(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def losses(*flags: str) -> list[float]:
         capsys.readouterr()
@@ -103,7 +191,10 @@ def test_best_of_shows_the_likeliest(trained: Path, capsys: pytest.CaptureFixtur
         (["--interactive", "--best_of=2"], "--interactive shows one text"),
         (["--interactive", "--prompt_file=-"], "--interactive needs standard input for itself"),
         (["--prompt=a", "--prompt_file=b"], "give only one of them"),
-        (["--prompt_file=/absent"], "cannot read the prompt in /absent: No such file"),
+        (
+            ["--prompt_file=/absent"],
+            "cannot read the prompt in /absent (No such file",
+        ),
         (["--no_repeat=-1"], "'-1' is not a whole number of at least 0"),
     ],
 )
@@ -193,6 +284,57 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
     assert "é\n" in after["/show"]
     assert "cannot read a saved text" in after["/open /absent"]
     assert "/again" in after["/help"]
+
+
+def test_no_file_ends_a_session(
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
+    np.savez(tmp_path / "other.npz", identity=np.arange(3), tokens="text")
+    with zipfile.ZipFile(tmp_path / "method.npz", "w") as archive:
+        archive.writestr("identity.npy", b"\x93NUMPY")
+    content = (tmp_path / "method.npz").read_bytes()
+    (tmp_path / "method.npz").write_bytes(content.replace(b"\0\0\0\0", b"\0\0\x63\0", 2))
+    with zipfile.ZipFile(tmp_path / "locked.npz", "w") as archive:
+        archive.writestr("identity.npy", b"text")
+    content = bytearray((tmp_path / "locked.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # encrypted
+    (tmp_path / "locked.npz").write_bytes(content)
+    huge = np.lib.format.header_data_from_array_1_0(np.zeros(1)) | {"shape": (10**15,)}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, huge)
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("identity.npy", header.getvalue())
+    names = [file.name for file in sorted(tmp_path.iterdir())]
+    files = [
+        *(str(tmp_path / name) for name in names),
+        str(trained),
+        str(tmp_path),
+        "a\0b",
+        "~no-/x",
+    ]
+    lines = ["<", *(f"/open {file}" for file in files)]
+    lines += [f"/save {file}" for file in (tmp_path / "loop" / "x", tmp_path, "a\0b", "~no-/x")]
+    typed = iter([*lines, "/show"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed, "/quit"))
+    assert main(command(trained, "--interactive")) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n! ") == len(lines) - 1
+    assert len(names) == 6
+
+
+@pytest.mark.parametrize("flag", ["--interactive", "--prompt_file=-"])
+def test_closed_standard_input_is_one_line(
+    trained: Path, flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    capsys.readouterr()
+    assert main(command(trained, flag)) == 2
+    assert "standard input, which is closed" in last_line_of_error(capsys)
 
 
 def test_an_empty_line_goes_on_behind_the_stop_string(

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import errno
+import hashlib
 import json
 import re
 import sys
@@ -9,19 +11,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, file_error
 from charrnn_jax.messages import NOTES
+
+_LONGEST_NAME = 200  # bytes of the name of a default workdir; file systems allow 255
 
 
 def run_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --config and --workdir."""
     parser.add_argument(
         "--config",
+        type=path_text,
         metavar="FILE_OR_PRESET[:ARG]",
         help="experiment; --config.SECTION.FIELD=VALUE changes a field of its config",
     )
     parser.add_argument(
-        "--workdir", metavar="DIR", help="folder of the run; default: runs/<config name>"
+        "--workdir",
+        type=path,
+        metavar="DIR",
+        help="folder of the run; default: runs/<config name>",
     )
 
 
@@ -89,6 +97,7 @@ def register_flag(parser: argparse.ArgumentParser) -> None:
         "--register",
         action="append",
         default=[],
+        type=path_text,
         metavar="FILE",
         help="experiment file that registers names used in the config; may be repeated",
     )
@@ -143,10 +152,30 @@ def natural(text: str) -> int:
 
 
 def path(text: str) -> Path:
-    """Parses a path; an empty one, as from an unset shell variable, is an error."""
+    """Parses a path, which need not exist.
+
+    An empty one, as from an unset shell variable, is an error, as is one that no file can have.
+    """
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text).expanduser()
+    try:
+        expanded = Path(text).expanduser()
+        expanded.stat()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"the path {text!r} has a NUL character") from error
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"there is no such user as in {text!r}") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise argparse.ArgumentTypeError(str(file_error(error))) from error
+    return expanded
+
+
+def path_text(text: str) -> str:
+    """Parses a flag that holds a path and perhaps more: FILE:ARG, a glob, "-", or nothing."""
+    if text:
+        path(text)
+    return text
 
 
 def real(text: str) -> float:
@@ -192,16 +221,27 @@ def load_config(args: argparse.Namespace, overrides: list[str]) -> tuple[Any, Pa
     config = override(load_experiment(file, arg), overrides)
     validate(config)
     if args.workdir:
-        return config, Path(args.workdir).expanduser()
+        return config, args.workdir
     return config, _default_workdir(file, arg, overrides)
 
 
 def _default_workdir(file: str, arg: str, overrides: list[str]) -> Path:
-    """runs/<config name>[-argument][-overrides]"""
-    name = "-".join([Path(file).stem, arg, *(text.removeprefix("--config.") for text in overrides)])
-    name = re.sub(r"[^\w.=-]+", "_", name).replace("--", "-").rstrip("-")
-    short = name.encode()[:200].decode(errors="ignore")  # file systems allow 255 bytes
-    return Path("runs") / short
+    """runs/<config name>[-argument][-overrides][-hash]
+
+    The order of the overrides does not matter. The hash tells runs apart whose names would be the
+    same because they are too long, or because of other characters than those of "1e-3" and "lstm".
+    """
+    # The last override of a field wins, as in the config.
+    fields = dict(text.removeprefix("--config.").split("=", 1) for text in overrides)
+    stem = Path(file).stem
+    parts = [stem, *([arg] if arg else []), *(f"{name}={fields[name]}" for name in sorted(fields))]
+    name = re.sub(r"[^\w.=-]+", "_", "-".join(parts))
+    is_plain = all(re.fullmatch(r"[\w.-]*", text) for text in (stem, arg, *fields.values()))
+    if is_plain and len(name.encode()) <= _LONGEST_NAME:
+        return Path("runs") / name
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
+    short = name.encode()[: _LONGEST_NAME - 1 - len(digest)].decode(errors="ignore")
+    return Path("runs") / f"{short}-{digest}"
 
 
 def open_run(args: argparse.Namespace, overrides: list[str]) -> Any:
@@ -215,7 +255,7 @@ def open_run(args: argparse.Namespace, overrides: list[str]) -> Any:
             from charrnn_jax.experiment import register_file
 
             register_file(args.config.partition(":")[0])
-        workdir = Path(args.workdir).expanduser()
+        workdir = args.workdir
     elif args.config:
         workdir = load_config(args, overrides)[1]
     else:
@@ -259,11 +299,13 @@ def read_prompt(file: str, *, kind: str) -> str:
     """
     from charrnn_jax.reading import refuse_device
 
+    if file == "-" and sys.stdin is None:
+        raise UserError("the prompt should come from standard input, which is closed")
     refuse_device(Path(file).expanduser())
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read the prompt in {file}: {error.strerror}") from error
+        raise file_error(error, path=file, doing="read the prompt in") from error
     if kind == "bytes":
         return data.decode("utf-8", "surrogateescape")
     text = data.decode("utf-8-sig", "surrogateescape")

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from charrnn_jax.commands.arguments import path, reject
+from charrnn_jax.commands.arguments import path, path_text, reject
 from charrnn_jax.errors import UserError
+from charrnn_jax.messages import show
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -13,10 +14,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--workdir", type=path, required=True, metavar="DIR", help="folder of a run or a sweep"
     )
     parser.add_argument(
-        "--path", default="", metavar="TEXT", help="path of the run's text, if it was moved"
+        "--path",
+        default="",
+        type=path_text,
+        metavar="TEXT",
+        help="path of the run's text, if it was moved",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="experiment that registers names of the run's config"
+        "--config",
+        type=path_text,
+        metavar="FILE",
+        help="experiment that registers names of the run's config",
     )
 
 
@@ -32,10 +40,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     units = sorted(folder for folder in (workdir / "units").glob("*") if folder.is_dir())
     num_problems = 0
     for folder in units or [workdir]:
-        print(folder)
+        show(folder)
         for finding in check_run(folder, path=args.path):
             num_problems += bool(finding.problem)
             state = f"PROBLEM: {finding.problem}" if finding.problem else finding.note
-            print(f"  {finding.what:16}{state}")
+            show(f"  {finding.what:16}{state}")
     if num_problems:
         raise UserError(f"{workdir} has {num_problems} problem(s), shown above")

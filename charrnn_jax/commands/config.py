@@ -4,6 +4,7 @@ import argparse
 
 from charrnn_jax.commands.arguments import reject
 from charrnn_jax.errors import UserError
+from charrnn_jax.messages import show
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +22,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     known = presets()
     if args.name is None:
         for name, file in known.items():
-            print(f"{name:15}{_headline(file.read_text(encoding='utf-8'))}")
+            show(f"{name:15}{_headline(file.read_text(encoding='utf-8'))}")
     elif args.name in known:
-        print(known[args.name].read_text(encoding="utf-8"), end="")
+        show(known[args.name].read_text(encoding="utf-8"), end="")
     else:
         raise UserError(f"there is no preset {args.name!r}; the presets are {', '.join(known)}")
 

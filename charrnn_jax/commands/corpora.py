@@ -3,6 +3,7 @@
 import argparse
 
 from charrnn_jax.commands.arguments import reject
+from charrnn_jax.messages import show
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -21,16 +22,16 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     )
     from charrnn_jax.data.tokens import CACHE_BYTES, token_files, token_folder
 
-    print(f"Folder of the corpora: {data_folder()} (set CHARRNN_DATA_DIR to change it)")
+    show(f"Folder of the corpora: {data_folder()} (set CHARRNN_DATA_DIR to change it)")
     for name, known in KNOWN_CORPORA.items():
         where = cached_file(name) or f"to be downloaded from {known.url}"
-        print(f"  {name:14}{known.size:>12,} bytes  {where}\n{'':16}{known.licence}")
-    print(
+        show(f"  {name:14}{known.size:>12,} bytes  {where}\n{'':16}{known.licence}")
+    show(
         f"  {BUILT_IN:14}{STDLIB_CHARS:>12,} chars  built in\n"
         f"{'':16}PSF licence; library source of the running Python"
     )
     sizes = [file.stat().st_size for file in token_files()]
-    print(
+    show(
         f"Tokens of large texts: {len(sizes)} files, {sum(sizes) / 2**30:.1f} GiB of at most "
         f"{CACHE_BYTES / 2**30:.0f}, in {token_folder()} (may be deleted)"
     )

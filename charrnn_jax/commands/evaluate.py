@@ -3,13 +3,15 @@
 import argparse
 import contextlib
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from charrnn_jax.commands.arguments import checkpoint_flags, open_run
-from charrnn_jax.errors import UserError
+from charrnn_jax.commands.arguments import checkpoint_flags, open_run, path_text
+from charrnn_jax.errors import UserError, file_error
 from charrnn_jax.files import replacing
+from charrnn_jax.messages import show
 from charrnn_jax.reading import read_json
 from charrnn_jax.registry import PROTOCOLS
 
@@ -25,12 +27,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(PROTOCOLS)}, or one that the experiment registers; default: all",
     )
     parser.add_argument(
-        "--path", default="", metavar="TEXT", help="path of the run's text, if it was moved"
+        "--path",
+        default="",
+        type=path_text,
+        metavar="TEXT",
+        help="path of the run's text, if it was moved",
     )
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Prints the losses and writes them to `evaluation.json`."""
+    """Prints the losses and writes them to `evaluation.json`, if the workdir can be written."""
     trained = open_run(args, overrides)
     from charrnn_jax.evaluation.protocols import evaluate, make_protocol, protocols_in_all
 
@@ -44,21 +50,18 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     results = {}
     for protocol in protocols:
         loss = evaluate(trained.params, tokens, model=trained.model, protocol=protocol)
-        print(
+        show(
             f"{args.split} {protocol.label}: {loss.describe(trained.vocabulary.unit)}, perplexity "
-            f"{loss.perplexity:.3f} ({loss.count:,} {trained.vocabulary.kind})"
+            f"{loss.describe_perplexity()} ({loss.count:,} {trained.vocabulary.kind})"
         )
         results[protocol.label] = loss.to_dict()
-    _merge_into_json(
-        trained.workdir / "evaluation.json",
-        {
-            args.split: {
-                "step": trained.step,
-                "corpus": asdict(dataset.identity()),
-                "losses": results,
-            }
-        },
-    )
+    file = trained.workdir / "evaluation.json"
+    entry = {"step": trained.step, "corpus": asdict(dataset.identity()), "losses": results}
+    try:
+        _merge_into_json(file, {args.split: entry})
+    except OSError as error:  # the losses were printed, so the command did its work
+        remedy = "the losses are printed only"
+        warnings.warn(str(file_error(error, path=file, doing="write", remedy=remedy)), stacklevel=1)
 
 
 def _merge_into_json(file: Path, splits: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import argparse
 
 from charrnn_jax.commands.arguments import checkpoint_flags, open_run, path
 from charrnn_jax.errors import UserError
+from charrnn_jax.messages import show
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +44,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         from charrnn_jax.export.folder import export
 
         export(trained, output)
-        print(f"Exported to {output}; its README.md explains how to use it")
+        show(f"Exported to {output}; its README.md explains how to use it")
     else:
         from charrnn_jax.export.page import export_page
 
         export_page(trained, output, dtype=args.dtype or "int8")
-        print(f"Exported to {output}, {output.stat().st_size:,} bytes: open it in a browser")
+        show(f"Exported to {output}, {output.stat().st_size:,} bytes: open it in a browser")

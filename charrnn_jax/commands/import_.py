@@ -3,6 +3,7 @@
 import argparse
 
 from charrnn_jax.commands.arguments import path, reject
+from charrnn_jax.messages import show
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     run = import_run(args.weights, args.vocabulary, workdir=args.workdir)
     model = run.model
-    print(
+    show(
         f"Imported {model.num_layers} x {model.hidden_size} {model.cell.upper()}, "
         f"{run.vocabulary.size - 1} characters; the run is in {run.workdir}"
     )

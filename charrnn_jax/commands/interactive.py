@@ -2,18 +2,18 @@
 
 import argparse
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from charrnn_jax.commands.arguments import positive
+from charrnn_jax.commands.arguments import path, positive
 from charrnn_jax.commands.choices import CHOICES
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, file_error
 from charrnn_jax.generation.continuation import Continuation
 from charrnn_jax.generation.sampler import Sampler
 from charrnn_jax.generation.writer import encode_stop
+from charrnn_jax.messages import show
 
 HELP = """\
 What you type is added to the text, and the model continues it. Type \\n for a line break, and //
@@ -70,18 +70,18 @@ class Session:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # `input` then has a history
-        print("Type the start of a text, and the model continues it. /help shows all commands.")
+        show("Type the start of a text, and the model continues it. /help shows all commands.")
         if prompts:
-            print(prompts[0], end="")
+            show(prompts[0], end="")
             self._do(lambda: self.add(prompts[0]))
         while True:
             try:
                 line = input(f"[{self.now + 1}] > ").rstrip("\r")
             except KeyboardInterrupt:
-                print("\nTo leave, type /quit or press Ctrl-D")
+                show("\nTo leave, type /quit or press Ctrl-D")
                 continue
             except EOFError:
-                print()
+                show()
                 return
             if line.strip() == "/quit":
                 return
@@ -91,10 +91,12 @@ class Session:
         """Runs an action; errors are printed, and the session continues."""
         try:
             action()
-        except (UserError, OSError) as error:
-            print(f"! {error}")
+        except UserError as error:
+            show(f"! {error}")
+        except OSError as error:
+            show(f"! {file_error(error)}")
         except KeyboardInterrupt:  # while the model was reading or compiling, not writing
-            print("\n! interrupted")
+            show("\n! interrupted")
 
     def obey(self, line: str) -> None:
         """Carries out a line: a command, or text to add."""
@@ -103,11 +105,11 @@ class Session:
             return
         name, _, rest = line[1:].partition(" ")
         commands = {
-            "help": lambda: print(HELP),
+            "help": lambda: show(HELP),
             "again": self.again,
             "back": lambda: self.back(rest.strip()),
             "tree": lambda: _show_tree(self.nodes, now=self.now),
-            "show": lambda: print(self._present().after.text),
+            "show": lambda: show(self._present().after.text),
             "new": lambda: self.new(rest.replace("\\n", "\n")),
             "save": lambda: self.save(_file(rest)),
             "open": lambda: self.open(_file(rest)),
@@ -144,24 +146,24 @@ class Session:
         if not 0 <= target < len(self.nodes):
             raise UserError("there is no text before it" if not number else f"no text {number}")
         self.now = target
-        print(f"...{self.nodes[target].after.text[-200:]}")
+        show(f"...{self.nodes[target].after.text[-200:]}")
 
     def save(self, file: str) -> None:
         """Saves the current text."""
         self._present().after.save(file)
-        print(f"Saved to {file}")
+        show(f"Saved to {file}")
 
     def open(self, file: str) -> None:
         """Opens a saved text."""
         loaded = Continuation.load(file, sampler=self.sampler)
         self._append(Node(-1, loaded, loaded))
-        print(loaded.text)
+        show(loaded.text)
 
     def set(self, rest: str) -> None:
         """Changes a setting, or prints all settings."""
         name, _, value = rest.strip().partition(" ")
         if not name:
-            print(*(f"  {setting} {known!r}" for setting, known in self.settings.items()), sep="\n")
+            show("\n".join(f"  {name} {known!r}" for name, known in self.settings.items()))
             return
         value = value.replace("\\n", "\n")
         if name == "stop":
@@ -192,12 +194,12 @@ class Session:
     def _write(self, before: Continuation, *, parent: int) -> None:
         with _interruptible() as interrupted:
 
-            def show(piece: str) -> bool:
-                print(piece, end="", flush=True)
+            def show_piece(piece: str) -> bool:
+                show(piece, end="", flush=True)
                 return not interrupted
 
-            after = before.write(on_text=show, **self.settings)
-        print()
+            after = before.write(on_text=show_piece, **self.settings)
+        show()
         self._append(Node(parent, before, after))
 
     def _append(self, node: Node) -> None:
@@ -221,14 +223,17 @@ def _show_tree(nodes: list[Node], *, now: int, parent: int = -1, depth: int = 0)
     for i, node in enumerate(nodes):
         if node.parent == parent:
             text = node.after.last.text if node.after.last else node.after.text
-            print(f"{'*' if i == now else ' '}{i + 1:3} {'  ' * depth}{text[:50]!r}")
+            show(f"{'*' if i == now else ' '}{i + 1:3} {'  ' * depth}{text[:50]!r}")
             _show_tree(nodes, now=now, parent=i, depth=depth + 1)
 
 
 def _file(rest: str) -> str:
     if not rest.strip():
         raise UserError("give the name of a file after the command")
-    return os.path.expanduser(rest.strip())
+    try:
+        return str(path(rest.strip()))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(str(error)) from error
 
 
 def _whole(text: str) -> int:

@@ -13,6 +13,7 @@ from charrnn_jax.commands.arguments import (
     hint_at_unk,
     natural,
     open_run,
+    path_text,
     positive,
     read_prompt,
     real,
@@ -20,6 +21,7 @@ from charrnn_jax.commands.arguments import (
 )
 from charrnn_jax.commands.choices import CHOICES
 from charrnn_jax.errors import UserError
+from charrnn_jax.messages import show
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompt_file",
+        type=path_text,
         metavar="FILE",
         help='file with the text to continue; "-": standard input',
     )
@@ -111,10 +114,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
                     stacklevel=1,
                 )
     seconds = time.perf_counter() - start
-    print(
+    show(
         f"{'_' * 80}\nRun time: {seconds:.2f} s including compilation, "
         f"{num_chars / seconds:,.0f} characters/s",
-        file=sys.stderr,
+        to="stderr",
     )
 
 
@@ -123,6 +126,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError("--prompt and --prompt_file were both given: give only one of them")
     if args.interactive and args.prompt_file == "-":
         raise UserError("--interactive needs standard input for itself: give --prompt_file=FILE")
+    if args.interactive and sys.stdin is None:
+        raise UserError("--interactive needs standard input, which is closed")
     several = len(args.prompt or ()) > 1 or args.num_samples > 1 or args.best_of > 1
     if several and (args.stream or args.interactive):
         flag = "--stream" if args.stream else "--interactive"
@@ -131,12 +136,12 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 def _stream(sampler: Any, prompts: list[str], settings: dict[str, Any]) -> int:
     pieces = sampler.stream(prompts, **settings)
-    print(_as_shown(prompts[0], sampler.vocabulary), end="", flush=True)
+    show(_as_shown(prompts[0], sampler.vocabulary), end="", flush=True)
     num_chars = 0
     for (piece,) in pieces:
-        print(piece, end="", flush=True)
+        show(piece, end="", flush=True)
         num_chars += len(piece)
-    print(flush=True)
+    show(flush=True)
     return num_chars
 
 
@@ -153,7 +158,8 @@ def _show(samples: list[Any], vocabulary: Any, *, as_json: bool) -> None:
             fields = sample._asdict()
             if math.isnan(sample.nats_per_char):  # an empty text; JSON has no NaN
                 fields["nats_per_char"] = None
-            print(json.dumps(fields))
+            show(json.dumps(fields), flush=True)
     else:
-        print(f"\n{'_' * 80}\n".join(sample.prompt + sample.text for sample in samples))
-    sys.stdout.flush()
+        separator = f"\n{'_' * 80}\n"
+        texts = separator.join(sample.prompt + sample.text for sample in samples)
+        show(texts, flush=True)

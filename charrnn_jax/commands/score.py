@@ -6,10 +6,12 @@ from charrnn_jax.commands.arguments import (
     checkpoint_flags,
     hint_at_unk,
     open_run,
+    path_text,
     read_text,
     unk_flag,
 )
 from charrnn_jax.errors import UserError
+from charrnn_jax.messages import show
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +19,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     checkpoint_flags(parser)
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--text", help="text to score")
-    text.add_argument("--text_file", metavar="FILE", help='file to score; "-": standard input')
+    text.add_argument(
+        "--text_file",
+        type=path_text,
+        metavar="FILE",
+        help='file to score; "-": standard input',
+    )
     parser.add_argument("--per_char", action="store_true", help="print the bits of each character")
     unk_flag(parser)
 
@@ -40,9 +47,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     losses = np.concatenate(list(Carried().losses(trained.params, tokens, model=trained.model)))
     if args.per_char:
         for token, nats in zip(tokens[1:], losses, strict=True):
-            print(f"{trained.vocabulary.decode([token])!r}\t{nats / np.log(2):.4f} bits")
+            show(f"{trained.vocabulary.decode([token])!r}\t{nats / np.log(2):.4f} bits")
     loss = CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
-    print(
-        f"{loss.describe(trained.vocabulary.unit)}, perplexity {loss.perplexity:.3f} "
+    show(
+        f"{loss.describe(trained.vocabulary.unit)}, perplexity {loss.describe_perplexity()} "
         f"({loss.count:,} {trained.vocabulary.kind} after the first, carried)"
     )

@@ -16,6 +16,7 @@ from charrnn_jax.commands.arguments import (
     run_flags,
 )
 from charrnn_jax.errors import TrainingError, UserError
+from charrnn_jax.messages import show
 
 if TYPE_CHECKING:
     from charrnn_jax.sweeps.plan import Plan
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from charrnn_jax.sweeps.units import write_report
 
     units, workdir = search.units, search.workdir
-    print(f"{search.num_trials} trials in {workdir}; {len(units)} of them were started before")
+    show(f"{search.num_trials} trials in {workdir}; {len(units)} of them were started before")
     jobs = (
         Job((unit,), workdir, experiments=experiment_files(args)) for unit in search.remaining()
     )
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     notes = search.notes()
     write_report(units, workdir, baseline=args.baseline, notes=notes)
     counts = describe_counts([unit.read_status()["status"] for unit in units])
-    print("\n".join([f"{counts}; the report is {workdir / 'sweep.html'}", *notes[1:]]))
+    show("\n".join([f"{counts}; the report is {workdir / 'sweep.html'}", *notes[1:]]))
     if not all(unit.has_ended() for unit in units):
         raise TrainingError("not all trials have ended; the same command resumes them")
     best = search.best()
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         raise TrainingError(f"no trial was trained to its end; see {workdir / 'logs'}")
     values = [f"--config.{name}={value}" for name, value in best.overrides.items()]
     command = shlex.join(["charrnn", "train", *search.plan.experiment, *values])
-    print(
+    show(
         "To train it with other seeds (longer with --config.train.num_steps or num_epochs):\n"
         f"  for seed in 1 2 3; do {command} --config.seed=$seed; done"
     )
@@ -90,7 +91,7 @@ def _open_search(args: argparse.Namespace, overrides: list[str]) -> "Search | No
     if not args.config and args.workdir:
         return _open_saved(args, overrides)
     plan, workdir = _load_plan(args, overrides)
-    print("\n  ".join(plan.describe()))
+    show("\n  ".join(plan.describe()))
     if args.dry_run:
         return None
     if not args.num_trials:
@@ -108,8 +109,8 @@ def _open_saved(args: argparse.Namespace, overrides: list[str]) -> "Search | Non
         )
     from charrnn_jax.sweeps.search import Search
 
-    search = Search(Path(args.workdir).expanduser())
-    print("\n  ".join(search.plan.describe()))
+    search = Search(args.workdir)
+    show("\n  ".join(search.plan.describe()))
     if args.dry_run:
         return None
     if args.num_trials:

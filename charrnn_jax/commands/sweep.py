@@ -19,6 +19,7 @@ from charrnn_jax.commands.arguments import (
 )
 from charrnn_jax.errors import TrainingError, UserError
 from charrnn_jax.files import locked
+from charrnn_jax.messages import show
 
 if TYPE_CHECKING:
     from charrnn_jax.sweeps.jobs import Job
@@ -125,7 +126,7 @@ def _launch(
         todo, workdir=workdir, num_workers=num_workers, experiments=experiment_files(args)
     )
     num_done = sum(unit.is_done() for unit in units)
-    print(f"{len(units)} work units in {workdir}: {num_done} done, {len(todo)} to train")
+    show(f"{len(units)} work units in {workdir}: {num_done} done, {len(todo)} to train")
     if args.dry_run:
         _show(units, jobs, args=args, overrides=overrides)
         return
@@ -136,7 +137,7 @@ def _launch(
             run_jobs(jobs, workers, table=table)
     write_report(units, workdir, baseline=args.baseline)
     counts = describe_counts([unit.read_status()["status"] for unit in units])
-    print(f"{counts}; the report is {workdir / 'sweep.html'}")
+    show(f"{counts}; the report is {workdir / 'sweep.html'}")
     if not all(unit.is_done() for unit in units):
         raise TrainingError("not all work units are done: --retry_failed trains them again")
 
@@ -168,8 +169,7 @@ def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list["W
 
     if not args.config and args.workdir:
         reject(overrides)
-        workdir = Path(args.workdir).expanduser()
-        return load_sweep(workdir), workdir
+        return load_sweep(args.workdir), args.workdir
     config, workdir = load_config(args, overrides)
     if not args.workdir:
         workdir = workdir.with_name(f"{workdir.name}-sweep")
@@ -232,11 +232,11 @@ def _show(
     given += [f"--register={file}" for file in args.register]
     command = shlex.join(["charrnn", "sweep", *given, *overrides])
     for unit in units:
-        print(f"{unit.index:4}  {unit.read_status()['status']:8}  {unit.name}")
-        print(f"{'':16}{command} --work_unit={unit.index}")
-    print(f"\n{len(jobs)} processes, each with the units:")
+        show(f"{unit.index:4}  {unit.read_status()['status']:8}  {unit.name}")
+        show(f"{'':16}{command} --work_unit={unit.index}")
+    show(f"\n{len(jobs)} processes, each with the units:")
     for job in jobs:
-        print(", ".join(str(unit.index) for unit in job.units))
+        show(", ".join(str(unit.index) for unit in job.units))
 
 
 def _sbatch_options(args: argparse.Namespace) -> dict[str, str | bool]:
@@ -273,15 +273,15 @@ def _run_in_slurm(
     from charrnn_jax.sweeps.slurm import submit, wait_for_tasks
 
     if tasks:
-        print(f"Slurm already has {len(tasks)} tasks of this sweep; they continue")
+        show(f"Slurm already has {len(tasks)} tasks of this sweep; they continue")
     if jobs:
         tasks = tasks | submit(jobs, num_at_once=num_at_once, options=options, beside=tasks)
     if not tasks:
         return
     cancel = f"scancel {' '.join(sorted({task.partition('_')[0] for task in tasks}))}"
-    print(f"{len(tasks)} tasks in Slurm; {cancel} cancels them")
+    show(f"{len(tasks)} tasks in Slurm; {cancel} cancels them")
     try:
         wait_for_tasks(tasks, table=table)
     except KeyboardInterrupt:
-        print(f"The tasks continue in Slurm. The same command waits again; {cancel} cancels them")
+        show(f"The tasks continue in Slurm. The same command waits again; {cancel} cancels them")
         raise

@@ -4,6 +4,7 @@ import argparse
 import shlex
 
 from charrnn_jax.commands.arguments import job_flags, join_job, load_config, run_flags
+from charrnn_jax.messages import PROGRESS
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -17,14 +18,18 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     config, workdir = load_config(args, overrides)
     join_job(args)
     from charrnn_jax.compilation_cache import keep_compiled_programs
-    from charrnn_jax.processes import one_fails_all_end, say_once
+    from charrnn_jax.processes import is_first_process, one_fails_all_end
     from charrnn_jax.training.loop import train
+    from charrnn_jax.workdir.checkpoints import read_metadata, steps
 
     keep_compiled_programs()
     with one_fails_all_end():
         train(config, workdir)
-    say_once(
-        f"Trained; the run is in {workdir}. Next:\n"
-        f"  charrnn sample --workdir={shlex.quote(str(workdir))}\n"
-        f"  charrnn evaluate --workdir={shlex.quote(str(workdir))}"
-    )
+    if not is_first_process():
+        return
+    next_commands = ["sample"]
+    if read_metadata(workdir, steps(workdir)[-1]).loss is not None:  # has a validation split
+        next_commands.append("evaluate")
+    flag = f"--workdir={shlex.quote(str(workdir))}"
+    lines = [f"  charrnn {command} {flag}" for command in next_commands]
+    PROGRESS.info("\n".join([f"Trained; the run is in {workdir}. Next:", *lines]))

@@ -21,13 +21,14 @@ from typing import IO, Any, BinaryIO
 
 import platformdirs
 
-from charrnn_jax.errors import UserError, shown
+from charrnn_jax.errors import UserError, file_error, shown
 from charrnn_jax.files import replacing
 from charrnn_jax.messages import NOTES
 from charrnn_jax.reading import refuse_device
 
 BLOCK_SIZE = 1 << 22  # characters or bytes read at once
 STDLIB_CHARS = 1_000_000  # length of the built-in corpus, in characters
+_TMPDIR = "make room there, or set TMPDIR to another folder"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Corpus:
                     "train on its bytes with --config.data.vocabulary=bytes"
                 ) from error
             except OSError as error:
-                raise UserError(f"cannot read {path}: {error.strerror}") from error
+                raise file_error(error, path=path, doing="read") from error
 
     def head(self, num_chars: int, *, kind: str = "characters") -> str:
         """Returns the first `num_chars` characters, or bytes for kind "bytes", as text."""
@@ -225,9 +226,21 @@ def cached_file(name: str) -> Path | None:
 
 def _download(name: str) -> Path:
     """Downloads, verifies and stores a known corpus; a failed download leaves no files."""
+    import requests
+
+    try:
+        return _download_and_store(name, KNOWN_CORPORA[name])
+    except requests.RequestException:  # these are OSErrors, too
+        raise
+    except OSError as error:
+        raise file_error(
+            error, path=error.filename or _scratch(), doing="download to", remedy=_TMPDIR
+        ) from error
+
+
+def _download_and_store(name: str, known: KnownCorpus) -> Path:
     import pooch
 
-    known = KNOWN_CORPORA[name]
     NOTES.info(f"downloading corpus {name!r} from {known.url}")
     pooch.get_logger().setLevel("WARNING")  # its own message names a temporary file
     with tempfile.TemporaryDirectory(prefix="charrnn-") as scratch:
@@ -252,10 +265,8 @@ def _store(source: Path, target: Path) -> Path:
         with replacing(target) as partial:
             shutil.copyfile(source, partial)
     except OSError as error:
-        raise UserError(
-            f"cannot store {target} ({error.strerror}): "
-            "make room there, or set CHARRNN_DATA_DIR to a folder that can be written"
-        ) from error
+        remedy = "make room there, or set CHARRNN_DATA_DIR to a folder that can be written"
+        raise file_error(error, path=target, doing="store", remedy=remedy) from error
     return target
 
 
@@ -310,10 +321,32 @@ def _own_text(name: str) -> Corpus:
 
 def _spool(pipe: BinaryIO) -> Path:
     """Copies a pipe to a file, since a text is read more than once; deleted at exit."""
-    with tempfile.NamedTemporaryFile(prefix="charrnn-pipe-", delete=False) as file:
-        atexit.register(Path(file.name).unlink, missing_ok=True)
-        shutil.copyfileobj(pipe, file)
+    try:
+        with tempfile.NamedTemporaryFile(prefix="charrnn-pipe-", delete=False) as file:
+            atexit.register(Path(file.name).unlink, missing_ok=True)
+            for block in _read_pipe(pipe):
+                file.write(block)
+    except OSError as error:
+        raise file_error(
+            error, path=_scratch(), doing="copy the text to", remedy=_TMPDIR
+        ) from error
     return Path(file.name)
+
+
+def _read_pipe(pipe: BinaryIO) -> Iterator[bytes]:
+    try:
+        while block := pipe.read(BLOCK_SIZE):
+            yield block
+    except OSError as error:
+        raise file_error(error, path="the text", doing="read") from error
+
+
+def _scratch() -> str:
+    """Returns the folder of temporary files, or what it is if there is none that can be used."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        return "a temporary folder"
 
 
 def _sha256(paths: tuple[Path, ...]) -> str:
@@ -324,7 +357,7 @@ def _sha256(paths: tuple[Path, ...]) -> str:
                 while block := file.read(BLOCK_SIZE):
                     digest.update(block)
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
+            raise file_error(error, path=path, doing="read") from error
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from charrnn_jax.data.corpora import Corpus, cache_folder
 from charrnn_jax.data.vocabulary import Vocabulary
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, file_error
 from charrnn_jax.files import remove_remains, replacing
 
 IN_MEMORY_BYTES = 1 << 26  # a text with larger files is mapped from disk
@@ -109,10 +109,8 @@ def _write_tokens(corpus: Corpus, vocabulary: Vocabulary, file: Path) -> None:
                 out.write(content)
             out.write(digest.digest())
     except OSError as error:
-        raise UserError(
-            f"cannot write tokens to {file.parent} ({error.strerror}): make room there, or set "
-            "XDG_CACHE_HOME to a folder with enough room"
-        ) from error
+        remedy = "make room there, or set XDG_CACHE_HOME to a folder with enough room"
+        raise file_error(error, path=file.parent, doing="write tokens to", remedy=remedy) from error
 
 
 def _delete_oldest(*, keep: Path) -> None:

@@ -57,6 +57,14 @@ class CrossEntropy:
         """exp(nats per character): the number of equally likely characters with this loss."""
         return math.exp(min(self.nats_per_char, 700.0))
 
+    def describe_perplexity(self) -> str:
+        """Returns the perplexity as text, such as "4.387" or, from a million on, "1.230e+45"."""
+        exponent = self.nats_per_char / math.log(10)
+        if not exponent >= 6:  # also if it is not a number
+            return f"{self.perplexity:.3f}"
+        power = math.floor(exponent)
+        return f"{10 ** (exponent - power):.3f}e+{power:02}"
+
     def describe(self, unit: str = "char") -> str:
         """Returns the mean loss as text, such as "1.4786 nats/char, 2.1332 bits/char".
 

@@ -227,7 +227,7 @@ def _losses(card: ModelCard) -> str:
     for split, by_protocol in card.losses.items():
         for protocol, nats in by_protocol.items():
             loss = CrossEntropy(nats, 1)
-            numbers = f"{nats:.4f} | {loss.bits_per_char:.4f} | {loss.perplexity:.3f}"
+            numbers = f"{nats:.4f} | {loss.bits_per_char:.4f} | {loss.describe_perplexity()}"
             rows.append(f"| {split} | {protocol} | {numbers} |")
     if not rows:
         return "Not evaluated."

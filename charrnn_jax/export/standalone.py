@@ -5,6 +5,7 @@ python generate.py --prompt "ROMEO:" --num_chars 100 --temperature 0.8 --seed 0
 
 import argparse
 import json
+import re
 import sys
 import zlib
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 from jax import export
 
 FOLDER = Path(__file__).parent
+# Control characters except \n and \t, and the marks that change the direction of text.
+CONTROLS = "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 
 
 def load_function(name: str) -> export.Exported:
@@ -100,7 +103,10 @@ def main() -> None:
     written = "".join(characters[i - 1] for i in ids)
     if of_bytes:
         written = written.encode("latin-1").decode("utf-8", "replace")
-    sys.stdout.buffer.write(f"{args.prompt}{written}\n".encode("utf-8", "backslashreplace"))
+    shown = f"{args.prompt}{written}\n"
+    if sys.stdout.isatty():  # a terminal must not obey what the model writes
+        shown = re.sub(CONTROLS, lambda control: ascii(control[0])[1:-1], shown)
+    sys.stdout.buffer.write(shown.encode("utf-8", "backslashreplace"))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpy as np
 
 from charrnn_jax.config import Saved, from_dict, override_values, validate
 from charrnn_jax.errors import Interrupted, UserError, shortened
+from charrnn_jax.messages import show
 from charrnn_jax.models.char_rnn import check_model
 from charrnn_jax.reading import Count, typed
 from charrnn_jax.sweeps.hyper import Overrides
@@ -410,7 +411,7 @@ def run_trial(unit: WorkUnit) -> None:
         )
         unit.write_status("done")
     except optuna.TrialPruned as pruned:
-        print(f"{unit.name} pruned: {pruned}", flush=True)
+        show(f"{unit.name} pruned: {pruned}", flush=True)
         unit.write_status("pruned", message=str(pruned))
     except Interrupted:
         unit.write_status("waiting")

@@ -26,6 +26,7 @@ import msgspec
 
 from charrnn_jax.errors import UserError, shortened
 from charrnn_jax.files import replacing
+from charrnn_jax.messages import show
 from charrnn_jax.reading import read_json
 from charrnn_jax.sweeps.jobs import Job
 from charrnn_jax.sweeps.table import SweepTable
@@ -153,7 +154,7 @@ def run_task(command: Sequence[str], log: Path) -> None:
         worker = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
         )
-    print(f"the worker ended with exit code {worker.returncode}", flush=True)  # to Slurm's own log
+    show(f"the worker ended with exit code {worker.returncode}", flush=True)  # to Slurm's own log
     task = submitit.JobEnvironment().job_id
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     was_told_to_end = worker.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)

@@ -12,7 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from charrnn_jax.messages import printable
 from charrnn_jax.sweeps.units import ENDED, WorkUnit
 from charrnn_jax.training.progress import format_seconds
 from charrnn_jax.workdir.json_lines import read_json_lines, read_number
@@ -58,7 +60,8 @@ class SweepTable:
         for unit in self._units:
             if now[unit.name]["status"] in ENDED and unit.name not in self._told:
                 self._told.add(unit.name)
-                self._console.print(_describe(unit), highlight=False, markup=False, soft_wrap=True)
+                text = printable(_describe(unit), self._console.file)
+                self._console.print(text, highlight=False, markup=False, soft_wrap=True)
         if self._live.is_started:
             self._live.update(self._table({name: at["status"] for name, at in now.items()}))
             self._live.refresh()
@@ -73,7 +76,8 @@ class SweepTable:
             losses = [_last(rows, f"{split}/loss") for split in ("train", "validation")]
             # The first row comes only after the program is compiled, which can take minutes.
             done = f"{fraction_trained(unit, rows):.0%}" if rows else "compiling"
-            table.add_row(unit.name, done, *losses)
+            # As `Text`, since a name may have what looks like markup.
+            table.add_row(Text(printable(unit.name, self._console.file)), done, *losses)
         if len(running) > _MOST_ROWS:
             table.add_row(f"and {len(running) - _MOST_ROWS} more")
         return table

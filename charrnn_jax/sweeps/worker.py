@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from charrnn_jax.errors import BusyError, DivergedError, Interrupted, TrainingError, UserError
 from charrnn_jax.files import lock
+from charrnn_jax.messages import show
 from charrnn_jax.sweeps.units import WorkUnit
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.replicas import program_key, train_replicas
@@ -83,6 +84,6 @@ def write_failure(unit: WorkUnit, error: Exception) -> None:
     if not isinstance(error, UserError | TrainingError):
         traceback.print_exception(error)
     message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    print(f"{unit.name} failed: {message}", flush=True)
+    show(f"{unit.name} failed: {message}", flush=True)
     status = "diverged" if isinstance(error, DivergedError) else "failed"
     unit.write_status(status, message=message)

@@ -87,7 +87,8 @@ class StopsCommand(_Handler):
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        sys.unraisablehook = self._hook_before
+        if sys.unraisablehook == self._unraisable:  # nobody has set another one since
+            sys.unraisablehook = self._hook_before
 
     def _first(self, number: int) -> None:
         self._stop(number)

@@ -8,13 +8,19 @@ checkpoint that does not match its manifest is set aside, and the previous one i
 knows nothing of models and training.
 """
 
+import contextlib
+import gc
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import shutil
+import sys
+import threading
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +30,7 @@ import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 
-from charrnn_jax.errors import DivergedError, TrainingError, UserError, shown
+from charrnn_jax.errors import DivergedError, TrainingError, UserError, file_error, shown
 from charrnn_jax.files import sync, sync_tree
 from charrnn_jax.messages import PROGRESS
 from charrnn_jax.processes import from_first, is_first_process
@@ -59,22 +65,28 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"cannot write to {self.folder} ({error.strerror}): give another --workdir"
-            ) from error
+            remedy = "give another --workdir"
+            raise file_error(error, path=self.folder, doing="write to", remedy=remedy) from error
         for pattern in ("*.deleted", "*.orbax-checkpoint-tmp*"):
             for remains in self.folder.glob(pattern):  # left by a process that was killed
                 shutil.rmtree(remains, ignore_errors=True)
         return {step: read_metadata(self.workdir, step).loss for step in steps(self.workdir)}
 
     def __enter__(self) -> "Checkpoints":
+        self._quiet = _QuietOrbax(self.folder)
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        failure = exception[1]
         try:
             self.wait()
+        except TrainingError as error:
+            failure = error
+            raise
         finally:
-            self._checkpointer.close()
+            with contextlib.suppress(*([OSError, ValueError] if failure else [])):
+                self._checkpointer.close()  # raises again if several parts could not be written
+            self._quiet.end(failure=failure)
 
     @property
     def latest(self) -> int | None:
@@ -176,6 +188,53 @@ class Checkpoints:
         params, rest = _read(folder / "params", params), _read(folder / "training", rest)
         _check_finite(folder, params)
         return params, rest, from_first(lambda: read_metadata(self.workdir, step))
+
+
+class _QuietOrbax:
+    """While active, Orbax prints no tracebacks of a failed write, which `Checkpoints` reports.
+
+    Its threads log each error before they raise it. When one fails, others still run, and what they
+    have begun is complained about whenever it ends. So after a failure, this stays active.
+    """
+
+    _LOGGERS = ("absl", "asyncio")
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
+        self._hook_before = sys.unraisablehook
+        sys.unraisablehook = self._unraisable
+        for name in self._LOGGERS:
+            logging.getLogger(name).addFilter(self._is_shown)
+
+    def end(self, *, failure: BaseException | None) -> None:
+        """Ends it, unless a write has failed."""
+        if isinstance(failure, TrainingError) and failure.__cause__:
+            error: BaseException | None = failure.__cause__
+            while error:  # its frames would keep unfinished operations until Python exits
+                traceback.clear_frames(error.__traceback__)
+                error = error.__cause__ or error.__context__
+            for thread in threading.enumerate():
+                if type(thread).__module__.startswith("orbax."):
+                    threading.Thread.join(thread, timeout=10)  # its own raises the error again
+            gc.collect()
+            return
+        for name in self._LOGGERS:
+            logging.getLogger(name).removeFilter(self._is_shown)
+        sys.unraisablehook = self._hook_before
+
+    def _is_shown(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and self._is_of_write(record.exc_info[1]))
+
+    def _unraisable(self, lost: Any) -> None:
+        if not self._is_of_write(lost.exc_value):
+            self._hook_before(lost)
+
+    def _is_of_write(self, error: BaseException | None) -> bool:
+        # TensorStore reports to the event loop of a thread of Orbax, which may have ended.
+        if str(error) == "Event loop is closed" or self._folder in str(error):
+            return True
+        frames = traceback.walk_tb(error.__traceback__ if error else None)
+        return any("orbax" in Path(frame.f_code.co_filename).parts for frame, _ in frames)
 
 
 def set_aside_damaged(workdir: Path) -> None:
@@ -374,7 +433,7 @@ def _check_digests(folder: Path, item: str = "*") -> None:
     try:
         digests = _digests(folder, item)
     except OSError as error:
-        raise UserError(f"cannot read {error.filename or folder}: {error.strerror}") from error
+        raise file_error(error, path=error.filename or folder, doing="read") from error
     if digests != {n: d for n, d in manifest.items() if item in ("*", n.split("/")[0])}:
         raise _Damaged("its files do not match their checksums")
 

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from charrnn_jax.config import default_config, to_json
 from charrnn_jax.data.dataset import CorpusIdentity
 from charrnn_jax.data.vocabulary import UNK, Vocabulary
-from charrnn_jax.errors import UserError, shortened, shown
+from charrnn_jax.errors import UserError, file_error, shortened, shown
 from charrnn_jax.files import locked, replacing
 from charrnn_jax.models.char_rnn import change_vocabulary, make_model
 from charrnn_jax.models.conversion import from_keras, from_pytorch
@@ -139,6 +139,8 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
             return load_file(file)
         return read_npz(file)
     except Exception as error:  # safetensors and NumPy raise errors of many types
+        if isinstance(error, OSError) and error.errno:  # nothing is wrong with what it holds
+            raise file_error(error, path=file, doing="read") from error
         reason = shortened(str(error))
         raise UserError(
             f"{file} cannot be read ({reason}): save the weights again, as float32"

@@ -86,8 +86,10 @@ def _check_workdir(workdir: Path, text: str) -> None:
     there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     if not os.access(there, os.W_OK):
         raise UserError(f"cannot write to {there}: give another --workdir")
+    if not (text and os.path.isdir(os.path.expanduser(text))):
+        return
     folder = Path(text).expanduser().resolve()
-    if text and folder.is_dir() and folder in (workdir.resolve(), *workdir.resolve().parents):
+    if folder in (workdir.resolve(), *workdir.resolve().parents):
         raise UserError(
             f"the workdir {workdir} is inside the folder of the text, {folder}, and its files "
             "would become part of the text: give another --workdir"

@@ -20,20 +20,16 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from charrnn_jax.commands.evaluate import _merge_into_json
 from charrnn_jax.config import default_config, from_dict, from_json, to_json
-from charrnn_jax.data.corpora import load_corpus
-from charrnn_jax.data.dataset import CorpusIdentity, load_dataset
+from charrnn_jax.data.dataset import CorpusIdentity
 from charrnn_jax.data.vocabulary import Vocabulary
-from charrnn_jax.errors import UserError, shortened, shown
+from charrnn_jax.errors import UserError
 from charrnn_jax.experiment import load_experiment
 from charrnn_jax.models.char_rnn import CharRNN
-from charrnn_jax.reading import parse_json, read_bytes, read_json, read_npz
+from charrnn_jax.reading import read_json
 from charrnn_jax.registry import compare_registered
 from charrnn_jax.sweeps import slurm
 from charrnn_jax.sweeps.table import _last, fraction_trained
@@ -42,7 +38,7 @@ from charrnn_jax.workdir.checkpoints import read_metadata
 from charrnn_jax.workdir.import_run import _convert
 from charrnn_jax.workdir.json_lines import JsonLines, read_json_lines
 from charrnn_jax.workdir.metadata import CheckpointMetadata, Origin
-from charrnn_jax.workdir.run import Run, load_run
+from charrnn_jax.workdir.run import Run
 
 MOST_CHARS = 1000  # in an error
 MOST_SECONDS = 10.0  # for a tiny file, on a busy machine

@@ -1,0 +1,86 @@
+"""Every damage on every file of a run is named, or changes nothing that anyone is shown."""
+
+import random
+import shutil
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from charrnn_jax.errors import UserError
+from charrnn_jax.main import main
+from charrnn_jax.training.loop import train
+from charrnn_jax.workdir.check import check_run
+from charrnn_jax.workdir.json_lines import read_json_lines
+from charrnn_jax.workdir.run import load_run
+
+
+def flip_a_bit(content: bytes, rng: random.Random) -> bytes:
+    place = rng.randrange(len(content))
+    return content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :]
+
+
+DAMAGES = {
+    "a flipped bit": flip_a_bit,
+    "cut": lambda content, rng: content[: rng.randrange(len(content))],
+    "empty": lambda content, rng: b"",
+    "zeros": lambda content, rng: bytes(len(content)),
+    "noise": lambda content, rng: rng.randbytes(len(content)),
+    "longer": lambda content, rng: content + rng.randbytes(20),
+    "missing": None,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    return tmp_path_factory.mktemp("damage") / "run"
+
+
+def shown(workdir: Path) -> list[object]:
+    """What people are shown of a run: parameters, losses and rows."""
+    values: list[object] = []
+    for which in ("latest", "best"):
+        run = load_run(workdir, checkpoint=which)
+        values += [run.step, run.loss, run.vocabulary, run.config.to_dict(), run.corpus]
+        values += [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params)]
+    rows = [read_json_lines(workdir / name) for name in ("metrics.jsonl", "samples.jsonl")]
+    return [*values, run.losses(), *rows]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_no_damage_of_any_file_is_silently_wrong(
+    tiny_config: ConfigDict, trained: Path, tmp_path: Path, damage: str
+) -> None:
+    """`check` names it or nothing that is shown has changed; the same for a run that is resumed."""
+    if not trained.exists():
+        tiny_config.train.num_steps = 30
+        tiny_config.train.checkpoint_every_steps = 10
+        train(tiny_config, trained)
+        assert main(["evaluate", f"--workdir={trained}"]) == 0
+    before, rng = shown(trained), random.Random(damage)
+    files = [file for file in sorted(trained.rglob("*")) if file.is_file()]
+    assert len(files) > 30
+    for file in files:
+        workdir = tmp_path / "run"
+        shutil.copytree(trained, workdir)
+        damaged = workdir / file.relative_to(trained)
+        content = damaged.read_bytes()
+        if (change := DAMAGES[damage]) is None:
+            damaged.unlink()
+        elif not content and damage != "longer":
+            continue
+        else:
+            damaged.write_bytes(change(content, rng))
+        named = [finding for finding in check_run(workdir) if finding.problem]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                same = shown(workdir) == before
+        except UserError:
+            same = False
+            assert named, f"{damage} in {file} is an error, but `check` does not find it"
+        assert named or same, f"{damage} in {file} is not noticed"
+        shutil.rmtree(workdir)
