@@ -34,7 +34,8 @@ def tokenize(corpus: Corpus, vocabulary: Vocabulary) -> np.ndarray:
         blocks = [vocabulary.encode(block) for block in corpus.blocks(vocabulary.kind)]
         return np.concatenate(blocks) if blocks else np.empty(0, vocabulary.dtype)
     file = _token_file(corpus, vocabulary)
-    if not file.is_file():
+    # A file of another size was damaged; it is written again.
+    if not file.is_file() or not (size := file.stat().st_size) or size % vocabulary.dtype.itemsize:
         _write_tokens(corpus, vocabulary, file)
     return _map(file, vocabulary.dtype)
 

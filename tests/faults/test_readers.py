@@ -3,6 +3,7 @@
 The tests read a few thousand damaged files; `fuzz` reads as many as there is time for.
 """
 
+import importlib.util
 import io
 import json
 import os
@@ -36,6 +37,7 @@ from charrnn_jax.errors import UserError, shortened, shown
 from charrnn_jax.experiment import load_experiment
 from charrnn_jax.generation.continuation import Continuation
 from charrnn_jax.generation.sampler import Sampler
+from charrnn_jax.main import main
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 from charrnn_jax.reading import parse_json, read_bytes, read_json, read_npz
 from charrnn_jax.registry import compare_registered
@@ -509,13 +511,15 @@ def fuzz(*, seconds: float, seed: int) -> dict[str, int]:
       seed: seed of the damage.
 
     Returns:
-      The number of files that each reader has read, and of those that it refused.
+      How many files each reader was given, by its name, and how many it read and refused, such as
+      {"config": 3, "config, read": 1, "config, refused": 2}.
 
     Raises:
       AssertionError: a reader raised another error than `UserError`; the input is kept.
     """
     rng, counts = random.Random(seed), Counter[str]()
-    stop = time.monotonic() + seconds
+    start = time.monotonic()
+    slow = 0.0  # seconds of the slow readers, which get a tenth of the time
 
     def read(name: str, content: bytes) -> None:
         outcome = check(name, content, folder)
@@ -523,13 +527,15 @@ def fuzz(*, seconds: float, seed: int) -> dict[str, int]:
         counts[f"{name}, {outcome}"] += 1
 
     with _folder() as folder:
-        while time.monotonic() < stop:
-            for _ in range(20):
-                for name, reader in READERS.items():
-                    read(name, damaged(reader.valid, rng))
-            if "search.journal" in SLOW_READERS:
-                read("search.journal", _damaged_journal(rng))
-            read("saved text", damaged([_continuation()], rng))
+        while (elapsed := time.monotonic() - start) < seconds:
+            for name, reader in READERS.items():
+                read(name, damaged(reader.valid, rng))
+            if slow < 0.1 * elapsed:
+                before = time.monotonic()
+                if importlib.util.find_spec("optuna"):
+                    read("search.journal", _damaged_journal(rng))
+                read("saved text", damaged([_continuation()], rng))
+                slow += time.monotonic() - before
     return dict(counts)
 
 
@@ -604,9 +610,11 @@ def test_damaged_text_that_was_saved_gives_one_line(folder: Path) -> None:
 
 
 def test_fuzzing_counts_what_it_read() -> None:
-    counts = fuzz(seconds=0.1, seed=0)
+    counts = fuzz(seconds=0.5, seed=0)
     assert counts.keys() >= {*READERS, "saved text"}
-    assert counts["vocabulary"] == counts["vocabulary, read"] + counts["vocabulary, refused"]
+    for name in READERS:
+        outcomes = (counts.get(f"{name}, {outcome}", 0) for outcome in ("read", "refused"))
+        assert counts[name] == sum(outcomes)
 
 
 def test_pipes_devices_and_large_files_are_refused_at_once(tmp_path: Path) -> None:
@@ -676,6 +684,37 @@ def test_error_never_shows_a_large_value() -> None:
     assert len(line) <= 100
     assert line.startswith("head a a")
     assert line.endswith("a tail")
+
+
+def test_line_of_an_error_is_one_and_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, nested = tmp_path / "config.py", tmp_path / "nested.py"
+    config.write_text("raise ValueError('a\\n' * 100_000)")
+    nested.write_text("-" * 100_000 + "1")
+    for arguments in (
+        ["sample", "--workdir=" + "a" * 5000],
+        ["sample", "--workdir=" + "a/" * 5000],
+        ["sample", "--workdir=runs\nhere", "--checkpoint=" + "1" * 5000],
+        [f"--config={config}"],
+        [f"--config={nested}"],
+        ["--config=" + "b" * 5000],
+        ["--config=quick", "--config.train.num_steps=" + "c" * 5000],
+        ["--config=quick", "--config." + "d" * 5000 + "=1"],
+        ["--config=quick", "--config.data.path=/dev/zero", f"--workdir={tmp_path / 'run'}"],
+        ["--config=quick", "--config.data.path=~nobody_of_this_name/x", "--workdir=/dev/null/run"],
+        ["e" * 5000],
+    ):
+        assert main(arguments) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("charrnn: error: "), arguments
+        assert err.count("\n") == 1, arguments
+        assert len(err) <= MOST_CHARS
+
+
+def test_unit_with_a_damaged_config_counts_as_not_trained(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"unit counts as not trained: .*config.json is damaged"):
+        _read_config_of_unit(tmp_path, b"{")
 
 
 def test_json_of_the_wrong_shape_names_the_place_and_what_to_do() -> None:
