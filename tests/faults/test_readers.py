@@ -557,11 +557,9 @@ def test_reader_of_a_damaged_file_returns_or_raises_user_error(
     check(name, damaged(READERS[name].valid, random.Random(seed)), folder)
 
 
-any_json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
+inner = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(), scalars, max_size=3)
+any_json = inner | st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
