@@ -50,8 +50,7 @@ def read_bytes(file: str | Path, *, max_bytes: int = MAX_BYTES) -> bytes:
       UserError: the file is missing, cannot be read, is larger, or is not a regular file.
     """
     try:
-        # Without waiting: a pipe that nobody writes to would never open.
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
+        with open(file, "rb", opener=_open_at_once) as opened:
             if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
                 raise UserError(f"{file} is not a regular file: give another")
             content = opened.read(max_bytes + 1)
@@ -64,6 +63,11 @@ def read_bytes(file: str | Path, *, max_bytes: int = MAX_BYTES) -> bytes:
     if len(content) > max_bytes:
         raise UserError(f"{file} has more than {max_bytes:,} bytes: give another file")
     return content
+
+
+def _open_at_once(file: str, flags: int) -> int:
+    """Opens a file without waiting: a pipe that nobody writes to would never open."""
+    return os.open(file, flags | os.O_NONBLOCK)
 
 
 def read_json(file: str | Path, shape: type[T], *, remedy: str, max_bytes: int = MAX_BYTES) -> T:

@@ -108,8 +108,8 @@ class Registry(Generic[T]):
         where = f" (the run was made with {shortened(file)})" if file else ""
         return UserError(
             f"config.{self.field} is {shown(name)}: no such {self.kind} is registered{where}; "
-            f"there are {', '.join(self) or 'none yet'}. To use your own, give the file that registers "
-            "it as --config=FILE, or import it"
+            f"there are {', '.join(self) or 'none yet'}. To use your own, give the file that "
+            "registers it as --config=FILE, or import it"
         )
 
     def register(self, name: str, value: T, *, depth: int = 1) -> None:

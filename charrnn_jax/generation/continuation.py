@@ -155,7 +155,7 @@ class Continuation:
         except KeyError as error:
             raise UserError(f"{file} is not a saved text: give another file") from error
         except UserError as error:
-            raise UserError(f"{error}: give another file") from error
+            raise UserError(f"cannot read a saved text: {error}; give another file") from error
         if identity != _identity(sampler):
             raise UserError(
                 f"{file} was saved with another model: open it with the run that wrote it"

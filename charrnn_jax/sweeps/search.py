@@ -14,6 +14,7 @@ https://arxiv.org/abs/1810.05934
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,6 +156,7 @@ class Search:
     def __init__(self, workdir: Path):
         self.workdir = workdir
         self.units: list[WorkUnit] = []
+        _drop_unfinished_line(workdir / SEARCH_FILE)
         with _reading_journal(workdir):
             self._study = _load_study(workdir)
             self.plan = plan_from_dict(self._study.user_attrs["plan"])
@@ -165,7 +167,8 @@ class Search:
 
     def set_budget(self, num_trials: int) -> None:
         """Sets the number of trials, including the ones that already exist."""
-        self._study.set_user_attr("num_trials", num_trials)
+        with _reading_journal(self.workdir):
+            self._study.set_user_attr("num_trials", num_trials)
         self.num_trials = num_trials
 
     def remaining(self) -> Iterator[WorkUnit]:
@@ -265,6 +268,7 @@ def create_search(plan: Plan, workdir: Path, *, num_trials: int) -> Search:
     if (workdir / "sweep.json").exists() and not (workdir / SEARCH_FILE).exists():
         raise UserError(f"{workdir} holds a sweep, not a search: give another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
+    _drop_unfinished_line(workdir / SEARCH_FILE)
     with _reading_journal(workdir):
         study = optuna.create_study(
             storage=_storage(workdir), study_name=_STUDY, direction="minimize", load_if_exists=True
@@ -296,6 +300,24 @@ def _reading_journal(workdir: Path) -> Iterator[None]:
         raise UserError(f"{file} is damaged ({reason}): {_REMEDY}") from error
 
 
+def _drop_unfinished_line(file: Path) -> None:
+    """Cuts off the last line if a killed process left it unfinished: Optuna would append to it."""
+    if not file.is_file():
+        return
+    if file.stat().st_size > _MAX_BYTES:
+        raise UserError(f"{file} has more than {_MAX_BYTES:,} bytes: {_REMEDY}")
+    content = file.read_bytes()
+    start = content.rfind(b"\n", 0, -1) + 1
+    try:
+        if content[start:].endswith(b"\n"):
+            json.loads(content[start:])
+            return
+    except (ValueError, RecursionError):
+        pass
+    if content:
+        os.truncate(file, start)
+
+
 def _storage(workdir: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(workdir / SEARCH_FILE)))
 
@@ -303,8 +325,6 @@ def _storage(workdir: Path) -> JournalStorage:
 def _load_study(workdir: Path) -> optuna.Study:
     file = workdir / SEARCH_FILE
     if file.is_file():  # otherwise the storage would create it
-        if file.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{file} has more than {_MAX_BYTES:,} bytes: {_REMEDY}")
         # A KeyError: killed before the study was made.
         with _reading_journal(workdir), contextlib.suppress(KeyError):
             study = optuna.load_study(study_name=_STUDY, storage=_storage(workdir))

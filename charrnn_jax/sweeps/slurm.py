@@ -74,9 +74,10 @@ def find_tasks(units: Sequence[WorkUnit], *, workdir: Path) -> dict[str, Job]:
             continue
         for index, name in names.items():
             if int(index) >= len(units) or units[int(index)].name != name:
+                task, name = shortened(task), shortened(name)
                 raise UserError(
-                    f"Slurm task {shortened(task)} trains {shortened(name)} as unit {index}, which get_hyper has moved "
-                    f"or removed: wait until the task has ended, or cancel it with scancel {shortened(task)}"
+                    f"Slurm task {task} trains {name} as unit {index}, which get_hyper has moved "
+                    f"or removed: wait until the task has ended, or cancel it with scancel {task}"
                 )
         jobs[task] = Job(tuple(units[int(index)] for index in names), workdir)
     return jobs

@@ -193,10 +193,11 @@ def load_sweep(workdir: str | Path) -> list[WorkUnit]:
       UserError: the folder holds no sweep.
     """
     file = Path(workdir) / "sweep.json"
-    if not file.exists():
-        raise UserError(f"{workdir} holds no sweep: {file} is missing")
     remedy = "start the sweep again with its --config, which writes it again"
-    saved = read_json(file, _Sweep, remedy=remedy, max_bytes=_MAX_SWEEP_BYTES)
+    try:
+        saved = read_json(file, _Sweep, remedy=remedy, max_bytes=_MAX_SWEEP_BYTES)
+    except UserError as error:
+        raise UserError(f"{workdir} holds no sweep: {error}") from error
     config = from_dict(saved["config"])
     return make_units(config, saved["sweep"], workdir=Path(workdir))
 

@@ -143,6 +143,13 @@ def _open(workdir: Path, step: int) -> Run:
     vocabulary = Vocabulary.from_dict(metadata.vocabulary)
     model = make_model(config.model, vocabulary_size=vocabulary.size)
     template = jax.eval_shape(lambda: initialize_params(model, jax.random.key(0)))
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(template))
+    if metadata.num_params not in (None, num_params):
+        raise UserError(
+            f"the checkpoint of step {step:,} in {workdir} is damaged (its config describes "
+            f"{num_params:,} parameters, but it has {metadata.num_params:,}): choose another with "
+            "--checkpoint=STEP"
+        )
     return Run(
         workdir=workdir,
         step=step,

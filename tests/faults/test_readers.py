@@ -3,6 +3,7 @@
 The tests read a few thousand damaged files; `fuzz` reads as many as there is time for.
 """
 
+import importlib.util
 import io
 import json
 import os
@@ -14,22 +15,31 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import jax
 import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from charrnn_jax.commands.evaluate import _merge_into_json
 from charrnn_jax.config import default_config, from_dict, from_json, to_json
-from charrnn_jax.data.dataset import CorpusIdentity
+from charrnn_jax.data.corpora import load_corpus
+from charrnn_jax.data.dataset import CorpusIdentity, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import UserError, shortened, shown
 from charrnn_jax.experiment import load_experiment
-from charrnn_jax.models.char_rnn import CharRNN
-from charrnn_jax.reading import read_json
+from charrnn_jax.generation.continuation import Continuation
+from charrnn_jax.generation.sampler import Sampler
+from charrnn_jax.main import main
+from charrnn_jax.models.char_rnn import CharRNN, initialize_params
+from charrnn_jax.reading import parse_json, read_bytes, read_json, read_npz
 from charrnn_jax.registry import compare_registered
 from charrnn_jax.sweeps import slurm
 from charrnn_jax.sweeps.table import _last, fraction_trained
@@ -38,7 +48,7 @@ from charrnn_jax.workdir.checkpoints import read_metadata
 from charrnn_jax.workdir.import_run import _convert
 from charrnn_jax.workdir.json_lines import JsonLines, read_json_lines
 from charrnn_jax.workdir.metadata import CheckpointMetadata, Origin
-from charrnn_jax.workdir.run import Run
+from charrnn_jax.workdir.run import Run, load_run
 
 MOST_CHARS = 1000  # in an error
 MOST_SECONDS = 10.0  # for a tiny file, on a busy machine
@@ -205,6 +215,57 @@ def _import_vocabulary(folder: Path, content: bytes) -> None:
     _convert(weights, _write(folder / "symbols.json", content))
 
 
+@cache
+def _journal() -> bytes:
+    """The journal of a search in which one trial was chosen."""
+    from charrnn_jax.sweeps.plan import make_plan
+    from charrnn_jax.sweeps.search import create_search
+    from charrnn_jax.sweeps.space import choice, loguniform
+
+    space = {"optimizer.learning_rate": loguniform(1e-4, 1e-2), "model.cell": choice(["gru"])}
+    plan = make_plan(default_config(), space, sampler="random", pruner="none")
+    with tempfile.TemporaryDirectory() as folder:
+        search = create_search(plan, Path(folder), num_trials=1)
+        next(search.remaining())
+        return (Path(folder) / "search.journal").read_bytes()
+
+
+def _read_journal(folder: Path, content: bytes) -> None:
+    from charrnn_jax.sweeps.search import Search, create_search
+
+    _write(folder / "search" / "search.journal", content)
+    search = Search(folder / "search")
+    create_search(search.plan, folder / "search", num_trials=search.num_trials)
+
+
+def _damaged_journal(rng: random.Random) -> bytes:
+    lines = _journal().splitlines()
+    index = rng.randrange(len(lines))
+    if rng.random() < 0.7:
+        lines[index] = json.dumps(_damage_json(json.loads(lines[index]), rng)).encode()
+    else:
+        lines[index : index + 1] = _damage_bytes(lines[index], rng).split(b"\n")
+    return b"\n".join(lines) + b"\n" * rng.randrange(2)
+
+
+@cache
+def _sampler() -> Sampler:
+    model = CharRNN(6, 2, 3)
+    params = initialize_params(model, jax.random.key(0))
+    return Sampler(params, model=model, vocabulary=Vocabulary("abcde"))
+
+
+@cache
+def _continuation() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        Continuation.start(_sampler(), "abc").save(Path(folder) / "text")
+        return (Path(folder) / "text").read_bytes()
+
+
+def _read_continuation(folder: Path, content: bytes) -> None:
+    Continuation.load(_write(folder / "text", content), sampler=_sampler())
+
+
 def _run_experiment(folder: Path, content: bytes) -> None:
     load_experiment(str(_write(folder / "experiment.py", content)))
 
@@ -243,6 +304,10 @@ READERS = {
         ),
     ),
 }
+SLOW_READERS = {  # tens of milliseconds a file
+    "search.journal": Reader((), _read_journal),
+    "saved text": Reader((), _read_continuation),
+}
 
 # --- damage -------------------------------------------------------------------------------------
 
@@ -265,7 +330,20 @@ ODD = (
         5e-324,
     ),
     *(float("nan"), float("inf"), -float("inf"), "", "\0", "a", "\ud800", "../../x", "/dev/zero"),
-    *("-", "a" * 5000, [], {}, [[]], {"": {}}, [None], {"a": 1}, ["a", "a"], "1", "１", "b" * 64),
+    *(
+        "-",
+        "a" * 5000,
+        [],
+        {},
+        [[]],
+        {"": {}},
+        [None],
+        {"a": 1},
+        ["a", "a"],
+        "1",
+        "\uff11",
+        "b" * 64,
+    ),
 )
 
 
@@ -406,7 +484,7 @@ def check(name: str, content: bytes, folder: Path) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            READERS[name].read(folder, content)
+            (READERS | SLOW_READERS)[name].read(folder, content)
     except UserError as error:
         outcome = "refused"
         if len(str(error)) > MOST_CHARS:
@@ -433,17 +511,223 @@ def fuzz(*, seconds: float, seed: int) -> dict[str, int]:
       seed: seed of the damage.
 
     Returns:
-      The number of files that each reader has read, and of those that it refused.
+      How many files each reader was given, by its name, and how many it read and refused, such as
+      {"config": 3, "config, read": 1, "config, refused": 2}.
 
     Raises:
       AssertionError: a reader raised another error than `UserError`; the input is kept.
     """
     rng, counts = random.Random(seed), Counter[str]()
-    stop = time.monotonic() + seconds
+    start = time.monotonic()
+    slow = 0.0  # seconds of the slow readers, which get a tenth of the time
+
+    def read(name: str, content: bytes) -> None:
+        outcome = check(name, content, folder)
+        counts[name] += 1
+        counts[f"{name}, {outcome}"] += 1
+
     with _folder() as folder:
-        while time.monotonic() < stop:
+        while (elapsed := time.monotonic() - start) < seconds:
             for name, reader in READERS.items():
-                outcome = check(name, damaged(reader.valid, rng), folder)
-                counts[name] += 1
-                counts[f"{name}, {outcome}"] += outcome == "refused"
+                read(name, damaged(reader.valid, rng))
+            if slow < 0.1 * elapsed:
+                before = time.monotonic()
+                if importlib.util.find_spec("optuna"):
+                    read("search.journal", _damaged_journal(rng))
+                read("saved text", damaged([_continuation()], rng))
+                slow += time.monotonic() - before
     return dict(counts)
+
+
+# --- tests --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with _folder() as folder:
+        yield folder
+
+
+@pytest.mark.parametrize("name", READERS)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**32))
+def test_reader_of_a_damaged_file_returns_or_raises_user_error(
+    name: str, seed: int, folder: Path
+) -> None:
+    check(name, damaged(READERS[name].valid, random.Random(seed)), folder)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
+inner = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(), scalars, max_size=3)
+any_json = inner | st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(value=any_json, rest=st.binary(max_size=20))
+def test_every_reader_takes_any_json_and_any_bytes(value: Any, rest: bytes, folder: Path) -> None:
+    for name in READERS:
+        if name != "experiment":
+            check(name, json.dumps(value).encode(), folder)
+            check(name, rest, folder)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_reader_of_an_odd_file_returns_or_raises_user_error(name: str, folder: Path) -> None:
+    """Empty, deeply nested, of huge numbers, and with each value replaced by each odd one."""
+    for content in WHOLE:
+        check(name, content, folder)
+    for content in READERS[name].valid:
+        assert check(name, content, folder) == "read"
+        try:
+            value = json.loads(content)
+        except ValueError:
+            continue
+        for path in [path for path in _paths(value) if path][::5]:
+            for odd in ODD[::3]:
+                changed = json.loads(content)
+                place = changed
+                for key in path[:-1]:
+                    place = place[key]
+                place[path[-1]] = odd
+                check(name, json.dumps(changed).encode(), folder)
+
+
+def test_damaged_journal_of_a_search_gives_one_line(folder: Path) -> None:
+    pytest.importorskip("optuna")
+    assert check("search.journal", _journal(), folder) == "read"
+    rng = random.Random(0)
+    for _ in range(40):
+        check("search.journal", _damaged_journal(rng), folder)
+
+
+def test_damaged_text_that_was_saved_gives_one_line(folder: Path) -> None:
+    assert check("saved text", _continuation(), folder) == "read"
+    rng = random.Random(0)
+    for _ in range(40):
+        check("saved text", damaged([_continuation()], rng), folder)
+
+
+def test_fuzzing_counts_what_it_read() -> None:
+    counts = fuzz(seconds=0.5, seed=0)
+    assert counts.keys() >= {*READERS, "saved text"}
+    for name in READERS:
+        outcomes = (counts.get(f"{name}, {outcome}", 0) for outcome in ("read", "refused"))
+        assert counts[name] == sum(outcomes)
+
+
+def test_pipes_devices_and_large_files_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(UserError, match=r"not a regular file|Is a directory|cannot read"):
+            read_bytes(name)
+    (tmp_path / "large").write_bytes(b"1" * 11)
+    with pytest.raises(UserError, match="more than 10 bytes"):
+        read_json(tmp_path / "large", int, remedy="do", max_bytes=10)
+    with pytest.raises(UserError, match="is not a path"):
+        read_bytes("a\0b")
+    with pytest.raises(UserError, match="cannot read"):
+        read_bytes(tmp_path / "absent")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="cannot read"):
+        read_bytes(tmp_path / "loop")
+
+
+def test_recorded_path_opens_files_only(tmp_path: Path) -> None:
+    """A stranger's run must not make `evaluate` read from a pipe, or from a device without end."""
+    os.mkfifo(tmp_path / "pipe")
+    for name in (tmp_path / "pipe", "/dev/zero", "-", "/dev/stdin", "a\0b", tmp_path / "*.none"):
+        config = default_config()
+        config.data.path = str(name)
+        with pytest.raises(UserError, match=r"not a file|no file found|device"):
+            load_dataset(config.data, path_is_recorded=True)
+    with pytest.raises(UserError, match=r"not a path|no file found"):
+        load_corpus(path="a\0b")
+    with pytest.raises(UserError, match="is a device"):
+        load_corpus(path="/dev/zero")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(UserError, match="no file found"):
+        load_corpus(path=str(loop))
+
+
+def test_parameters_of_another_model_than_the_config_says_are_refused(tmp_path: Path) -> None:
+    """By their sizes alone, before any memory is taken for them."""
+    for field, value in (("hidden_size", 2**20), ("hidden_size", 2**31), ("num_layers", 10**6)):
+        saved = SAVED.to_dict()
+        saved["config"]["model"][field] = value
+        _read_or_refuse(tmp_path, saved)
+        with pytest.raises(UserError, match=r"parameters, but it has|it must be (from|at most)"):
+            load_run(tmp_path / "run", checkpoint=STEP)
+
+
+def _read_or_refuse(folder: Path, saved: dict[str, Any]) -> None:
+    try:
+        _read_metadata(folder, json.dumps(saved).encode())
+    except UserError:
+        assert saved["config"]["model"] != default_config().model.to_dict()
+
+
+def test_error_never_shows_a_large_value() -> None:
+    for value in ("a" * 10**6, 10**6000, [["b"] * 1000] * 1000, {"a" * 5000: "c" * 5000}):
+        assert len(shown(value)) <= 200
+    config = default_config().unlock()
+    config.sample.prompt = "a" * 5000
+    assert from_dict(config.to_dict()).sample.prompt == "a" * 5000
+    config.model.cell = "a" * 5000
+    config.model.dtype = "b" * 5000
+    with pytest.raises(UserError, match=r"config.model.dtype is 'bbb.*bbb'; it must be") as error:
+        from_dict(config.to_dict())
+    assert len(str(error.value)) < 300
+    line = shortened("head " + "a\n" * 5000 + "tail", length=100)
+    assert len(line) <= 100
+    assert line.startswith("head a a")
+    assert line.endswith("a tail")
+
+
+def test_line_of_an_error_is_one_and_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, nested = tmp_path / "config.py", tmp_path / "nested.py"
+    config.write_text("raise ValueError('a\\n' * 100_000)")
+    nested.write_text("-" * 100_000 + "1")
+    for arguments in (
+        ["sample", "--workdir=" + "a" * 5000],
+        ["sample", "--workdir=" + "a/" * 5000],
+        ["sample", "--workdir=runs\nhere", "--checkpoint=" + "1" * 5000],
+        [f"--config={config}"],
+        [f"--config={nested}"],
+        ["--config=" + "b" * 5000],
+        ["--config=quick", "--config.train.num_steps=" + "c" * 5000],
+        ["--config=quick", "--config." + "d" * 5000 + "=1"],
+        ["--config=quick", "--config.data.path=/dev/zero", f"--workdir={tmp_path / 'run'}"],
+        ["--config=quick", "--config.data.path=~nobody_of_this_name/x", "--workdir=/dev/null/run"],
+        ["e" * 5000],
+    ):
+        assert main(arguments) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("charrnn: error: "), arguments
+        assert err.count("\n") == 1, arguments
+        assert len(err) <= MOST_CHARS
+
+
+def test_unit_with_a_damaged_config_counts_as_not_trained(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"unit counts as not trained: .*config.json is damaged"):
+        _read_config_of_unit(tmp_path, b"{")
+
+
+def test_json_of_the_wrong_shape_names_the_place_and_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"^x is damaged \(Expected `int`, got `str`.*\): do this$"):
+        parse_json('{"a": "secret"}', dict[str, int], name="x", remedy="do this")
+    with pytest.raises(UserError, match="too deeply nested"):
+        parse_json("[" * 100 + "]" * 100, list, name="x", remedy="do this")
+    with pytest.raises(UserError, match="whole number of 400 digits"):
+        parse_json("9" * 400, int, name="x", remedy="do this")
+
+
+def test_archive_that_promises_more_than_it_can_hold_is_refused(tmp_path: Path) -> None:
+    content = bytearray(_npz([np.zeros(3)]))
+    directory = content.index(b"PK\x01\x02")
+    content[directory + 24 : directory + 28] = (2**32 - 2).to_bytes(4, "little")
+    (tmp_path / "bomb.npz").write_bytes(content)
+    with pytest.raises(UserError, match="sizes are wrong"):
+        read_npz(tmp_path / "bomb.npz")
