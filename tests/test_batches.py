@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn_jax.data.batches import Chunks, Lanes, make_batches, prefetch
+from charrnn_jax.data.batches import Chunks, Lanes, make_batches, permute, prefetch
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 
@@ -96,6 +96,52 @@ def test_too_short_text_says_what_would_fit(batching: str, num_chars: int) -> No
             field, value = word.removeprefix("--config.data.").split("=")
             sizes[field] = int(value)
     make_batches(np.arange(num_chars), batching=batching, seed=0, **sizes)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 17, 1000, 4096, 4097])
+def test_permute_is_a_bijection_that_depends_on_the_key(size: int) -> None:
+    orders = [permute(np.arange(size), size=size, key=[0, epoch]) for epoch in range(2)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(size))
+    pieces = [permute(piece, size=size, key=[0, 0]) for piece in np.array_split(np.arange(size), 3)]
+    np.testing.assert_array_equal(np.concatenate(pieces), orders[0])
+    if size >= 1000:
+        assert (orders[0] == orders[1]).mean() < 0.01
+        assert abs(np.corrcoef(orders[0], np.arange(size))[0, 1]) < 0.15
+        assert abs(np.corrcoef(orders[0][1:], orders[0][:-1])[0, 1]) < 0.15
+        assert abs(np.corrcoef(*orders)[0, 1]) < 0.15
+
+
+def test_permute_reaches_the_largest_indices() -> None:
+    size = 2**40 + 3
+    places = np.concatenate([np.arange(10**5), size - 1 - np.arange(10**5)])
+    order = permute(places, size=size, key=[7])
+    assert len(np.unique(order)) == len(places)
+    assert order.min() >= 0
+    assert order.max() < size
+    np.testing.assert_allclose(order.mean() / size, 0.5, atol=0.01)
+
+
+def test_chunks_are_shuffled_in_the_order_that_earlier_runs_had() -> None:
+    """A permutation of a copy, which took twice the memory."""
+    batches = Chunks(np.arange(1000), batch_size=10, sequence_length=9, seed=3)
+    for epoch in (0, 1, 0):
+        order = [batches.starts(10 * epoch + step) // 10 for step in range(10)]
+        chunks = np.arange(100, dtype=np.uint32)
+        expected = np.random.default_rng([3, epoch]).permutation(chunks)
+        np.testing.assert_array_equal(np.concatenate(order), expected)
+
+
+def test_chunks_of_a_large_text_come_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charrnn_jax.data.batches._MOST_SHUFFLED", 50)
+    batches = Chunks(np.arange(1000), batch_size=10, sequence_length=9, seed=3)
+    epochs = [
+        np.concatenate([batches.starts(10 * epoch + step) for step in range(10)])
+        for epoch in range(3)
+    ]
+    for starts in epochs:
+        np.testing.assert_array_equal(np.sort(starts), np.arange(0, 1000, 10))
+    assert not np.array_equal(epochs[0], epochs[1])
 
 
 def test_prefetch_keeps_the_order_and_runs_two_ahead() -> None:

@@ -55,8 +55,15 @@ def test_files_of_folders_and_globs_are_joined_in_sorted_order(tmp_path: Path) -
     assert read(load_corpus(path=str(tmp_path / "**/c.txt"))) == "c.txt"
 
 
-@pytest.mark.parametrize("content", [b"ab\xffcd", b"ok\nab\xc3", b"\xef\xbb\xbf\xc3("])
-def test_invalid_utf8_is_named_by_file_and_byte(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("block_size", [1, 2, 3, 1 << 22])
+@pytest.mark.parametrize(
+    "content",
+    [b"ab\xffcd", b"ok\nab\xc3", b"\xef\xbb\xbf\xc3(", "é漢🙂".encode() + b"\xf0\x9f\x99a"],
+)
+def test_invalid_utf8_is_named_by_file_and_byte(
+    tmp_path: Path, content: bytes, block_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "BLOCK_SIZE", block_size)
     file = write(tmp_path, "bad.txt", content)
     with pytest.raises(UnicodeDecodeError) as reason:
         content.decode()

@@ -5,7 +5,8 @@ import pytest
 from helpers import V, forward, make
 
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
-from charrnn_jax.evaluation.protocols import Carried, Cold, evaluate
+from charrnn_jax.evaluation.protocols import Carried, Cold, _most_characters, evaluate
+from charrnn_jax.models.char_rnn import CharRNN
 
 
 def naive_losses(params, tokens, *, model, window: int) -> list[float]:
@@ -34,6 +35,27 @@ def test_protocols_equal_the_naive_loop_and_count_every_character_once(
     result = evaluate(params, tokens, model=model, protocol=record)
     assert result.count == num_chars
     np.testing.assert_allclose(result.total, sum(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_characters", [1, 4, 6, 11, 20])
+@pytest.mark.parametrize("protocol", [Cold(window=6), Carried()])
+def test_losses_do_not_depend_on_how_many_logits_fit(
+    protocol: Cold | Carried, num_characters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, params, _, _ = make("lstm")
+    tokens = np.random.default_rng(0).integers(0, V, 44)
+    whole = np.concatenate(list(protocol.losses(params, tokens, model=model)))
+    monkeypatch.setattr("charrnn_jax.evaluation.protocols._LOGITS_BYTES", 4 * V * num_characters)
+    pieces = list(protocol.losses(params, tokens, model=model))
+    assert max(map(len, pieces)) <= num_characters
+    np.testing.assert_allclose(np.concatenate(pieces), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_calls_are_as_large_as_ever_with_ordinary_vocabularies() -> None:
+    """64 windows of 256 characters and segments of 1024, which decides about the last bits."""
+    calls = _most_characters(CharRNN(4096, 1, 1)), _most_characters(CharRNN(20_000, 1, 1))
+    assert calls[0] >= 64 * 256
+    assert 1024 <= calls[1] < 4 * 1024
 
 
 def test_carried_pass_goes_on_across_its_segments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,14 +6,16 @@ be saved or restored. Targets are the inputs shifted by one ("Hell" -> "ello").
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
 
 from charrnn_jax.errors import UserError
+
+_MOST_SHUFFLED = 1 << 26  # chunks: more than that are permuted without an array of all of them
+_FEISTEL_ROUNDS = 4
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -90,19 +92,68 @@ class Chunks:
         self.batch_size = batch_size
         self.sequence_length = sequence_length
         self.seed = seed
-        self._order = lru_cache(maxsize=1)(self._shuffle)
+        self._epoch = -1  # whose order is kept
+        self._order = np.empty(0, np.uint32)
 
-    def _shuffle(self, epoch: int) -> np.ndarray:
-        chunks = np.arange(self.num_chunks, dtype=np.uint32)  # half the memory of int64
-        return np.random.default_rng([self.seed, epoch]).permutation(chunks)
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        """Returns the order of the chunks in an epoch."""
+        if epoch != self._epoch:
+            self._order = np.empty(0, np.uint32)  # frees the memory before it is needed again
+            self._order = np.arange(self.num_chunks, dtype=np.uint32)  # half the memory of int64
+            np.random.default_rng([self.seed, epoch]).shuffle(self._order)
+            self._epoch = epoch
+        return self._order
 
     def starts(self, step: int) -> np.ndarray:
         epoch, index = divmod(step, self.steps_per_epoch)
-        chunks = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        places = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        if self.num_chunks > _MOST_SHUFFLED:
+            chunks = permute(
+                np.arange(places.start, places.stop), size=self.num_chunks, key=[self.seed, epoch]
+            )
+        else:
+            chunks = self._shuffled(epoch)[places]
         return chunks.astype(np.int64) * (self.sequence_length + 1)
 
     def __getitem__(self, step: int) -> Batch:
         return slice_batch(self.tokens, self.starts(step), sequence_length=self.sequence_length)
+
+
+def permute(indices: np.ndarray, *, size: int, key: Sequence[int]) -> np.ndarray:
+    """Returns what indices become in a random permutation of 0, ..., size - 1, without making it.
+
+    A Feistel network permutes all numbers of 2 n bits, for the smallest n with 4**n >= size. Each
+    of its rounds replaces the halves of a number, (left, right), by (right, left ^ f(right)), where
+    f depends on the key and the round. A result of `size` or more is permuted again.
+
+    Args:
+      indices: [k] integers from 0 to size - 1.
+      size: number of indices, up to 2**62.
+      key: seeds of the permutation.
+
+    Returns:
+      [k] int64.
+    """
+    num_bits = np.uint64(max(-(-(size - 1).bit_length() // 2), 1))
+    mask = (np.uint64(1) << num_bits) - np.uint64(1)
+    rounds = np.random.SeedSequence(key).generate_state(_FEISTEL_ROUNDS, np.uint64)
+    result = np.array(indices, np.uint64)
+    left_over = np.ones(result.shape, bool)
+    while left_over.any():
+        values = result[left_over]
+        left, right = values >> num_bits, values & mask
+        for round_key in rounds:
+            left, right = right, left ^ (_mix(right ^ round_key) & mask)
+        result[left_over] = (left << num_bits) | right
+        left_over = result >= size
+    return result.astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Returns numbers whose bits all depend on all bits of x: the finalizer of SplitMix64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 class Lanes:

@@ -6,6 +6,7 @@ in blocks, never as a whole. Knows nothing of vocabularies or models.
 """
 
 import atexit
+import codecs
 import glob
 import hashlib
 import os
@@ -131,15 +132,18 @@ def _open(path: Path, kind: str) -> IO[Any]:
 
 
 def _first_invalid_byte(path: Path) -> int:
-    offset = 0
+    offset, decoder = 0, codecs.getincrementaldecoder("utf-8")()
     with open(path, "rb") as file:
-        for line in file:  # a line break byte is never part of another UTF-8 character
+        while True:
+            block = file.read(BLOCK_SIZE)
+            held, _ = decoder.getstate()  # the beginning of a character, from the block before
             try:
-                line.decode("utf-8")
+                decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                return offset + error.start
-            offset += len(line)
-    return offset
+                return offset - len(held) + error.start
+            if not block:
+                return offset
+            offset += len(block)
 
 
 def load_corpus(

@@ -26,6 +26,7 @@ from charrnn_jax.models.char_rnn import Carry, CharRNN, forward
 from charrnn_jax.registry import PROTOCOLS
 
 _SEGMENT = 1024  # characters in one call of the carried pass; does not affect the result
+_LOGITS_BYTES = 1 << 28  # the most in one call: with large vocabularies, calls are smaller
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Cold(Protocol):
 
     Attributes:
       window: number of characters in a window.
-      batch_size: number of windows scored at once; does not affect the result.
+      batch_size: number of windows scored at once, fewer if their logits would need too much
+        memory; does not affect the result.
     """
 
     window: int = 256
@@ -98,7 +100,12 @@ class Cold(Protocol):
     def losses(self, params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
         num_chars = len(tokens) - 1
         length = min(self.window, num_chars)
-        rows = min(self.batch_size, -(-num_chars // length))
+        most = _most_characters(model)
+        if length > most:  # one window at a time, in pieces
+            for start in range(0, num_chars, length):
+                yield from _pass(params, tokens[start : start + length + 1], model=model)
+            return
+        rows = min(self.batch_size, -(-num_chars // length), most // length)
         zero_carry = model.initialize_carry(rows)
         for batch, num_targets in _segments(tokens, rows=rows, length=length):
             _, losses = eval_step(params, zero_carry, batch, model=model)
@@ -116,11 +123,21 @@ class Carried(Protocol):
         return "one pass over the split, in which the carry is kept from beginning to end"
 
     def losses(self, params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
-        carry = model.initialize_carry(1)
-        length = min(_SEGMENT, len(tokens) - 1)
-        for batch, num_targets in _segments(tokens, rows=1, length=length):
-            carry, losses = eval_step(params, carry, batch, model=model)
-            yield jax.device_get(losses).reshape(-1)[:num_targets]
+        yield from _pass(params, tokens, model=model)
+
+
+def _pass(params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
+    """Yields the losses of one text, whose carry is kept; see `Protocol.losses`."""
+    carry = model.initialize_carry(1)
+    length = min(_SEGMENT, len(tokens) - 1, _most_characters(model))
+    for batch, num_targets in _segments(tokens, rows=1, length=length):
+        carry, losses = eval_step(params, carry, batch, model=model)
+        yield jax.device_get(losses).reshape(-1)[:num_targets]
+
+
+def _most_characters(model: CharRNN) -> int:
+    """Returns how many characters may be scored in one call."""
+    return max(_LOGITS_BYTES // (4 * model.vocabulary_size), 1)
 
 
 def _segments(tokens: np.ndarray, *, rows: int, length: int) -> Iterator[tuple[Batch, int]]:
