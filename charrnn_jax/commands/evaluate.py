@@ -66,6 +66,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _merge_into_json(file: Path, splits: dict[str, Any]) -> None:
     """Adds losses to the ones of the same checkpoint and text in the file, and replaces others."""
+    from charrnn_jax.workdir.metadata import digest_of
+
     known: dict[str, Any] = {}
     with contextlib.suppress(UserError):  # missing, or damaged
         known = read_json(file, dict[str, Any], remedy="delete it")
@@ -73,5 +75,6 @@ def _merge_into_json(file: Path, splits: dict[str, Any]) -> None:
         with contextlib.suppress(KeyError, TypeError):  # not written by this command
             if all(known[split][name] == entry[name] for name in ("step", "corpus")):
                 entry["losses"] = {**known[split]["losses"], **entry["losses"]}
+        entry["sha256"] = digest_of(entry)
     with replacing(file) as partial:
         partial.write_text(json.dumps({**known, **splits}, indent=2) + "\n")

@@ -14,7 +14,7 @@ import numpy as np
 
 from charrnn_jax.errors import UserError
 
-_MOST_SHUFFLED = 1 << 26  # chunks: more than that are permuted without an array of all of them
+_MOST_SHUFFLED = 1 << 27  # chunks: more than that are permuted without an array of all of them
 _FEISTEL_ROUNDS = 4
 
 T = TypeVar("T")

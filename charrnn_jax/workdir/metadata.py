@@ -1,5 +1,7 @@
 """`CheckpointMetadata`: what a checkpoint contains besides its arrays."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,6 +31,12 @@ class SavedRecorder(TypedDict):
     seconds: Finite
     first_loss: NotRequired[Finite | None]  # earlier versions lack this, and the next
     skipped_in_a_row: NotRequired[Count]
+
+
+def digest_of(entry: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of plain data in hex, less the field "sha256" that it is kept in."""
+    content = {name: value for name, value in entry.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.protocols import make_protocol
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params, make_model
-from charrnn_jax.reading import read_json
+from charrnn_jax.reading import read_json, typed
 from charrnn_jax.registry import CELLS, compare_registered
 from charrnn_jax.workdir.checkpoints import choose_step, exists, read_metadata, read_params
-from charrnn_jax.workdir.metadata import Origin
+from charrnn_jax.workdir.metadata import Origin, digest_of
 
 _MOST_TRIES = 20  # to open a checkpoint before training deletes it
 
@@ -104,7 +104,12 @@ class Run:
         file = self.workdir / "evaluation.json"
         if file.exists():
             remedy = "delete it, and evaluate again"
-            for split, entry in read_json(file, dict[str, Evaluated], remedy=remedy).items():
+            saved = read_json(file, dict[str, dict[str, Any]], remedy=remedy)
+            evaluated = typed(saved, dict[str, Evaluated], name=str(file), remedy=remedy)
+            for split, entry in evaluated.items():
+                digest = digest_of(saved[split])
+                if saved[split].get("sha256", digest) != digest:  # earlier versions wrote none
+                    raise UserError(f"{file} does not match its checksums: {remedy}")
                 same_text = entry["corpus"]["sha256"] == self.corpus.sha256
                 if entry["step"] == self.step and same_text:
                     by_protocol = losses.setdefault(split, {})
