@@ -124,7 +124,7 @@ def test_pruned_trials_stop_early_and_stay_in_the_results(
 
 @pytest.mark.parametrize(
     "stop",
-    [Interrupted(signal.SIGINT, 0), slow(KeyboardInterrupt())],
+    [slow(Interrupted(signal.SIGINT, 0)), slow(KeyboardInterrupt())],
     ids=repr,
 )
 def test_stopped_search_continues_as_if_it_had_not_been(
@@ -155,6 +155,7 @@ def test_stopped_search_continues_as_if_it_had_not_been(
     assert times == [(unit.workdir / "metrics.jsonl").stat().st_mtime_ns for unit in finished]
 
 
+@pytest.mark.slow
 def test_diverged_and_failed_trials_count_and_a_space_may_be_exhausted(
     short_config: ConfigDict, tmp_path: Path
 ) -> None:

@@ -151,7 +151,7 @@ def test_experiment_files_are_registered_before_a_config_is_read(
     assert registered == ["cell.py", "loss.py"]
 
 
-@pytest.mark.parametrize(("indices", "numbers"), [slow("1", [1]), ("0-1", [0, 1])])
+@pytest.mark.parametrize(("indices", "numbers"), [slow("1", [1]), slow("0-1", [0, 1])])
 def test_an_interrupted_unit_is_not_done_until_it_is_trained_to_the_end(
     experiment: str,
     tmp_path: Path,

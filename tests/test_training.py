@@ -45,6 +45,7 @@ from charrnn_jax.training.train_step import (
     train_step,
 )
 from charrnn_jax.workdir import checkpoints as checkpoints_lib
+from charrnn_jax.workdir import json_lines
 from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.json_lines import JsonLines, RowsWritten, read_json_lines
 from charrnn_jax.workdir.run import load_run
@@ -161,6 +162,7 @@ def test_seconds_continue_after_a_resume_and_those_of_pauses_count_for_no_speed(
     assert 0 < epoch["epoch/train_seconds"] < 1000
 
 
+@pytest.mark.slow
 def test_terminated_and_killed_process_resumes_bitwise(
     tiny_config: ConfigDict, tmp_path: Path, heeded_signals: None
 ) -> None:
@@ -347,9 +349,7 @@ def test_a_resume_that_changes_the_learning_rate_says_from_what_to_what(
     assert "the learning rate there was 0, and is now 0.005" in caplog.text
     caplog.clear()
     tiny_config.train.num_epochs = 5  # not used
-    train(tiny_config, tmp_path / "other")
-    tiny_config.train.num_epochs = 4
-    train(tiny_config, tmp_path / "other")
+    train(tiny_config, tmp_path)
     assert "learning rate there" not in caplog.text
 
 
@@ -581,3 +581,28 @@ def test_rows_that_are_damaged_or_missing_are_named(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("1", "2"))
     with pytest.warns(UserWarning, match="not those that were written"):
         JsonLines(file, keep_until_step=6, expected=lines.written)
+
+
+def test_rows_that_find_no_room_are_lost_but_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One warning for all of them; half a line that was written does not spoil the next."""
+    file = tmp_path / "rows.jsonl"
+    lines = JsonLines(file, keep_until_step=0)
+
+    def full(*_: object, **__: object) -> None:
+        with open(file, "a") as out:
+            out.write('{"step": 1, "te')
+        raise OSError(28, "No space left on device")
+
+    with (  # noqa: PT031
+        monkeypatch.context() as patch,
+        pytest.warns(UserWarning, match="rows are lost") as warned,
+    ):
+        patch.setattr(json_lines, "open", full, raising=False)
+        lines.write({"step": 1})
+        lines.write({"step": 2})
+    assert len(warned) == 1
+    lines.write({"step": 3})
+    assert [row["step"] for row in read_json_lines(file)] == [3]
+    assert lines.written.num_rows == 1

@@ -1,13 +1,18 @@
 """Every damage on every file of a run is named, or changes nothing that anyone is shown."""
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
+from helpers import SMOKE, rows_without_time
 from ml_collections import ConfigDict
 
 from charrnn_jax.errors import UserError
@@ -88,3 +93,25 @@ def test_no_damage_of_any_file_is_silently_wrong(
             same = False
             assert named, f"{damage} in {file} is an error, but `check` does not find it"
         assert named or same, f"{damage} in {file} is not noticed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "missing"])
+def test_damaged_programs_in_the_cache_are_compiled_again(tmp_path: Path, damage: str) -> None:
+    """By JAX, whose warning says so: its compressed entries have checksums."""
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
+    rng = random.Random(damage)
+
+    def rows(workdir: Path) -> list[dict[str, object]]:
+        command = [sys.executable, "-m", "charrnn_jax.main", SMOKE, f"--workdir={workdir}"]
+        own = ["--config.data.corpus=python-stdlib", "--config.train.num_steps=20"]
+        done = subprocess.run([*command, *own], env=environment, cwd=ROOT, capture_output=True)
+        assert done.returncode == 0
+        return rows_without_time(workdir)
+
+    expected = rows(tmp_path / "first")
+    programs = [file for file in (tmp_path / "programs").rglob("*-cache") if file.is_file()]
+    assert programs
+    for file in programs:
+        file.write_bytes(DAMAGES[damage](file.read_bytes(), rng))
+    assert rows(tmp_path / "second") == expected

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, SENTENCE
-from helpers import SMOKE, last_line_of_error
+from helpers import SMOKE, last_line_of_error, slow
 
 from charrnn_jax.data import corpora
 from charrnn_jax.files import creating, replacing
@@ -164,7 +164,7 @@ def test_output_that_finds_no_room_is_one_line() -> None:
     assert line.startswith("charrnn: error: cannot use standard output (No space left on device)")
 
 
-@pytest.mark.parametrize("num_kib", [64, 256])
+@pytest.mark.parametrize("num_kib", [64, slow(256)])
 def test_training_that_finds_no_room_says_so_once(
     text_file: Path, tmp_path: Path, num_kib: int
 ) -> None:
