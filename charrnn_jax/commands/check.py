@@ -33,6 +33,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     reject(overrides)
     from charrnn_jax.experiment import register_file
     from charrnn_jax.workdir.check import check_run
+    from charrnn_jax.workdir.checkpoints import steps
 
     if args.config:
         register_file(args.config.partition(":")[0])
@@ -41,6 +42,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     num_problems = 0
     for folder in units or [workdir]:
         show(folder)
+        if units and not steps(folder):
+            show("  not trained yet")
+            continue
         for finding in check_run(folder, path=args.path):
             num_problems += bool(finding.problem)
             state = f"PROBLEM: {finding.problem}" if finding.problem else finding.note

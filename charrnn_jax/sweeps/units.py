@@ -29,6 +29,7 @@ from charrnn_jax.reports.sweep.statistics import Result
 from charrnn_jax.sweeps.hyper import Overrides
 from charrnn_jax.workdir.checkpoints import read_metadata, steps
 from charrnn_jax.workdir.json_lines import read_json_lines, read_number
+from charrnn_jax.workdir.metadata import CheckpointMetadata
 from charrnn_jax.workdir.resume import check_same_run
 
 SEARCH_FILE = "search.journal"  # marks a sweep's folder whose units are the trials of a search
@@ -107,6 +108,16 @@ class WorkUnit:
         with replacing(self.workdir / _STATUS_FILE) as partial:
             partial.write_text(json.dumps(written) + "\n", encoding="utf-8")
 
+    def read_metadata(self) -> CheckpointMetadata | None:
+        """Returns the metadata of the last checkpoint; None if there is none that can be read."""
+        if not (saved := steps(self.workdir)):
+            return None
+        try:
+            return read_metadata(self.workdir, saved[-1])
+        except UserError as error:
+            warnings.warn(f"{self.name}: {error}", stacklevel=2)
+            return None
+
     def read_result(self) -> Result:
         """Returns the result of the unit so far."""
         rows = read_json_lines(self.workdir / "metrics.jsonl")
@@ -116,8 +127,7 @@ class WorkUnit:
             if (loss := read_number(row, "validation/loss")) is not None
         )
         losses = [loss for _, loss in curve]
-        saved = steps(self.workdir)
-        metadata = read_metadata(self.workdir, saved[-1]) if saved else None
+        metadata = self.read_metadata()
         status = self.read_status()
         return Result(
             name=self.name,
@@ -205,14 +215,9 @@ def load_sweep(workdir: str | Path) -> list[WorkUnit]:
 def check_workdirs(units: Sequence[WorkUnit]) -> None:
     """Raises UserError if a unit's workdir holds a run that this sweep may not resume."""
     for unit in units:
-        file = unit.workdir / "config.json"
-        if not (file.is_file() and steps(unit.workdir)):
+        if (saved := unit.read_metadata()) is None:
             continue
-        try:
-            old = from_dict(read_json(file, Saved, remedy="it is written again"))
-        except UserError as error:
-            warnings.warn(f"{unit.name} counts as not trained: {error}", stacklevel=2)
-            continue
+        old = from_dict(saved.config)
         check_same_run(old, unit.config, unit.workdir)
         for field, (before, after) in diff(old, unit.config).items():
             if field.startswith(_FIXED):
@@ -268,8 +273,8 @@ def _describe_texts(units: Sequence[WorkUnit]) -> list[str]:
     """Returns a sentence on the text that the units were trained on, or a warning about several."""
     corpora = {}
     for unit in units:
-        if saved := steps(unit.workdir):
-            corpus = read_metadata(unit.workdir, saved[-1]).corpus
+        if saved := unit.read_metadata():
+            corpus = saved.corpus
             corpora[corpus.sha256, corpus.num_chars] = corpus.describe()
     texts = "; ".join(sorted(corpora.values()))
     if len(corpora) > 1:

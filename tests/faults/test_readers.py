@@ -174,13 +174,6 @@ def _read_sweep(folder: Path, content: bytes) -> None:
     load_sweep(folder)
 
 
-def _read_config_of_unit(folder: Path, content: bytes) -> None:
-    unit = _unit(folder)
-    _write(unit.workdir / "config.json", content)
-    _write(unit.workdir / "checkpoints" / str(STEP) / "sha256.json", b"{}")
-    check_workdirs([unit])
-
-
 def _read_rows(folder: Path, content: bytes) -> None:
     unit = WorkUnit(0, "rows", {}, default_config(), folder / "rows")
     rows = read_json_lines(_write(unit.workdir / "metrics.jsonl", content))
@@ -284,7 +277,6 @@ READERS = {
     "evaluation.json": Reader(_as_json(EVALUATED), _read_evaluation),
     "unit.json": Reader(_as_json(STATUS), _read_status),
     "sweep.json": Reader(_as_json(SWEEP), _read_sweep),
-    "config.json of a unit": Reader((to_json(default_config()).encode(),), _read_config_of_unit),
     "rows": Reader((b"\n".join(_as_json(*ROWS)) + b"\n", *_as_json(*ROWS)), _read_rows),
     "tasks of Slurm": Reader(_as_json({"12_0": {"0": "unit"}}), _read_tasks),
     "safetensors": Reader((save(TORCH),), _import("model.safetensors")),
@@ -710,9 +702,13 @@ def test_line_of_an_error_is_one_and_short(
         assert len(err) <= MOST_CHARS
 
 
-def test_unit_with_a_damaged_config_counts_as_not_trained(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"unit counts as not trained: .*config.json is damaged"):
-        _read_config_of_unit(tmp_path, b"{")
+def test_unit_with_a_damaged_checkpoint_does_not_block_its_sweep(tmp_path: Path) -> None:
+    unit = WorkUnit(0, "unit", {}, default_config(), tmp_path)
+    _write(tmp_path / "checkpoints" / str(STEP) / "sha256.json", b"{")
+    with pytest.warns(UserWarning, match="unit: checkpoint .* cannot be used"):
+        check_workdirs([unit])
+    with pytest.warns(UserWarning, match="unit: checkpoint .* cannot be used"):
+        assert unit.read_result().num_params is None
 
 
 def test_json_of_the_wrong_shape_names_the_place_and_what_to_do() -> None:
