@@ -13,7 +13,7 @@ they come from.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from charrnn_jax.data.batches import Batch
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
-from charrnn_jax.models.char_rnn import Carry, CharRNN, forward
+from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward
 from charrnn_jax.registry import PROTOCOLS
 
 _SEGMENT = 1024  # characters in one call of the carried pass; does not affect the result
@@ -57,7 +57,7 @@ class Protocol:
         """What the protocol does with a split, in words."""
         raise NotImplementedError
 
-    def losses(self, params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
+    def losses(self, params: Params, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
         """Yields -log p(tokens[i] | context) for i = 1, 2, ..., in order.
 
         Args:
@@ -97,7 +97,7 @@ class Cold(Protocol):
     def description(self) -> str:
         return f"the split in windows of {self.window} characters, each from a zero carry"
 
-    def losses(self, params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
+    def losses(self, params: Params, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
         num_chars = len(tokens) - 1
         length = min(self.window, num_chars)
         most = _most_characters(model)
@@ -122,11 +122,11 @@ class Carried(Protocol):
     def description(self) -> str:
         return "one pass over the split, in which the carry is kept from beginning to end"
 
-    def losses(self, params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
+    def losses(self, params: Params, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
         yield from _pass(params, tokens, model=model)
 
 
-def _pass(params: Any, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
+def _pass(params: Params, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
     """Yields the losses of one text, whose carry is kept; see `Protocol.losses`."""
     carry = model.initialize_carry(1)
     length = min(_SEGMENT, len(tokens) - 1, _most_characters(model))
@@ -152,7 +152,9 @@ def _segments(tokens: np.ndarray, *, rows: int, length: int) -> Iterator[tuple[B
 
 
 @partial(jax.jit, static_argnames="model")
-def eval_step(params: Any, carry: Carry, batch: Batch, *, model: CharRNN) -> tuple[Carry, Any]:
+def eval_step(
+    params: Params, carry: Carry, batch: Batch, *, model: CharRNN
+) -> tuple[Carry, jax.Array]:
     """Scores one batch.
 
     Args:
@@ -192,7 +194,7 @@ def protocols_in_all() -> list[str]:
 
 
 def evaluate(
-    params: Any, tokens: np.ndarray, *, model: CharRNN, protocol: Protocol
+    params: Params, tokens: np.ndarray, *, model: CharRNN, protocol: Protocol
 ) -> CrossEntropy:
     """Scores a text under a protocol.
 

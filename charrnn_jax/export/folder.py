@@ -37,7 +37,7 @@ from charrnn_jax.export.card import (
 from charrnn_jax.files import creating
 from charrnn_jax.generation.rules import Allow, Greedy, Temperature, choose
 from charrnn_jax.generation.sampler import Sampler
-from charrnn_jax.models.char_rnn import Carry, CharRNN, initialize_params
+from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, initialize_params
 from charrnn_jax.models.stepping import prepare, step
 from charrnn_jax.workdir.run import Run
 
@@ -60,7 +60,7 @@ def export(run: Run, folder: str | Path) -> None:
     write_folder(Path(folder), run.params, card=make_card(run))
 
 
-def write_folder(folder: Path, params: Any, *, card: ModelCard) -> None:
+def write_folder(folder: Path, params: Params, *, card: ModelCard) -> None:
     """Writes the folder, complete or not at all.
 
     Args:
@@ -109,7 +109,7 @@ def _make_programs(model: CharRNN) -> dict[str, bytearray]:
         ) from error
 
 
-def _sample(params: Any, *, card: ModelCard) -> str:
+def _sample(params: Params, *, card: ModelCard) -> str:
     """Returns the card's prompt and the model's continuation of it."""
     sampler = Sampler(params, model=card.model, vocabulary=card.vocabulary)
     (sample,) = sampler.generate(

@@ -24,7 +24,7 @@ from charrnn_jax.errors import UserError
 from charrnn_jax.export.card import make_card, page_description, page_facts
 from charrnn_jax.files import replacing
 from charrnn_jax.models.cells import CELLS
-from charrnn_jax.models.char_rnn import CharRNN
+from charrnn_jax.models.char_rnn import CharRNN, Params
 from charrnn_jax.models.stepping import StepWeights, prepare
 from charrnn_jax.reports.page import make_page
 from charrnn_jax.workdir.run import Run
@@ -74,7 +74,7 @@ class PageWeights(NamedTuple):
     weights: StepWeights
 
 
-def page_weights(params: Any, *, model: CharRNN, dtype: str) -> PageWeights:
+def page_weights(params: Params, *, model: CharRNN, dtype: str) -> PageWeights:
     """Returns the weights of a model, rounded as in its page.
 
     Args:
@@ -123,7 +123,7 @@ def _to_bytes(array: np.ndarray, dtype: str) -> bytes:
 
 def write_page(
     file: Path,
-    params: Any,
+    params: Params,
     *,
     model: CharRNN,
     vocabulary: Vocabulary,

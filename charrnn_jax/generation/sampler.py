@@ -32,7 +32,7 @@ from charrnn_jax.generation.rules import (
     update_memory,
 )
 from charrnn_jax.generation.writer import Sample, Writer
-from charrnn_jax.models.char_rnn import Carry, CharRNN
+from charrnn_jax.models.char_rnn import Carry, CharRNN, Params
 from charrnn_jax.models.stepping import check_dtype, prefers_transposed, prepare, step
 
 
@@ -246,7 +246,7 @@ class Sampler:
     """
 
     def __init__(
-        self, params: Any, *, model: CharRNN, vocabulary: Vocabulary, dtype: str | None = None
+        self, params: Params, *, model: CharRNN, vocabulary: Vocabulary, dtype: str | None = None
     ):
         self.dtype = dtype or model.dtype
         check_dtype(self.dtype, model=model)
@@ -387,7 +387,7 @@ class Sampler:
 
 
 def generate(
-    params: Any,
+    params: Params,
     prompts: Sequence[str],
     *,
     model: CharRNN,

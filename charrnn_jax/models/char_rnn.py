@@ -1,5 +1,6 @@
 """`CharRNN`: embedding -> stacked recurrent layers -> dense."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,8 @@ from charrnn_jax.models.products import product
 from charrnn_jax.models.recurrence import Recurrence, choose_form
 
 Carry = tuple[Any, ...]  # one entry per layer
+Params = Mapping[str, Any]  # parameters of a model: nested dictionaries of arrays
+Ids = Sequence[int] | np.ndarray
 
 
 class CharRNN(nn.Module):
@@ -142,7 +145,7 @@ def check_model(config: ConfigDict) -> None:
     choose_form(CELLS[config.cell], implementation=config.implementation, dtype=config.dtype)
 
 
-def initialize_params(model: CharRNN, key: jax.Array) -> Any:
+def initialize_params(model: CharRNN, key: jax.Array) -> Params:
     """Draws the initial parameters of a model.
 
     These are Flax's defaults: embedding N(0, 1/E), input kernels LeCun normal, recurrent kernels
@@ -162,7 +165,9 @@ def initialize_params(model: CharRNN, key: jax.Array) -> Any:
     return jax.tree.map(lambda p: p * model.init_scale if p.ndim > 1 else p, params)
 
 
-def change_vocabulary(params: Any, *, tokens: Any, new: Any, new_tokens: Any) -> Any:
+def change_vocabulary(
+    params: Params, *, tokens: Ids, new: Params, new_tokens: Ids
+) -> Params:
     """Returns the parameters of the same model for another vocabulary.
 
     Args:
@@ -183,7 +188,7 @@ def change_vocabulary(params: Any, *, tokens: Any, new: Any, new_tokens: Any) ->
 
 
 def forward(
-    params: Any,
+    params: Params,
     carry: Carry,
     tokens: ArrayLike,
     *,
@@ -210,7 +215,7 @@ def forward(
 
 
 @partial(jax.jit, static_argnames="model")
-def activations(params: Any, carry: Carry, tokens: ArrayLike, *, model: CharRNN) -> jax.Array:
+def activations(params: Params, carry: Carry, tokens: ArrayLike, *, model: CharRNN) -> jax.Array:
     """Returns the output of every unit after every character, without dropout.
 
     Args:

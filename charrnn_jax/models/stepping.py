@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from charrnn_jax.models.cells import CELLS, CellWeights
-from charrnn_jax.models.char_rnn import Carry, CharRNN, forward
+from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward
 from charrnn_jax.models.fused import fused_step, output
 from charrnn_jax.models.products import dot, product, times_transposed
 from charrnn_jax.models.recurrence import choose_form
@@ -56,7 +56,7 @@ def prefers_transposed(batch_size: int, *, dtype: str) -> bool:
     return batch_size == 1 or batch_size >= many
 
 
-def prepare(params: Any, *, model: CharRNN, transposed: bool, dtype: str | None = None) -> Any:
+def prepare(params: Params, *, model: CharRNN, transposed: bool, dtype: str | None = None) -> Any:
     """Arranges the weights of a model for `step`.
 
     Args:
@@ -84,7 +84,7 @@ def check_dtype(dtype: str, *, model: CharRNN) -> str:
 
 
 @partial(jax.jit, static_argnames=("model", "dtype", "transposed"))
-def _lay_out(params: Any, *, model: CharRNN, dtype: str, transposed: bool) -> StepWeights:
+def _lay_out(params: Params, *, model: CharRNN, dtype: str, transposed: bool) -> StepWeights:
     def arrange(kernel: jax.Array) -> jax.Array:
         return (kernel.T if transposed else kernel).astype(dtype)
 

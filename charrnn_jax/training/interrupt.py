@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 _SAME_WISH_SECONDS = 1.0
 _RETRY_SECONDS = 0.02
@@ -33,7 +33,7 @@ class _Handler:
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = {
                 number: signal.signal(number, self._handle)
@@ -80,7 +80,7 @@ class StopsCommand(_Handler):
     callbacks from which no exception escapes: one that is lost there is raised again.
     """
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         self._hook_before = sys.unraisablehook
         sys.unraisablehook = self._unraisable
         return super().__enter__()

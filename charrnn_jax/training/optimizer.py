@@ -5,7 +5,6 @@ transformations in order. learning_rate is a schedule, and weight_decay a number
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import optax
@@ -14,9 +13,12 @@ from ml_collections import ConfigDict
 from charrnn_jax.registry import OPTIMIZERS
 
 Transformations = Sequence[optax.GradientTransformation]
+Number = float | jax.Array  # an array if it is traced
 
 
-def make_schedule(config: ConfigDict, *, num_steps: int, peak: Any = None) -> optax.Schedule:
+def make_schedule(
+    config: ConfigDict, *, num_steps: int, peak: Number | None = None
+) -> optax.Schedule:
     """Linear warm-up to the peak, then constant, or linear or cosine decay until the last step.
 
     Args:
@@ -58,7 +60,7 @@ def make_optimizer(config: ConfigDict, *, num_steps: int) -> optax.GradientTrans
     make = OPTIMIZERS[config.name]
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
 
-    def chain(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
+    def chain(learning_rate: Number, weight_decay: Number) -> optax.GradientTransformation:
         schedule = make_schedule(config, num_steps=num_steps, peak=learning_rate)
         return optax.chain(clip, *make(config, learning_rate=schedule, weight_decay=weight_decay))
 
@@ -69,8 +71,8 @@ def make_optimizer(config: ConfigDict, *, num_steps: int) -> optax.GradientTrans
         state: optax.OptState,
         params: optax.Params | None = None,
         *,
-        learning_rate: Any = peak,
-        weight_decay: Any = rate,
+        learning_rate: Number = peak,
+        weight_decay: Number = rate,
     ) -> tuple[optax.Updates, optax.OptState]:
         return chain(learning_rate, weight_decay).update(updates, state, params)
 
@@ -81,23 +83,31 @@ def make_optimizer(config: ConfigDict, *, num_steps: int) -> optax.GradientTrans
 # preconditioner; otherwise it is the gradient of weight_decay / 2 * |w|^2.
 
 
-def adam(config: ConfigDict, *, learning_rate: Any, weight_decay: Any) -> Transformations:
+def adam(
+    config: ConfigDict, *, learning_rate: optax.Schedule, weight_decay: Number
+) -> Transformations:
     """Adam, Kingma & Ba 2014 (arXiv:1412.6980)."""
     return [_decay(config, weight_decay), _scale_by_adam(config), _learn(learning_rate)]
 
 
-def adamw(config: ConfigDict, *, learning_rate: Any, weight_decay: Any) -> Transformations:
+def adamw(
+    config: ConfigDict, *, learning_rate: optax.Schedule, weight_decay: Number
+) -> Transformations:
     """Adam with decoupled weight decay, Loshchilov & Hutter 2017 (arXiv:1711.05101)."""
     return [_scale_by_adam(config), _decay(config, weight_decay), _learn(learning_rate)]
 
 
-def rmsprop(config: ConfigDict, *, learning_rate: Any, weight_decay: Any) -> Transformations:
+def rmsprop(
+    config: ConfigDict, *, learning_rate: optax.Schedule, weight_decay: Number
+) -> Transformations:
     """RMSprop, Hinton 2012, with epsilon outside the root, as in Keras."""
     precondition = optax.scale_by_rms(config.rms_decay, config.epsilon, eps_in_sqrt=False)
     return [_decay(config, weight_decay), precondition, _learn(learning_rate)]
 
 
-def sgd(config: ConfigDict, *, learning_rate: Any, weight_decay: Any) -> Transformations:
+def sgd(
+    config: ConfigDict, *, learning_rate: optax.Schedule, weight_decay: Number
+) -> Transformations:
     """Gradient descent, with momentum if it is not 0."""
     trace = optax.trace(config.momentum) if config.momentum else optax.identity()
     return [_decay(config, weight_decay), trace, _learn(learning_rate)]
@@ -107,7 +117,7 @@ def _scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
     return optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
 
 
-def _decay(config: ConfigDict, weight_decay: Any) -> optax.GradientTransformation:
+def _decay(config: ConfigDict, weight_decay: Number) -> optax.GradientTransformation:
     if not config.weight_decay:  # whether there is weight decay is never traced
         return optax.identity()
     return optax.add_decayed_weights(weight_decay, mask=is_matrix)

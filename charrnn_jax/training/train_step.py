@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from charrnn_jax.config import flatten
 from charrnn_jax.data.batches import Batch
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
-from charrnn_jax.models.char_rnn import Carry, CharRNN, forward, initialize_params
+from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward, initialize_params
 from charrnn_jax.registry import TRAIN_STEPS
 
 # (logits [B, T, V], targets [B, T]) -> losses [B, T] in nats
@@ -37,7 +37,7 @@ class TrainState:
     """
 
     step: jax.Array
-    params: Any
+    params: Params
     opt_state: optax.OptState
     carry: Carry
     key: jax.Array
@@ -51,7 +51,7 @@ class TrainState:
         # The key as plain numbers, since Orbax before 0.12 cannot restore typed keys.
         return self.params, {**rest, "key": jax.random.key_data(self.key)}
 
-    def with_trees(self, params: Any, rest: dict[str, Any]) -> "TrainState":
+    def with_trees(self, params: Params, rest: dict[str, Any]) -> "TrainState":
         """Returns the state with the trees of `to_trees` in place of its own."""
         return replace(
             self, **{**rest, "params": params, "key": jax.random.wrap_key_data(rest["key"])}
@@ -173,7 +173,7 @@ def train_step(
     hyper = hyper or TracedHyperparameters()
     model = state.model.clone(**hyper.model)
 
-    def mean_loss(params: Any) -> tuple[jax.Array, tuple[Carry, CrossEntropy]]:
+    def mean_loss(params: Params) -> tuple[jax.Array, tuple[Carry, CrossEntropy]]:
         new_carry, logits = forward(
             params, carry, batch.inputs, model=model, dropout_key=dropout_key
         )

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
-from charrnn_jax.models.char_rnn import change_vocabulary
+from charrnn_jax.models.char_rnn import Params, change_vocabulary
 from charrnn_jax.processes import say_once
 from charrnn_jax.workdir.checkpoints import steps
 from charrnn_jax.workdir.metadata import Origin
@@ -23,7 +23,7 @@ _MUST_AGREE = ("cell", "embedding_size", "hidden_size", "num_layers")
 
 
 def warm_start(
-    new_params: Any, workdir: str | Path, *, config: ConfigDict, vocabulary: Vocabulary
+    new_params: Params, workdir: str | Path, *, config: ConfigDict, vocabulary: Vocabulary
 ) -> tuple[Any, Origin]:
     """Takes the weights of the best checkpoint of another run, and prints what was kept.
 

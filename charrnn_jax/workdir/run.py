@@ -12,7 +12,7 @@ from charrnn_jax.data.dataset import CorpusIdentity, Dataset, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.protocols import make_protocol
-from charrnn_jax.models.char_rnn import CharRNN, initialize_params, make_model
+from charrnn_jax.models.char_rnn import CharRNN, Params, initialize_params, make_model
 from charrnn_jax.reading import read_json, typed
 from charrnn_jax.registry import CELLS, compare_registered
 from charrnn_jax.workdir.checkpoints import choose_step, exists, read_metadata, read_params
@@ -65,7 +65,7 @@ class Run:
     vocabulary: Vocabulary
     corpus: CorpusIdentity
     model: CharRNN
-    params: Any
+    params: Params
     loss: float | None
     origin: Origin | None = None
     imported: bool = False
