@@ -165,9 +165,7 @@ def initialize_params(model: CharRNN, key: jax.Array) -> Params:
     return jax.tree.map(lambda p: p * model.init_scale if p.ndim > 1 else p, params)
 
 
-def change_vocabulary(
-    params: Params, *, tokens: Ids, new: Params, new_tokens: Ids
-) -> Params:
+def change_vocabulary(params: Params, *, tokens: Ids, new: Params, new_tokens: Ids) -> Params:
     """Returns the parameters of the same model for another vocabulary.
 
     Args:

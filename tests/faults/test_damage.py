@@ -70,7 +70,7 @@ def test_no_damage_of_any_file_is_silently_wrong(
     files = [file for file in sorted(trained.rglob("*")) if file.is_file()]
     assert len(files) > 30
     text = [file for file in files if file.suffix in (".json", ".jsonl")]
-    for file in [*files, *text * 5]:  # a bit of a text may be a space, or one of many digits
+    for file in [*files, *text * 3]:  # a bit of a text may be a space, or one of many digits
         workdir = tmp_path / "run"
         shutil.rmtree(workdir, ignore_errors=True)
         shutil.copytree(trained, workdir)
@@ -96,7 +96,7 @@ def test_no_damage_of_any_file_is_silently_wrong(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "missing"])
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut"])
 def test_damaged_programs_in_the_cache_are_compiled_again(tmp_path: Path, damage: str) -> None:
     """By JAX, whose warning says so: its compressed entries have checksums."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}

@@ -28,13 +28,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str
     [
         slow("train", ""),
         slow("train", "inside a save"),
-        slow("train", "between a manifest and its renaming"),
-        slow("train", "inside a deletion"),
-        slow("train", "while rows are rewritten"),
         slow("train", "at the last step"),
         slow("sweep", ""),
         slow("search", ""),
-        slow("two processes", "at the first checkpoint"),
     ],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(
@@ -58,9 +54,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     ("name", "number"),
     [
         slow("train", signal.SIGINT),
-        slow("train", signal.SIGHUP),
         slow("train", signal.SIGTERM),
-        slow("sweep", signal.SIGTERM),
     ],
 )
 def test_a_stopped_run_has_saved_and_prints_no_traceback(
