@@ -6,7 +6,6 @@ from pathlib import Path
 
 import kills
 import pytest
-from helpers import slow
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +22,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str
     return Measured()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "moment"),
     [
-        slow("train", ""),
-        slow("train", "inside a save"),
-        slow("train", "at the last step"),
-        slow("sweep", ""),
-        slow("search", ""),
+        ("train", ""),
+        ("train", "inside a save"),
+        ("train", "at the last step"),
+        ("sweep", ""),
+        ("search", ""),
     ],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(
@@ -50,24 +50,18 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     assert result.problems == []
 
 
-@pytest.mark.parametrize(
-    ("name", "number"),
-    [
-        slow("train", signal.SIGINT),
-        slow("train", signal.SIGTERM),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_has_saved_and_prints_no_traceback(
     undisturbed: dict[str, tuple[str, float]],
     tmp_path: Path,
     heeded_signals: None,
-    name: str,
     number: int,
 ) -> None:
     """At random moments from the first millisecond; the exit code is that of the signal."""
-    expected, seconds = undisturbed[name]
+    expected, seconds = undisturbed["train"]
     result = kills.run_killed(
-        kills.SCENARIOS[name],
+        kills.SCENARIOS["train"],
         tmp_path / "stopped",
         expected=expected,
         seconds=seconds,
