@@ -112,7 +112,7 @@ SCENARIOS = {
     for scenario in (
         Scenario("train", ("train",)),
         Scenario("sweep", ("sweep", "--workers=2", "--retry_failed")),
-        Scenario("search", ("search", "--workers=1", "--num_trials=3", "--retry_failed")),
+        Scenario("search", ("search", "--workers=1", "--num_trials=3")),
         Scenario("two processes", ("train",), num_processes=2),
     )
 }
@@ -341,9 +341,7 @@ def campaign(
         expected, seconds = run_undisturbed(scenario, place / "undisturbed")
         for index in range(count):
             moment = rng.choice(["", "", *MOMENTS]) if name == "train" else ""
-            victim = (
-                rng.choice(["launcher", "worker"]) if name in ("sweep", "search") else "launcher"
-            )
+            victim = rng.choice(["launcher", "worker"]) if name == "sweep" else "launcher"
             result = run_killed(
                 scenario,
                 place / str(index),
