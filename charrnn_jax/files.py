@@ -5,12 +5,17 @@ import errno
 import fcntl
 import glob
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from charrnn_jax.errors import BusyError, UserError, file_error
+
+# A cache may be shared by machines, where the same number is another process.
+_MACHINE = re.sub(r"\W", "_", platform.node())[:40]
 
 
 @contextmanager
@@ -20,7 +25,7 @@ def replacing(file: Path) -> Iterator[Path]:
     The folder is created if it is missing. If the process fails or is killed, or the power fails,
     `file` is either unchanged or complete.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial = _partial(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     remove_remains(file.parent, file.name)
     try:
@@ -29,7 +34,9 @@ def replacing(file: Path) -> Iterator[Path]:
         os.replace(partial, file)
         sync(file.parent)
     except OSError as error:
-        raise _with_final_name(error, partial, file) from error
+        if (named := _with_final_name(error, partial, file)) is error:
+            raise
+        raise named from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -46,7 +53,7 @@ def creating(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} already exists: delete it, or give another folder")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = _partial(folder)
     remove_remains(folder.parent, folder.name)
     partial.mkdir(parents=True)
     try:
@@ -55,7 +62,9 @@ def creating(folder: Path) -> Iterator[Path]:
         os.replace(partial, folder)
         sync(folder.parent)
     except OSError as error:
-        raise _with_final_name(error, partial, folder) from error
+        if (named := _with_final_name(error, partial, folder)) is error:
+            raise
+        raise named from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -89,15 +98,20 @@ def sync_tree(folder: Path) -> None:
         sync(path)
 
 
+def _partial(path: Path) -> Path:
+    """Returns a temporary path next to `path`, which names this process and its machine."""
+    return path.with_name(f".{path.name}.{_MACHINE}.{os.getpid()}.partial")
+
+
 def remove_remains(folder: Path, name: str | None = None) -> None:
-    """Removes what killed processes have left in a folder while they wrote there.
+    """Removes what killed processes of this machine have left in a folder while they wrote there.
 
     Args:
       folder: the folder.
       name: name of the file or folder that they wrote; None: any.
     """
     pattern = "*" if name is None else glob.escape(name)
-    for remains in folder.glob(f".{pattern}.*.partial"):
+    for remains in folder.glob(f".{pattern}.{_MACHINE}.*.partial"):
         process = remains.name.split(".")[-2]
         if not process.isdecimal() or _is_alive(int(process)):
             continue

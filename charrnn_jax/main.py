@@ -110,10 +110,11 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError):  # a folder that cannot be read or written, a full disk
         explained = file_error(error)
         return _fail(str(explained), explained.exit_code)
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError | MemoryError):
         if re.match("Symlink loop|Could not determine home directory", str(error)):
             return _fail(f"{error}: give another path", UserError.exit_code)  # by pathlib
-        if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
+        is_memory = isinstance(error, MemoryError)
+        if not (is_memory or re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error))):
             raise error  # out of memory has had several types in JAX, so the message decides
         hint = "out of memory: try a smaller --config.data.batch_size or --config.model.hidden_size"
         return _fail(hint, TrainingError.exit_code)
@@ -148,7 +149,8 @@ def _make_parser(name: str, command: Any) -> argparse.ArgumentParser:
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    show(f"charrnn: warning: {message}", to="stderr")
+    with contextlib.suppress(OSError):  # a warning ends no command, even if it cannot be shown
+        show(f"charrnn: warning: {message}", to="stderr")
 
 
 if __name__ == "__main__":

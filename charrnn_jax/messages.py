@@ -28,7 +28,7 @@ def printable(text: str, stream: IO[str]) -> str:
       text: any text; line breaks and tabs stay.
       stream: stream that the text will be printed to; one that is no terminal gets it unchanged.
     """
-    if not stream.isatty():
+    if not getattr(stream, "isatty", bool)():  # some programs give less than a file
         return text
     return _CONTROLS.sub(lambda control: ascii(control[0])[1:-1], text)
 

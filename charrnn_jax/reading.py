@@ -134,7 +134,10 @@ def read_npz(file: str | Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: the file cannot be read, or holds anything else than arrays of numbers.
     """
+    refuse_device(file)
     try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise ValueError("it is not a regular file")
         with zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
         # What is inside may not be larger than a file of this size can hold.

@@ -94,4 +94,6 @@ def test_check_of_a_sweep_checks_every_run(
 
 def test_check_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", f"--workdir={tmp_path}"]) == 2
-    assert "there is no checkpoint in" in last_line_of_error(capsys)
+    captured = capsys.readouterr()
+    assert "there is no checkpoint in" in captured.out
+    assert "1 problem(s)" in captured.err

@@ -11,6 +11,7 @@ from charrnn_jax.data.corpora import load_corpus
 from charrnn_jax.data.tokens import Splits, tokenize
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
+from charrnn_jax.files import _MACHINE
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes"])
@@ -84,7 +85,7 @@ def test_token_cache_is_bounded_and_keeps_what_was_used_last(
     monkeypatch.setattr(tokens_lib, "CACHE_BYTES", 2100)
     folder = tokens_lib.token_folder()
     folder.mkdir(parents=True)
-    (folder / f".0.uint8.tokens.{2**22 + 1}.partial").write_bytes(b"left")
+    (folder / f".0.uint8.tokens.{_MACHINE}.{2**22 + 1}.partial").write_bytes(b"left")
     corpora = []
     for name in "abcd":
         (tmp_path / name).write_text(name * 1000)

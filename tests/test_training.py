@@ -606,3 +606,18 @@ def test_rows_that_find_no_room_are_lost_but_not_the_run(
     lines.write({"step": 3})
     assert [row["step"] for row in read_json_lines(file)] == [3]
     assert lines.written.num_rows == 1
+
+
+def test_a_first_loss_that_is_negative_or_comes_late_bounds_no_run_wrongly(
+    tiny_config: ConfigDict, tmp_path: Path
+) -> None:
+    """Your own loss may be below zero and fall; and a first step may have been skipped."""
+    tiny_config.train.num_steps, tiny_config.train.on_nonfinite = 21, "skip"
+
+    def negative(logits, targets):
+        return cross_entropy(logits, targets) * 9 - 30
+
+    assert int(train(tiny_config, tmp_path / "own", loss_fn=negative).step) == 21
+    tiny_config.optimizer.name, tiny_config.optimizer.learning_rate = "sgd", 1e6
+    with pytest.raises(TrainingError, match="training diverges"):
+        train(tiny_config, tmp_path / "late", train_step=poisoned(1))

@@ -72,9 +72,12 @@ def _merge_into_json(file: Path, splits: dict[str, Any]) -> None:
     with contextlib.suppress(UserError):  # missing, or damaged
         known = read_json(file, dict[str, Any], remedy="delete it")
     for split, entry in splits.items():
-        with contextlib.suppress(KeyError, TypeError):  # not written by this command
-            if all(known[split][name] == entry[name] for name in ("step", "corpus")):
-                entry["losses"] = {**known[split]["losses"], **entry["losses"]}
+        # An entry that lacks something was not written by this command.
+        with contextlib.suppress(KeyError, TypeError, AttributeError):
+            old = known[split]
+            is_intact = old.get("sha256", digest_of(old)) == digest_of(old)
+            if is_intact and all(old[name] == entry[name] for name in ("step", "corpus")):
+                entry["losses"] = {**old["losses"], **entry["losses"]}
         entry["sha256"] = digest_of(entry)
     with replacing(file) as partial:
         partial.write_text(json.dumps({**known, **splits}, indent=2) + "\n")

@@ -42,7 +42,7 @@ def tokenize(corpus: Corpus, vocabulary: Vocabulary) -> np.ndarray:
     file = _token_file(corpus, vocabulary)
     if file.is_file() and not is_intact(file):
         warnings.warn(f"the tokens in {file} are damaged, and are made again", stacklevel=2)
-        file.unlink()
+        file.unlink(missing_ok=True)  # by another process that uses the same text
     if not file.is_file():
         _write_tokens(corpus, vocabulary, file)
         _delete_oldest(keep=file)
@@ -58,8 +58,11 @@ def token_folder() -> Path:
 
 def token_files() -> list[Path]:
     """Returns the token files of all texts; those that were used last come last."""
-    files = (file for file in token_folder().glob("[!.]*") if file.is_file())
-    return sorted(files, key=lambda file: file.stat().st_mtime)
+    times = {}
+    for file in token_folder().glob("[!.]*"):
+        with contextlib.suppress(FileNotFoundError):  # deleted by another process
+            times[file] = file.stat().st_mtime
+    return sorted(times, key=lambda file: times[file])
 
 
 def is_intact(file: Path) -> bool:
@@ -86,7 +89,7 @@ def _map(file: Path, dtype: np.dtype) -> np.ndarray:
         return np.empty(0, dtype)
     with open(file, "rb") as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    if hasattr(mmap, "MADV_RANDOM"):  # not on Windows
+    if hasattr(mmap, "MADV_RANDOM"):  # not on every system
         # Shuffled chunks are far apart: reading ahead would fill the memory with the whole file.
         mapped.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(mapped, dtype, count=num_bytes // dtype.itemsize)
@@ -116,10 +119,14 @@ def _write_tokens(corpus: Corpus, vocabulary: Vocabulary, file: Path) -> None:
 def _delete_oldest(*, keep: Path) -> None:
     """Deletes the token files that were not used for longest, down to `CACHE_BYTES` in all."""
     files = token_files()
-    total = sum(file.stat().st_size for file in files)
+    sizes = {}
     for file in files:
+        with contextlib.suppress(FileNotFoundError):  # deleted by another process
+            sizes[file] = file.stat().st_size
+    total = sum(sizes.values())
+    for file, size in sizes.items():
         if total > CACHE_BYTES and file != keep:
-            total -= file.stat().st_size
+            total -= size
             file.unlink(missing_ok=True)  # a process that has mapped it keeps its content
 
 

@@ -24,7 +24,8 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from charrnn_jax.config import Saved, from_dict, override_values, validate
-from charrnn_jax.errors import Interrupted, UserError, shortened
+from charrnn_jax.errors import BusyError, Interrupted, UserError, shortened
+from charrnn_jax.files import locked
 from charrnn_jax.messages import show
 from charrnn_jax.models.char_rnn import check_model
 from charrnn_jax.reading import Count, typed
@@ -314,8 +315,9 @@ def _drop_unfinished_line(file: Path) -> None:
             return
     except (ValueError, RecursionError):
         pass
-    if content:
-        os.truncate(file, start)
+    if content:  # unless another process is running the search, and may be writing this line
+        with contextlib.suppress(BusyError), locked(file.parent, doing="running a sweep"):
+            os.truncate(file, start)
 
 
 def _storage(workdir: Path) -> JournalStorage:

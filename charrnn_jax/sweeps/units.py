@@ -93,7 +93,12 @@ class WorkUnit:
     def has_ended(self) -> bool:
         """Returns whether training with this config has ended, successfully or not."""
         saved = self.read_status()
-        return saved["status"] in ENDED and saved["config"] == self.config.to_dict()
+        if saved["status"] not in ENDED or saved["config"] is None:
+            return False
+        try:  # fields added to the schema since get their defaults
+            return from_dict(saved["config"]).to_dict() == self.config.to_dict()
+        except UserError:
+            return False
 
     def read_status(self) -> Status:
         """Returns the status; "waiting" if its file is missing or damaged."""

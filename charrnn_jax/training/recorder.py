@@ -98,7 +98,8 @@ class Recorder:
         self._window = Tally(**saved["window"]) if saved else Tally()  # since the last row
         self._epoch = Tally(**saved["epoch"]) if saved else Tally()  # since the last epoch
         self._seconds = saved["seconds"] if saved else 0.0  # of the run, including pauses
-        # Runs of earlier versions lack these two.
+        # Runs of earlier versions lack these two; their first loss is not known.
+        self._is_old = saved is not None and "first_loss" not in saved
         self._first_loss = saved.get("first_loss") if saved else None
         self._skipped_in_a_row = saved.get("skipped_in_a_row", 0) if saved else 0
         self._mark = time.perf_counter()  # seconds are counted up to here
@@ -147,12 +148,12 @@ class Recorder:
     def _add_step(self, step: int, metrics: dict[str, Any], seconds: float | None) -> None:
         loss: CrossEntropy = metrics.pop("loss")
         nats_per_char = loss.nats_per_char
-        gradient_norm = float(metrics.get("gradient_norm", 0.0))
+        gradient_norm = float(np.mean(metrics.get("gradient_norm", 0.0)))
         if not (math.isfinite(nats_per_char) and math.isfinite(gradient_norm)):
             self._note_nonfinite(step, loss=nats_per_char, gradient_norm=gradient_norm)
             return
         self._skipped_in_a_row = 0
-        if step == 1:
+        if self._first_loss is None and not self._is_old:
             self._first_loss = nats_per_char
         for tally in (self._window, self._epoch):
             tally.add(loss, seconds=seconds)
@@ -206,10 +207,11 @@ class Recorder:
         }
         self.write(step, row | others)
         self._window = Tally()
-        if ratio and self._first_loss and mean > ratio * self._first_loss:
+        first = self._first_loss or 0.0  # your own loss may be negative, and has no such bound
+        if ratio and 0 < first < mean / ratio:
             raise self._diverged(
                 f"training diverges: the mean loss up to step {step:,} is {mean:.4g}, above "
-                f"{ratio:g} times the first ({self._first_loss:.4g}), with a learning rate of "
+                f"{ratio:g} times the first ({first:.4g}), with a learning rate of "
                 f"{self._schedule(step - 1):.4g}",
                 "--config.train.max_loss_ratio=0, which turns this check off",
             )

@@ -210,7 +210,7 @@ def apply_if_finite(train_step: TrainStep) -> TrainStep:
     ) -> tuple[TrainState, dict[str, Any]]:
         new_state, metrics = train_step(state, batch, **arguments)
         checked = metrics["loss"].total, metrics.get("gradient_norm", 0.0)
-        is_finite = jnp.isfinite(jnp.asarray(checked)).all()
+        is_finite = jnp.array([jnp.isfinite(value).all() for value in checked]).all()
         kept = jax.tree.map(partial(jnp.where, is_finite), new_state, state)
         return replace(kept, step=new_state.step), metrics
 

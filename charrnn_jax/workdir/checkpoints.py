@@ -451,11 +451,17 @@ def _read_json(file: Path, shape: type[T]) -> T:
 
 def _digests(folder: Path, item: str = "*") -> dict[str, str]:
     """Returns the SHA-256 of each file of an item, or of all items; other files are Orbax's own."""
-    files = sorted(file for file in folder.glob(f"{item}/**/*") if file.is_file())
-    return {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-    }
+
+    def refuse(error: OSError) -> None:
+        raise error  # a folder that may not be read is not empty
+
+    digests = {}
+    for part in filter(Path.is_dir, folder.glob(item)):
+        for place, _, names in os.walk(part, onerror=refuse):
+            for file in (Path(place) / name for name in names):
+                digest = hashlib.sha256(file.read_bytes()).hexdigest()
+                digests[file.relative_to(folder).as_posix()] = digest
+    return dict(sorted(digests.items()))
 
 
 def _write_failed(folder: Path, error: Exception) -> TrainingError:

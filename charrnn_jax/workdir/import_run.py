@@ -139,9 +139,10 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
             return load_file(file)
         return read_npz(file)
     except Exception as error:  # safetensors and NumPy raise errors of many types
-        if isinstance(error, OSError) and error.errno:  # nothing is wrong with what it holds
-            raise file_error(error, path=file, doing="read") from error
-        reason = shortened(str(error))
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        if isinstance(cause, OSError) and cause.errno:  # nothing is wrong with what it holds
+            raise file_error(cause, path=file, doing="read") from error
+        reason = shortened(str(cause or error))
         raise UserError(
             f"{file} cannot be read ({reason}): save the weights again, as float32"
         ) from error

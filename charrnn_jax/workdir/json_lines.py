@@ -11,7 +11,7 @@ from typing import Any
 
 from charrnn_jax.errors import UserError
 from charrnn_jax.files import replacing, sync
-from charrnn_jax.processes import is_first_process
+from charrnn_jax.processes import from_first, is_first_process
 from charrnn_jax.reading import Count, parse_json, read_bytes, typed
 
 _MAX_BYTES = 1 << 30
@@ -52,13 +52,14 @@ class JsonLines:
         self._num_rows = 0
         self._digest = hashlib.sha256()
         self._writes = is_first_process()
-        if not self._writes:
-            return
-        _, problem = find_row_damage(file, until_step=keep_until_step, expected=expected)
-        if problem:
-            warnings.warn(f"{file} was damaged: {problem}; other rows are kept", stacklevel=2)
-        lines = [_to_line(r) for r in read_json_lines(file) if r["step"] <= keep_until_step]
-        with replacing(file) as partial:
+        from_first(lambda: self._open(keep_until_step, expected))
+
+    def _open(self, keep_until_step: int, expected: RowsWritten | None) -> None:
+        rows, problem = _inspect(self.file, until_step=keep_until_step, expected=expected)
+        if problem and expected:  # a new run keeps no rows
+            warnings.warn(f"{self.file} was damaged: {problem}; other rows are kept", stacklevel=2)
+        lines = [_to_line(row) for row in rows]
+        with replacing(self.file) as partial:
             partial.write_text("".join(lines), encoding="utf-8")
         for line in lines:
             self._count(line)
@@ -84,18 +85,25 @@ class JsonLines:
             self._failed = False
             self._count(line)
         except OSError as error:
-            if not self._failed:
-                warnings.warn(
-                    f"cannot write to {self.file} ({error.strerror}): rows are lost until this "
-                    "is fixed",
-                    stacklevel=2,
-                )
-            self._failed = True
+            self._note_failure(error)
 
     def sync(self) -> None:
         """Waits until the rows are on the disk itself, so that a power failure keeps them."""
-        if self._writes and not self._failed:
+        if not self._writes or self._failed:
+            return
+        try:
             sync(self.file)
+        except OSError as error:
+            self._note_failure(error)
+
+    def _note_failure(self, error: OSError) -> None:
+        if not self._failed:
+            warnings.warn(
+                f"cannot write to {self.file} ({error.strerror}): rows are lost until this is "
+                "fixed",
+                stacklevel=3,
+            )
+        self._failed = True
 
 
 def read_json_lines(file: Path | str) -> list[dict[str, Any]]:
@@ -117,6 +125,14 @@ def find_row_damage(
       until_step: last step whose rows count.
       expected: what the file held after that step; None: not known.
     """
+    rows, problem = _inspect(file, until_step=until_step, expected=expected)
+    return len(rows), problem
+
+
+def _inspect(
+    file: Path, *, until_step: int, expected: RowsWritten | None
+) -> tuple[list[dict[str, Any]], str]:
+    """Returns the rows up to a step, and what is wrong with the file; see `find_row_damage`."""
     rows, num_damaged = _read(file)
     rows = [row for row in rows if row["step"] <= until_step]
     problems = []
@@ -130,7 +146,7 @@ def find_row_damage(
         content = "".join(map(_to_line, rows)).encode()
         if hashlib.sha256(content).hexdigest() != expected.sha256:
             problems.append("its rows are not those that were written")
-    return len(rows), " and ".join(problems)
+    return rows, " and ".join(problems)
 
 
 def _read(file: Path) -> tuple[list[dict[str, Any]], int]:

@@ -163,14 +163,22 @@ def fingerprint(workdir: Path) -> str:
         nats = [recorder[name]["nats"] for name in ("window", "epoch")]
         digest.update(json.dumps([metadata, nats], default=str).encode())
         for item in ("params", "training"):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # without a template it says so
-                tree = ocp.StandardCheckpointer().restore(
-                    folder.resolve() / "checkpoints" / str(last) / item
-                )
-            for leaf in jax.tree.leaves(tree):
+            for leaf in jax.tree.leaves(_read_arrays(folder, last, item)):
                 digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
+
+
+def _read_arrays(workdir: Path, step: int, item: str) -> Any:
+    """Returns the arrays of a checkpoint, whatever devices and processes had them."""
+    place = workdir.resolve() / "checkpoints" / str(step) / item
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(place)
+            tree = getattr(metadata, "item_metadata", metadata)
+            tree = getattr(tree, "tree", tree)
+            as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+            return checkpointer.restore(place, restore_args=jax.tree.map(lambda _: as_numpy, tree))
 
 
 def run_undisturbed(scenario: Scenario, folder: Path) -> tuple[str, float]:
