@@ -245,7 +245,9 @@ def run_killed(
                 _wait_for_workers(workdir)
             result.codes += codes
             allowed = {0, 128 + number} if number != signal.SIGKILL else {0, -number}
-            if victim == "launcher" and not set(codes) <= allowed:
+            # Another process of a job that has lost one may abort first.
+            is_alone = victim == "launcher" and len(processes) == 1
+            if is_alone and not set(codes) <= allowed:
                 result.problems.append(f"exit codes {codes} after signal {number}")
         for path, saved in before.items():
             if saved and max(steps(path.parent), default=-1) < max(saved):
