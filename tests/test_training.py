@@ -34,7 +34,7 @@ from charrnn_jax.generation.rules import Temperature
 from charrnn_jax.generation.sampler import generate
 from charrnn_jax.models.char_rnn import make_model
 from charrnn_jax.registry import HOOKS, LOSSES, RULES, TRAIN_STEPS
-from charrnn_jax.training import dispatch, interrupt
+from charrnn_jax.training import dispatch, interrupt, setup
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.optimizer import make_optimizer
 from charrnn_jax.training.progress import describe_initial_loss, describe_time_left
@@ -435,6 +435,7 @@ def test_a_run_is_resumed_with_other_values_of_some_fields_and_of_no_others(
     tiny_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The protocol and the window, too, are part of it: losses under two would be compared."""
+    monkeypatch.setattr(setup, "can_train_in_bfloat16", lambda: True)  # old jaxlibs cannot
     hook, rule = CallAt(1, lambda *_: None), Temperature(1.0)
     known = {LOSSES: cross_entropy, TRAIN_STEPS: train_step, HOOKS: lambda _: hook}
     known[RULES] = lambda _: rule
