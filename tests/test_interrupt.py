@@ -98,3 +98,25 @@ def test_ctrl_c_while_the_program_starts_prints_no_traceback(heeded_signals: Non
             _, err = process.communicate()
         assert "charrnn_jax" not in err
         assert process.returncode in (0, 130, -signal.SIGINT) or "Traceback" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_an_import_ends_the_process_at_once(
+    tmp_path: Path, heeded_signals: None, number: int
+) -> None:
+    """An exception in the middle of loading a library in C++ would crash the process."""
+    (tmp_path / "slow_library.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(5)\nprint('imported')\n"
+    )
+    program = (
+        "from charrnn_jax.training.interrupt import StopsCommand\n"
+        "with StopsCommand():\n"
+        "    try:\n"
+        "        import slow_library\n"
+        "    finally:\n"
+        "        print('cleaned')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")

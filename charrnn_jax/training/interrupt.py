@@ -17,6 +17,7 @@ from typing import Any, Self
 
 _SAME_WISH_SECONDS = 1.0
 _RETRY_SECONDS = 0.02
+_IMPORTS = "<frozen importlib._bootstrap>"  # the file of every import's frames
 
 
 class _Handler:
@@ -49,11 +50,11 @@ class _Handler:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is None:
             self.signal_number, self._since = number, time.monotonic()
-            self._first(number)
+            self._first(number, frame)
         elif time.monotonic() - self._since >= _SAME_WISH_SECONDS:
             self._stop(number)
 
-    def _first(self, number: int) -> None:
+    def _first(self, number: int, frame: FrameType | None) -> None:
         raise NotImplementedError
 
     def _stop(self, number: int) -> None:
@@ -67,7 +68,7 @@ class InterruptRequest(_Handler):
       signal_number: number of the first signal; None: there was none.
     """
 
-    def _first(self, number: int) -> None:
+    def _first(self, number: int, frame: FrameType | None) -> None:
         # Not print, since the signal may have arrived in the middle of one.
         with contextlib.suppress(OSError):  # stderr may be closed; the state is saved anyway
             os.write(2, b"\nSaving after this step. Ctrl-C again stops at once, without saving.\n")
@@ -77,7 +78,8 @@ class StopsCommand(_Handler):
     """While active, a signal ends the command by an exception, so that its files are cleaned up.
 
     Ctrl-C raises KeyboardInterrupt, other signals SystemExit with their exit code. JAX runs
-    callbacks from which no exception escapes: one that is lost there is raised again.
+    callbacks from which no exception escapes: one that is lost there is raised again. During an
+    import the process ends without an exception, which would crash the libraries that it comes to.
     """
 
     def __enter__(self) -> Self:
@@ -90,7 +92,11 @@ class StopsCommand(_Handler):
         if sys.unraisablehook == self._unraisable:  # nobody has set another one since
             sys.unraisablehook = self._hook_before
 
-    def _first(self, number: int) -> None:
+    def _first(self, number: int, frame: FrameType | None) -> None:
+        while frame:
+            if frame.f_code.co_filename == _IMPORTS:
+                os._exit(128 + number)
+            frame = frame.f_back
         self._stop(number)
 
     def _unraisable(self, lost: Any) -> None:

@@ -263,7 +263,8 @@ def run_killed(
     logs = [log.read_text(errors="replace") for log in workdir.rglob("*.log")]
     for text in (output, *logs):
         # Python itself prints one if Ctrl-C comes before the first line of the program.
-        if ("Traceback" in text and "charrnn_jax/" in text) or "damaged" in text:
+        is_ours = "Traceback" in text and "charrnn_jax/" in text and scenario.num_processes == 1
+        if is_ours or "damaged" in text:
             result.problems.append(text[-2000:])
     announced = [int(n.replace(",", "")) for n in re.findall(r"Saved step ([\d,]+)", output)]
     resumed = [int(n.replace(",", "")) for n in re.findall(r"Resuming from step ([\d,]+)", output)]
