@@ -121,6 +121,17 @@ def experiment_files(args: argparse.Namespace) -> tuple[str, ...]:
     return tuple(str(find_experiment(file)) for file in files) if has_registered() else ()
 
 
+def moved_text_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --path."""
+    parser.add_argument(
+        "--path",
+        default="",
+        type=path_text,
+        metavar="TEXT",
+        help="path of the run's text, if it was moved",
+    )
+
+
 def unk_flag(parser: argparse.ArgumentParser) -> None:
     """Adds --unk."""
     parser.add_argument(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charrnn_jax.commands.arguments import path, path_text, reject
+from charrnn_jax.commands.arguments import moved_text_flag, path, path_text, reject
 from charrnn_jax.errors import UserError
 from charrnn_jax.messages import show
 
@@ -18,13 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", type=path, required=True, metavar="DIR", help="folder of a run or a sweep"
     )
-    parser.add_argument(
-        "--path",
-        default="",
-        type=path_text,
-        metavar="TEXT",
-        help="path of the run's text, if it was moved",
-    )
+    moved_text_flag(parser)
     parser.add_argument(
         "--config",
         type=path_text,

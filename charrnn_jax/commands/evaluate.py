@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from charrnn_jax.commands.arguments import checkpoint_flags, open_run, path_text
+from charrnn_jax.commands.arguments import checkpoint_flags, moved_text_flag, open_run
 from charrnn_jax.errors import UserError, file_error
 from charrnn_jax.files import replacing
 from charrnn_jax.messages import show
@@ -26,13 +26,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(PROTOCOLS)}, or one that the experiment registers; default: all",
     )
-    parser.add_argument(
-        "--path",
-        default="",
-        type=path_text,
-        metavar="TEXT",
-        help="path of the run's text, if it was moved",
-    )
+    moved_text_flag(parser)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`check_run`: whether a run and its text are as they were. Changes nothing."""
+"""`check_run`: whether a run and its text are as they were. Changes nothing in the workdir."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
