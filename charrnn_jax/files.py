@@ -130,13 +130,17 @@ def lock(folder: Path, *, doing: str) -> int:
 
     Raises:
       BusyError: another process holds the lock.
+      UserError: the file system has no locks.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(descriptor)
         raise BusyError(f"another process is {doing} in {folder}: wait, or stop it") from error
+    except OSError as error:  # a file system without locks
+        os.close(descriptor)
+        raise file_error(error, path=folder, doing="lock") from error
     return descriptor
 
 

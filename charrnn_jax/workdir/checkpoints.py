@@ -9,18 +9,13 @@ knows nothing of models and training.
 """
 
 import contextlib
-import gc
 import hashlib
 import json
-import logging
 import math
 import os
 import re
 import shutil
-import sys
-import threading
 import time
-import traceback
 import warnings
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +31,7 @@ from charrnn_jax.messages import PROGRESS
 from charrnn_jax.processes import from_first, is_first_process
 from charrnn_jax.reading import Sha256, read_json
 from charrnn_jax.workdir.metadata import CheckpointMetadata
+from charrnn_jax.workdir.quiet_orbax import QuietOrbax
 
 T = TypeVar("T")
 _MANIFEST = "sha256.json"
@@ -73,7 +69,7 @@ class Checkpoints:
         return {step: read_metadata(self.workdir, step).loss for step in steps(self.workdir)}
 
     def __enter__(self) -> "Checkpoints":
-        self._quiet = _QuietOrbax(self.folder)
+        self._quiet = QuietOrbax(self.folder)
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -181,60 +177,19 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint is damaged or has other shapes.
+          TrainingError: the same, in one of several processes.
         """
         if (step := self.latest) is None:
             return None
         folder = self.folder / str(step)
-        params, rest = _read(folder / "params", params), _read(folder / "training", rest)
-        _check_finite(folder, params)
+        try:
+            params, rest = _read(folder / "params", params), _read(folder / "training", rest)
+            _check_finite(folder, params)
+        except UserError as error:
+            if jax.process_count() > 1:  # perhaps only here: the others must not wait
+                raise TrainingError(str(error)) from error
+            raise
         return params, rest, from_first(lambda: read_metadata(self.workdir, step))
-
-
-class _QuietOrbax:
-    """While active, Orbax prints no tracebacks of a failed write, which `Checkpoints` reports.
-
-    Its threads log each error before they raise it. When one fails, others still run, and what they
-    have begun is complained about whenever it ends. So after a failure, this stays active.
-    """
-
-    _LOGGERS = ("absl", "asyncio")
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = str(folder)
-        self._hook_before = sys.unraisablehook
-        sys.unraisablehook = self._unraisable
-        for name in self._LOGGERS:
-            logging.getLogger(name).addFilter(self._is_shown)
-
-    def end(self, *, failure: BaseException | None) -> None:
-        """Ends it, unless a write has failed."""
-        if isinstance(failure, TrainingError) and failure.__cause__:
-            error: BaseException | None = failure.__cause__
-            while error:  # its frames would keep unfinished operations until Python exits
-                traceback.clear_frames(error.__traceback__)
-                error = error.__cause__ or error.__context__
-            for thread in threading.enumerate():
-                if type(thread).__module__.startswith("orbax."):
-                    threading.Thread.join(thread, timeout=10)  # its own raises the error again
-            gc.collect()
-            return
-        for name in self._LOGGERS:
-            logging.getLogger(name).removeFilter(self._is_shown)
-        sys.unraisablehook = self._hook_before
-
-    def _is_shown(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and self._is_of_write(record.exc_info[1]))
-
-    def _unraisable(self, lost: Any) -> None:
-        if not self._is_of_write(lost.exc_value):
-            self._hook_before(lost)
-
-    def _is_of_write(self, error: BaseException | None) -> bool:
-        # TensorStore reports to the event loop of a thread of Orbax, which may have ended.
-        if str(error) == "Event loop is closed" or self._folder in str(error):
-            return True
-        frames = traceback.walk_tb(error.__traceback__ if error else None)
-        return any("orbax" in Path(frame.f_code.co_filename).parts for frame, _ in frames)
 
 
 def set_aside_damaged(workdir: Path) -> None:
