@@ -385,6 +385,7 @@ export(run, str(folder / "once more"))
 """
 
 
+@pytest.mark.slow
 def test_export_is_a_function_before_and_after_the_package_of_its_name_is_imported(
     tmp_path: Path,
 ) -> None:

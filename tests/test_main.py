@@ -389,10 +389,10 @@ def test_offline_run_uses_the_built_in_corpus_or_ends_with_nothing_left_behind(
     assert load_run(workdir).corpus.instead_of == "shakespeare"
     assert main(["evaluate", f"--workdir={workdir}"]) == 0  # reads the built-in corpus again
     assert "INSTEAD OF 'shakespeare'" in capsys.readouterr().err
-    for num_steps in (2, 3):  # a resumed run is still one on the substitute
-        assert main([SMOKE, f"--workdir={workdir}", *offline, f"{NUM_STEPS}={num_steps}"]) == 0
-        assert "WARNING: the corpus 'shakespeare'" in capsys.readouterr().out
-        assert load_run(workdir).corpus.instead_of == "shakespeare"
+    # A resumed run is still one on the substitute.
+    assert main([SMOKE, f"--workdir={workdir}", *offline, f"{NUM_STEPS}=2"]) == 0
+    assert "WARNING: the corpus 'shakespeare'" in capsys.readouterr().out
+    assert load_run(workdir).corpus.instead_of == "shakespeare"
     # Also when the corpus that was wanted has come since.
     text = b"ROMEO:\n" * 1000
     known = replace(KNOWN_CORPORA["shakespeare"], size=7000, sha256=sha256(text).hexdigest())

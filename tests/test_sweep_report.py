@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import slow
 from markdown_it import MarkdownIt
 from selenium import webdriver
 
@@ -360,7 +361,7 @@ def test_hostile_texts_are_shown_and_columns_sort(driver: webdriver.Chrome, tmp_
     assert sorted(texts, key=lambda text: text != "—", reverse=True) in (texts, texts[::-1])
 
 
-@pytest.mark.parametrize("name", ["cells", "hostile", "hundreds"])
+@pytest.mark.parametrize("name", ["cells", "hostile", slow("hundreds")])
 def test_the_page_fits_a_phone(name: str, driver: webdriver.Chrome, tmp_path: Path) -> None:
     screen = {"width": 375, "height": 667, "deviceScaleFactor": 2, "mobile": True}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)

@@ -212,6 +212,7 @@ def test_a_unit_of_another_config_is_not_done(tmp_path: Path) -> None:
     assert not replace(unit, config=config).has_ended()
 
 
+@pytest.mark.slow
 def test_the_scaling_law_of_a_report_counts_parameters_and_characters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,7 @@ def test_every_traced_number_has_a_taker_that_uses_it(tiny_config: ConfigDict) -
 SMALL = {"model.cell": "rnn", "model.implementation": "scan", "optimizer.name": "sgd"}
 
 
+@pytest.mark.slow
 def test_a_traced_number_does_what_it_does_in_the_config(tiny_config: ConfigDict) -> None:
     """Each by itself: the step of another run's program is the step of its own."""
     base = {

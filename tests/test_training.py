@@ -54,8 +54,8 @@ from charrnn_jax.workdir.run import load_run
 @pytest.mark.parametrize(
     ("batching", "steps_per_call"),
     [
-        ("chunks", 4),
         ("lanes", 1),
+        slow("chunks", 4),
         slow("chunks", 1),
         slow("lanes", 4),
     ],
@@ -238,6 +238,7 @@ def test_steps_together_and_text_from_the_host_train_the_same_model(
     assert len(rows_without_time(tmp_path / "one")) == len(rows_without_time(tmp_path / "many"))
 
 
+@pytest.mark.slow
 def test_own_loss_and_own_step_are_used(tiny_config: ConfigDict, tmp_path: Path) -> None:
     standard = train(tiny_config, tmp_path / "standard")
 
@@ -457,6 +458,7 @@ def test_a_run_is_resumed_with_other_values_of_some_fields_and_of_no_others(
     assert int(train(other, tmp_path / "run").step) == 3
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_vocabulary_that_it_was_saved_with(
     tiny_config: ConfigDict, tmp_path: Path
 ) -> None:
@@ -501,6 +503,7 @@ def test_nothing_is_written_when_the_prompt_or_the_text_cannot_be_used(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_model_learns_a_text_by_heart(tiny_config: ConfigDict, tmp_path: Path) -> None:
     """A text that repeats has an entropy rate of 0; greedy generation then goes on with it."""
     tiny_config.data.batching = "lanes"
