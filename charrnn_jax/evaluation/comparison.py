@@ -17,7 +17,7 @@ from scipy.special import ndtri, stdtrit
 NUM_RESAMPLES = 10_000
 MIN_BLOCKS, MAX_BLOCKS = 16, 1024
 MIN_LENGTH = 256  # characters, about six lines of verse
-_MAX_CORRELATION = 0.05  # of neighbours: the standard error is then at most 5% too low
+MAX_CORRELATION = 0.05  # of neighbours: the standard error is then at most 5% too low
 _DRAWS = 1 << 20  # blocks drawn at once, which bounds the memory
 
 
@@ -32,6 +32,8 @@ class Difference:
       standard_error: standard error of the mean.
       p: two-sided p of the hypothesis that the mean is 0.
       block_length: number of characters in a block.
+      correlation: correlation of the mean differences of neighbouring blocks. Above 0.05 the text
+        is too short for blocks that are long enough, and the interval is too narrow.
       num_chars: number of characters.
     """
 
@@ -41,6 +43,7 @@ class Difference:
     standard_error: float
     p: float
     block_length: int
+    correlation: float
     num_chars: int
 
     @property
@@ -72,13 +75,13 @@ def block_length(series: np.ndarray) -> int:
     num_chars = len(series)
     longest = max(num_chars // MIN_BLOCKS, 1)
     length = min(max(MIN_LENGTH, -(-num_chars // MAX_BLOCKS)), longest)
-    while length < longest and _correlation(block_means(series, length)) > _MAX_CORRELATION:
+    while length < longest and _correlation(block_means(series, length)) > MAX_CORRELATION:
         length = min(2 * length, longest)
     return length
 
 
 def block_means(series: np.ndarray, length: int) -> np.ndarray:
-    """Returns the means of consecutive blocks, [n // length]; an incomplete last one is left out."""
+    """Returns the means of consecutive blocks, [n // length], without an incomplete last one."""
     num_blocks = len(series) // length
     blocks = series[: num_blocks * length].reshape(num_blocks, length)
     return blocks.mean(axis=1, dtype=np.float64)
@@ -157,6 +160,7 @@ def paired_difference(
         standard_error=float(deviations.std()),
         p=min(1.0, 2 * (1 + int(fewest)) / (1 + num_resamples)),
         block_length=length,
+        correlation=_correlation(block_means(differences, length)),
         num_chars=num_chars,
     )
 
