@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Shown without --verbose, so that the answer fits on a screen.
 _KINDS = ("kind of character", "position in the word", "position in the window")
 _EXCERPTS, _PAIRS, _WIDTH = 5, 6, 100
+_LETTERS = string.ascii_uppercase
 _TWO_RUNS = (
     "This compares runs, not configurations: another seed can change a loss as much. "
     "charrnn sweep compares configurations over seeds."
@@ -83,27 +84,28 @@ def _report(found: "Comparison", *, is_long: bool) -> Iterator[str]:
     """Yields the lines of the report; a short one has the details of the best two runs only."""
     yield f"{found.split} {found.protocol}, {found.num_chars:,} {found.noun}"
     yield f"   {'loss in nats/' + found.unit} ± its standard error"
-    letters = dict(zip((each.name for each in found.runs), string.ascii_uppercase, strict=False))
-    losses = {each.name: each.loss for each in found.runs}
-    for each in sorted(found.runs, key=lambda each: each.loss):
+    ranked = sorted(range(len(found.runs)), key=lambda number: found.runs[number].loss)
+    for number in ranked:
+        each = found.runs[number]
         error = f"{each.loss:.4f} ± {each.standard_error:.4f}"
-        yield f"{letters[each.name]}  {error}   {each.name}, step {each.step:,}"
+        yield f"{_LETTERS[number]}  {error}   {each.name}, step {each.step:,}"
     yield ""
     # The best with the second, the best with the third, ...
-    pairs = sorted(found.pairs, key=lambda pair: sorted((losses[pair.first], losses[pair.second])))
+    pairs = sorted(
+        found.pairs, key=lambda pair: sorted(map(ranked.index, (pair.first, pair.second)))
+    )
     for pair in pairs if is_long else pairs[:_PAIRS]:
-        names = letters[pair.first], letters[pair.second]
-        yield from wrap(pair.describe(found.unit, names=names), _WIDTH)
+        yield from wrap(pair.describe(_LETTERS, unit=found.unit), _WIDTH)
     if len(pairs) > _PAIRS and not is_long:
         yield f"... and {len(pairs) - _PAIRS} more pairs: --verbose shows all"
     for pair in pairs if is_long else pairs[:1]:
-        names = letters[pair.first], letters[pair.second]
-        yield from _details(pair, found.unit, names=names, is_long=is_long)
+        yield from _details(pair, found.unit, is_long=is_long)
     yield ""
     yield from wrap(_TWO_RUNS, _WIDTH)
 
 
-def _details(pair: "Pair", unit: str, *, names: tuple[str, str], is_long: bool) -> Iterator[str]:
+def _details(pair: "Pair", unit: str, *, is_long: bool) -> Iterator[str]:
+    names = _LETTERS[pair.first], _LETTERS[pair.second]
     yield from wrap(pair.describe_power(unit), _WIDTH)
     yield ""
     kinds: dict[str, list[Group]] = {}
@@ -132,7 +134,8 @@ def _table(groups: "list[Group]", names: tuple[str, str], *, with_share: bool) -
     yield f"{groups[0].kind:<24}{'number':>10}{first:>9}{second:>9}{difference:>20}{share}"
     for group in groups:
         losses = "".join(f"{loss:9.4f}" for loss in group.losses)
-        change = f"{group.losses[0] - group.losses[1]:+.4f} ± {group.standard_error:.4f}"
+        error = "n/a   " if group.standard_error is None else f"{group.standard_error:.4f}"
+        change = f"{group.losses[0] - group.losses[1]:+.4f} ± {error}"
         if with_share and group.share is not None:
             share = f"{round(group.share, 2) + 0:8.0%}"  # no "-0%"
         yield f"  {group.name:<22}{group.num_chars:>10,}{losses}{change:>20}{share}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from charrnn_jax.evaluation.comparison import standard_error
+from charrnn_jax.evaluation.comparison import MIN_BLOCKS, standard_error
 
 NUM_PASSAGES, PASSAGE_CHARS, CONTEXT_CHARS = 20, 30, 20
 # First letters or whole names of Unicode categories -> kind of character; the first that fits.
@@ -43,7 +43,8 @@ class Group:
       name: which group it is.
       num_chars: number of characters in it.
       losses: mean loss of A and of B in the group, nats/char.
-      standard_error: standard error of the difference of the two, nats/char; NaN: unknown.
+      standard_error: standard error of the difference of the two, nats/char; None for fewer than
+        32 characters.
       contribution: difference summed over the group, divided by the length of the whole text; over
         all groups of a kind these add up to the mean difference.
       share: contribution / mean difference; None if the mean difference is 0.
@@ -53,7 +54,7 @@ class Group:
     name: str
     num_chars: int
     losses: tuple[float, float]
-    standard_error: float
+    standard_error: float | None
     contribution: float
     share: float | None
 
@@ -157,7 +158,7 @@ def _groups(
                 name=names[index],
                 num_chars=count,
                 losses=(next(means), next(means)),
-                standard_error=standard_error(errors),
+                standard_error=None if count < 2 * MIN_BLOCKS else standard_error(errors),
                 contribution=change / n,
                 share=change / total if total else None,
             )

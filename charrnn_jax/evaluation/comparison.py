@@ -17,7 +17,8 @@ from scipy.special import ndtri, stdtrit
 NUM_RESAMPLES = 10_000
 MIN_BLOCKS, MAX_BLOCKS = 16, 1024
 MIN_LENGTH = 256  # characters, about six lines of verse
-MAX_CORRELATION = 0.05  # of neighbours: the standard error is then at most 5% too low
+MAX_CORRELATION = 0.05  # of neighbours: the standard error is then about 5% too low
+_MOST_CORRELATION = 0.8  # that is allowed for: 16 blocks cannot tell more
 _DRAWS = 1 << 20  # blocks drawn at once, which bounds the memory
 
 
@@ -32,8 +33,8 @@ class Difference:
       standard_error: standard error of the mean.
       p: two-sided p of the hypothesis that the mean is 0.
       block_length: number of characters in a block.
-      correlation: correlation of the mean differences of neighbouring blocks. Above 0.05 the text
-        is too short for blocks that are long enough, and the interval is too narrow.
+      correlation: correlation of the mean differences of neighbouring blocks; above 0.05 the text
+        has few independent parts, and the interval was widened.
       num_chars: number of characters.
     """
 
@@ -48,23 +49,26 @@ class Difference:
 
     @property
     def detectable(self) -> float:
-        """The smallest true difference, in nats/char, that 4 of 5 such texts would show.
+        """The smallest true difference, in nats/char, that about 4 of 5 such texts would show.
 
-        (z(0.975) + z(0.8)) standard errors = 2.80 standard errors
+        half the interval + z(0.8) standard errors, about 2.8 standard errors
+
+        Where the blocks are still correlated, errors are uncertain themselves, and fewer texts show
+        it.
         """
-        return float(ndtri(0.975) + ndtri(0.8)) * self.standard_error
+        return (self.high - self.low) / 2 + float(ndtri(0.8)) * self.standard_error
 
 
 def block_length(series: np.ndarray) -> int:
     """Returns the length of blocks whose means are hardly correlated, in characters.
 
     It starts with 256 characters, and is doubled while the means of neighbouring blocks have a
-    correlation above 0.05. There are always 16 to 1024 blocks: the blocks of a short text are
-    shorter, and where 16 blocks are still correlated, errors come out too low.
+    correlation above 0.05. There are always 16 to 1024 blocks, so the blocks of a short text are
+    shorter, and the longest ones may still be correlated; see `_widening`.
 
     Rules that read the length from the correlation of single characters, such as Politis & White
-    2004, choose about 100 characters for the losses of Tiny Shakespeare, and their standard error
-    is 4 times too low: the correlations at a distance of thousands are each tiny, but add up.
+    2004, choose about 100 characters for the losses of Tiny Shakespeare, and give an eighth of this
+    standard error: correlations at a distance of thousands are each tiny, but they add up.
 
     Args:
       series: [n] losses, or differences of losses, in the order of the text.
@@ -90,14 +94,28 @@ def block_means(series: np.ndarray, length: int) -> np.ndarray:
 def _correlation(means: np.ndarray) -> float:
     """Returns the correlation of neighbours; 0 if all means are equal."""
     centered = means - means.mean()
-    variance = float(centered @ centered)
-    return float(centered[1:] @ centered[:-1]) / variance if variance else 0.0
+    if not (variance := float(centered @ centered)):
+        return 0.0
+    # The estimate from k blocks is too low by about 1 / k.
+    return float(centered[1:] @ centered[:-1]) / variance + 1 / len(means)
+
+
+def _widening(correlation: float) -> float:
+    """Returns the factor by which correlated blocks make the standard error larger.
+
+    sqrt((1 + r) / (1 - r)), exact for many blocks whose correlation at distance i is r^i
+
+    It is 1 for blocks that are hardly correlated.
+    """
+    r = min(correlation, _MOST_CORRELATION)
+    return math.sqrt((1 + r) / (1 - r)) if r > MAX_CORRELATION else 1.0
 
 
 def standard_error(losses: np.ndarray) -> float:
     """Returns the standard error of the mean loss, in nats/char.
 
-    s / sqrt(k), with the standard deviation s of the means of k blocks
+    s / sqrt(k), with the standard deviation s of the means of k blocks; more if the text is too
+    short for blocks that are hardly correlated, see `_widening`
 
     It is what the choice of the text contributes: how far the mean loss on other text of the same
     kind and length would be from this one.
@@ -111,7 +129,8 @@ def standard_error(losses: np.ndarray) -> float:
     if len(losses) < 2 * MIN_BLOCKS:
         return math.nan
     means = block_means(losses, block_length(losses))
-    return float(means.std(ddof=1)) / math.sqrt(len(means))
+    error = float(means.std(ddof=1)) / math.sqrt(len(means))
+    return error * _widening(_correlation(means))
 
 
 def paired_difference(
@@ -125,7 +144,8 @@ def paired_difference(
 
       sqrt(k / (k - 1)) t(0.975, k - 1) / z(0.975)
 
-    which is 1.003 for 400 blocks and 1.12 for 16. Exchanging the models changes only the signs.
+    which is 1.004 for 400 blocks and 1.12 for 16, and for blocks that are still correlated by
+    `_widening`. Exchanging the models changes only the signs.
 
     Args:
       losses: [n] losses of model A in nats, in the order of the text, n at least 32.
@@ -146,8 +166,9 @@ def paired_difference(
         raise ValueError("a loss is not finite")
     length = block_length(differences)
     num_blocks = num_chars / length
+    correlation = _correlation(block_means(differences, length))
     deviations = _resampled(differences - mean, length, num_resamples=num_resamples, seed=seed)
-    deviations *= math.sqrt(num_blocks / (num_blocks - 1))
+    deviations *= math.sqrt(num_blocks / (num_blocks - 1)) * _widening(correlation)
     t_ratio = float(stdtrit(num_blocks - 1, 0.975) / ndtri(0.975))
     resampled = mean + t_ratio * deviations
     low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
@@ -160,7 +181,7 @@ def paired_difference(
         standard_error=float(deviations.std()),
         p=min(1.0, 2 * (1 + int(fewest)) / (1 + num_resamples)),
         block_length=length,
-        correlation=_correlation(block_means(differences, length)),
+        correlation=correlation,
         num_chars=num_chars,
     )
 

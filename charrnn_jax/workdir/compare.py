@@ -67,8 +67,8 @@ class Pair:
     """The comparison of two runs, A and B.
 
     Attributes:
-      first: name of run A.
-      second: name of run B.
+      first: number of run A, from 0, in the order given.
+      second: number of run B.
       difference: loss of A minus loss of B.
       corrected_p: p of the difference, with Holm's correction over all pairs.
       num_pairs: number of pairs in the comparison.
@@ -76,8 +76,8 @@ class Pair:
       excerpts: passages that differ most, the largest difference first.
     """
 
-    first: str
-    second: str
+    first: int
+    second: int
     difference: Difference
     corrected_p: float
     num_pairs: int
@@ -89,15 +89,15 @@ class Pair:
         """Whether the difference is more than the choice of the text explains."""
         return self.corrected_p < 0.05
 
-    def describe(self, unit: str, *, names: Sequence[str] = ()) -> str:
+    def describe(self, names: Sequence[str], *, unit: str) -> str:
         """Returns the result in a sentence.
 
         Args:
+          names: what to call the runs, in the order given.
           unit: what one token is, "char" or "byte".
-          names: what to call the two runs; empty: their workdirs.
         """
         found = self.difference
-        first, second = names or (self.first, self.second)
+        first, second = names[self.first], names[self.second]
         if found.low == found.high == 0:
             return f"{first} and {second} have the same loss on every {unit}."
         corrected = ""
@@ -120,14 +120,14 @@ class Pair:
         found = self.difference
         num_blocks, noun = found.num_chars // found.block_length, _NOUNS[unit]
         text = (
-            f"Between these two, 4 of 5 such texts would show a true difference of "
+            f"Between these two, about 4 of 5 such texts would show a true difference of "
             f"{found.detectable:.4f} nats/{unit}; much smaller ones would usually be missed. "
             f"Errors are from {num_blocks} blocks of {found.block_length:,} {noun}."
         )
         if found.correlation > MAX_CORRELATION:
             text += (
-                f" Neighbouring blocks are still correlated ({found.correlation:.2f}), so the "
-                "interval is rather too narrow: the text has few independent parts."
+                f" Neighbouring blocks are still correlated ({found.correlation:.2f}): the text "
+                "has few independent parts. The errors allow for that as far as so few can tell."
             )
         return text
 
@@ -274,45 +274,48 @@ def _losses(run: Run, tokens: np.ndarray, protocol: Protocol) -> np.ndarray:
 def _pairs(
     runs: Sequence[Run], losses: Sequence[np.ndarray], targets: np.ndarray, *, protocol: Protocol
 ) -> tuple[Pair, ...]:
-    characters = _characters(targets, runs[0].vocabulary)
+    text, positions = _decode(targets, runs[0].vocabulary)
+    characters = "".join([text[position] for position in positions])
     window = protocol.window if isinstance(protocol, Cold) else 0
     indices = list(itertools.combinations(range(len(runs)), 2))
     differences = [paired_difference(losses[a], losses[b]) for a, b in indices]
     corrected = holm([difference.p for difference in differences])
     return tuple(
         Pair(
-            first=str(runs[a].workdir),
-            second=str(runs[b].workdir),
+            first=a,
+            second=b,
             difference=difference,
             corrected_p=p,
             num_pairs=len(indices),
             groups=tuple(break_down(losses[a], losses[b], characters, window=window)),
-            excerpts=tuple(_excerpts(losses[a], losses[b], targets, runs[0].vocabulary)),
+            excerpts=tuple(_excerpts(losses[a], losses[b], text, positions)),
         )
         for (a, b), difference, p in zip(indices, differences, corrected, strict=True)
     )
 
 
-def _characters(tokens: np.ndarray, vocabulary: Vocabulary) -> str:
-    """Returns the character of each token; the bytes of a character all have that character."""
+def _decode(tokens: np.ndarray, vocabulary: Vocabulary) -> tuple[str, np.ndarray]:
+    """Returns (text, [n] position in it of the character that each token is, or is a byte of)."""
     if vocabulary.kind == "characters":
-        return vocabulary.decode(tokens)
+        return vocabulary.decode(tokens), np.arange(len(tokens))
     text = (tokens - 1).astype(np.uint8).tobytes().decode("utf-8", "surrogateescape")
-    return "".join(char * len(char.encode("utf-8", "surrogateescape")) for char in text)
+    sizes = [len(character.encode("utf-8", "surrogateescape")) for character in text]
+    return text, np.repeat(np.arange(len(text)), sizes)
 
 
 def _excerpts(
-    losses: np.ndarray, others: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary
+    losses: np.ndarray, others: np.ndarray, text: str, positions: np.ndarray
 ) -> list[Excerpt]:
-    return [
-        Excerpt(
-            start=passage.start,
-            nats=passage.nats,
-            before=vocabulary.decode(
-                targets[max(passage.start - CONTEXT_CHARS, 0) : passage.start]
-            ),
-            passage=vocabulary.decode(targets[passage.start : passage.end]),
-            after=vocabulary.decode(targets[passage.end : passage.end + CONTEXT_CHARS]),
-        )
-        for passage in most_different(losses, others)
-    ]
+    excerpts = []
+    for passage in most_different(losses, others):
+        # Whole characters, of which the passage may have some of the bytes.
+        start, end = int(positions[passage.start]), int(positions[passage.end - 1]) + 1
+        parts = text[max(start - CONTEXT_CHARS, 0) : start], text[start:end]
+        after = text[end : end + CONTEXT_CHARS]
+        excerpts.append(Excerpt(passage.start, passage.nats, *map(_valid, (*parts, after))))
+    return excerpts
+
+
+def _valid(text: str) -> str:
+    """Returns a text with U+FFFD for each byte that is not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
