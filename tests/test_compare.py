@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from charrnn_jax.evaluation.protocols import Carried, Cold
 from charrnn_jax.main import main
 from charrnn_jax.reports.sweep.statistics import Result
 from charrnn_jax.sweeps.best_two import describe_best_two
-from charrnn_jax.training.loop import train
+from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.compare import compare
+from charrnn_jax.workdir.metadata import CheckpointMetadata
 from charrnn_jax.workdir.run import Run
 
 TEXTS = {
@@ -113,7 +113,7 @@ def test_order_of_runs_flips_signs_and_a_run_equals_itself(make_run: MakeRun) ->
     assert (equal.difference.mean, equal.difference.low, equal.difference.high) == (0, 0, 0)
     assert not equal.is_real
     assert not equal.excerpts
-    assert equal.describe("AB", unit="char") == "A and B have the same loss on every char."
+    assert equal.describe("AB", unit="char") == "A and B have the same losses on this text."
 
 
 def test_several_runs_are_compared_in_pairs_with_a_correction(make_run: MakeRun) -> None:
@@ -155,7 +155,7 @@ def test_imported_runs_are_compared_on_a_given_text(make_run: MakeRun, tmp_path:
         ({}, {"text": "several"}, "a and b have different texts: "),
         ({}, {"max_chars": 2000}, "a and b have different texts: "),
         ({}, {"validation_fraction": 0.2}, "a and b split the text at different places"),
-        ({"max_chars": 300}, {"max_chars": 300}, "has 31 characters: .* more than 32"),
+        ({"max_chars": 300}, {"max_chars": 300}, "has 30 characters to score: .* needs 32"),
     ],
 )
 def test_runs_that_do_not_score_the_same_characters_are_refused(
@@ -181,23 +181,23 @@ def test_other_things_that_cannot_be_compared_are_refused(make_run: MakeRun) -> 
 # --- commands -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def workdirs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two short runs of one text, one of them better."""
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "text.txt").write_text(SENTENCE * 60, encoding="utf-8")
-    config = default_config()
-    config.data.path = str(folder / "text.txt")
-    config.data.batch_size, config.data.sequence_length = 8, 20
-    config.model.cell, config.model.embedding_size, config.model.hidden_size = "rnn", 8, 16
-    config.optimizer.learning_rate = 1e-2
-    config.evaluation.window = 32
-    config.sample.prompt, config.sample.num_chars = "The ", 4
-    config.train.num_steps, config.train.evaluate_every_steps = 60, 30
-    train(config, folder / "60")
-    shutil.copytree(folder / "60", folder / "30")
-    shutil.rmtree(folder / "30" / "checkpoints" / "60")
-    return [folder / "30", folder / "60"]
+@pytest.fixture
+def workdirs(make_run: MakeRun, tmp_path: Path) -> list[Path]:
+    """Two runs on disk, the second of which predicts less badly."""
+    folders = [tmp_path / "worse", tmp_path / "better"]
+    for folder, scale in zip(folders, (4.0, 1.0), strict=True):
+        run = make_run()
+        run.config.evaluation.window = 32
+        metadata = CheckpointMetadata(
+            step=run.step,
+            config=run.config.to_dict(),
+            vocabulary=run.vocabulary.to_dict(),
+            corpus=run.corpus,
+        )
+        with Checkpoints(folder) as checkpoints:
+            params = jax.tree.map(lambda x, scale=scale: x * scale, run.params)
+            checkpoints.save(params, None, metadata=metadata)
+    return folders
 
 
 def test_compare_prints_what_it_found(
@@ -242,7 +242,9 @@ def test_evaluate_says_how_certain_a_loss_is(
         assert f"standard error {error:.4f} nats/char)" in out
         known = charrnn_jax.load_run(workdirs[1]).losses()["validation"]
         assert known[protocol.label] == pytest.approx(float(np.mean(losses, dtype=float)))
-    assert main(["check", f"--workdir={workdirs[1]}"]) == 0
+    capsys.readouterr()
+    main(["check", f"--workdir={workdirs[1]}"])
+    assert "known for validation" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_a_report_compares_its_two_best_or_says_why_not(workdirs: list[Path]) ->
     ]
     folders = dict(zip("ab", workdirs, strict=True))
     (text,) = describe_best_two(results, folders, protocol=Cold(window=32))
-    assert "in one run of each (b; a), cold-32, on 492 characters" in text
+    assert "in one run of each (b; a), cold-32, on 246 characters" in text
     assert ": the first is better than the second by " in text
     assert describe_best_two(results[2:], folders, protocol=Carried()) == []
     gone = {name: folder / "gone" for name, folder in folders.items()}

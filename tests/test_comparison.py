@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers import slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import signal, stats
@@ -17,7 +18,7 @@ from charrnn_jax.evaluation.comparison import (
     standard_error,
 )
 
-NUM = 250  # simulations of a kind
+NUM = 300  # simulations of a kind
 
 
 def autoregressive(rng: np.random.Generator, num_chars: int, phi: float) -> np.ndarray:
@@ -32,7 +33,7 @@ def differences(rng: np.random.Generator, num_chars: int, phi: float) -> np.ndar
     return 0.5 * (single + 0.2 * autoregressive(rng, num_chars, phi))
 
 
-@pytest.mark.parametrize("phi", [0.0, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("phi", [0.0, 0.9, 0.99, slow(0.999)])
 def test_intervals_hold_the_true_difference_in_95_of_100_texts(phi: float) -> None:
     """Also if passages of a thousand characters are alike, where a plain interval fails."""
     rng, truth = np.random.default_rng(0), 0.01
@@ -48,7 +49,7 @@ def test_intervals_hold_the_true_difference_in_95_of_100_texts(phi: float) -> No
     fewest = int(stats.binom.ppf(0.001, NUM, 0.94))
     assert held >= fewest, held / NUM
     assert held <= 0.99 * NUM  # nor wider than they need to be
-    assert (held_plainly >= fewest) == (phi == 0)
+    assert (held_plainly >= fewest) == (phi < 0.99)
 
 
 def test_differences_as_large_as_detectable_are_found_in_about_4_of_5_texts() -> None:
@@ -78,7 +79,7 @@ def test_blocks_grow_with_correlation_and_are_never_few() -> None:
 @pytest.mark.parametrize("phi", [0.0, 0.99])
 def test_standard_error_is_the_spread_of_the_mean_over_texts(phi: float) -> None:
     rng = np.random.default_rng(3)
-    texts = [np.float32(1.5 + differences(rng, 30_000, phi)) for _ in range(NUM)]
+    texts = [np.float32(1.5 + differences(rng, 30_000, phi)) for _ in range(200)]
     spread = np.std([text.mean(dtype=float) for text in texts])
     errors = [standard_error(text) for text in texts]
     assert np.mean(errors) == pytest.approx(spread, rel=0.15)

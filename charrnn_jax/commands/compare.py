@@ -99,14 +99,16 @@ def _report(found: "Comparison", *, is_long: bool) -> Iterator[str]:
     if len(pairs) > _PAIRS and not is_long:
         yield f"... and {len(pairs) - _PAIRS} more pairs: --verbose shows all"
     for pair in pairs if is_long else pairs[:1]:
-        yield from _details(pair, found.unit, is_long=is_long)
+        yield from _details(pair, found, is_long=is_long)
     yield ""
     yield from wrap(_TWO_RUNS, _WIDTH)
 
 
-def _details(pair: "Pair", unit: str, *, is_long: bool) -> Iterator[str]:
+def _details(pair: "Pair", found: "Comparison", *, is_long: bool) -> Iterator[str]:
+    if not pair.excerpts:  # no character has another loss
+        return
     names = _LETTERS[pair.first], _LETTERS[pair.second]
-    yield from wrap(pair.describe_power(unit), _WIDTH)
+    yield from wrap(pair.describe_power(found.unit), _WIDTH)
     yield ""
     kinds: dict[str, list[Group]] = {}
     for group in pair.groups:
@@ -115,23 +117,23 @@ def _details(pair: "Pair", unit: str, *, is_long: bool) -> Iterator[str]:
         if kind == "kind of character":
             groups.sort(key=lambda group: -abs(group.contribution))
         if is_long or kind in _KINDS:
-            yield from _table(groups, names, with_share=pair.is_real)
-    excerpts = pair.excerpts if is_long else pair.excerpts[:_EXCERPTS]
-    if excerpts:
-        yield f"{'passages that differ most':<26}{' - '.join(names)} in nats, position, [[text]]"
-    for excerpt in excerpts:
+            yield from _table(groups, names, noun=found.noun, with_share=pair.is_real)
+    yield f"passages that differ most: {' - '.join(names)} in nats, position, [[text]]"
+    for excerpt in pair.excerpts if is_long else pair.excerpts[:_EXCERPTS]:
         before, passage, after = (
             repr(text)[1:-1] for text in (excerpt.before, excerpt.passage, excerpt.after)
         )
         yield f"{excerpt.nats:+8.2f}{excerpt.start:>11,}  {before}[[{passage}]]{after}"
 
 
-def _table(groups: "list[Group]", names: tuple[str, str], *, with_share: bool) -> Iterator[str]:
+def _table(
+    groups: "list[Group]", names: tuple[str, str], *, noun: str, with_share: bool
+) -> Iterator[str]:
     """Yields the rows of one kind of group; shares of no difference would mean nothing."""
     first, second = names
     difference = f"{first} - {second} ± error"
     share = f"{'share':>8}" * with_share
-    yield f"{groups[0].kind:<24}{'number':>10}{first:>9}{second:>9}{difference:>20}{share}"
+    yield f"{groups[0].kind:<24}{noun:>10}{first:>9}{second:>9}{difference:>20}{share}"
     for group in groups:
         losses = "".join(f"{loss:9.4f}" for loss in group.losses)
         error = "n/a   " if group.standard_error is None else f"{group.standard_error:.4f}"

@@ -12,7 +12,6 @@ from charrnn_jax.data.vocabulary import UnknownCharacterError, Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.breakdown import CONTEXT_CHARS, Group, break_down, most_different
 from charrnn_jax.evaluation.comparison import (
-    MAX_CORRELATION,
     MIN_BLOCKS,
     Difference,
     holm,
@@ -23,6 +22,7 @@ from charrnn_jax.evaluation.protocols import Cold, Protocol, char_losses, make_p
 from charrnn_jax.workdir.run import Run
 
 _NOUNS = {"char": "characters", "byte": "bytes"}
+_NOTABLE = 0.25  # correlation of neighbouring blocks that is worth a sentence
 MAX_RUNS = 20  # 190 pairs: with more, the smallest p that the resamples can give is not small
 
 
@@ -99,7 +99,7 @@ class Pair:
         found = self.difference
         first, second = names[self.first], names[self.second]
         if found.low == found.high == 0:
-            return f"{first} and {second} have the same loss on every {unit}."
+            return f"{first} and {second} have the same losses on this text."
         corrected = ""
         if self.num_pairs > 1:
             corrected = f"; p = {self.corrected_p:.2g}, corrected for {self.num_pairs} pairs"
@@ -124,7 +124,7 @@ class Pair:
             f"{found.detectable:.4f} nats/{unit}; much smaller ones would usually be missed. "
             f"Errors are from {num_blocks} blocks of {found.block_length:,} {noun}."
         )
-        if found.correlation > MAX_CORRELATION:
+        if found.correlation > _NOTABLE:
             text += (
                 f" Neighbouring blocks are still correlated ({found.correlation:.2f}): the text "
                 "has few independent parts. The errors allow for that as far as so few can tell."
@@ -212,10 +212,10 @@ def compare(
     tokens = [dataset.splits.with_context(split) for dataset in datasets]
     if max_chars:
         tokens = [each[: 1 + max_chars] for each in tokens]
-    if len(tokens[0]) <= 2 * MIN_BLOCKS:
+    if (num_chars := max(len(tokens[0]) - 1, 0)) < 2 * MIN_BLOCKS:
         raise UserError(
-            f"the {split} split of {runs[0].workdir} has {len(tokens[0])} characters: a comparison "
-            f"needs more than {2 * MIN_BLOCKS}"
+            f"the {split} split of {runs[0].workdir} has {num_chars} {runs[0].vocabulary.kind} to "
+            f"score: a comparison needs {2 * MIN_BLOCKS}"
         )
     losses = [_losses(*each) for each in zip(runs, tokens, protocols, strict=True)]
     return Comparison(
