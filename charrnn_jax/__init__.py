@@ -33,6 +33,9 @@ Training
 
 Evaluation
   evaluate             loss of a text under a protocol
+  char_losses          loss of every character of a text
+  standard_error       standard error of a mean loss, over blocks of characters
+  paired_difference    difference of two models on one text, with its interval
   Cold                 protocol: windows, each from a zero carry
   Carried              protocol: one pass that keeps the carry
   Protocol             what a protocol has to have
@@ -49,6 +52,7 @@ Generation
 
 Runs on disk
   load_run             opens a run: params, model, vocabulary, config
+  compare              whether runs differ on the same text, and where
   read_json_lines      reads metrics.jsonl or samples.jsonl
   load_sweep           the runs of a sweep
   import_run           makes a run of weights from PyTorch or Keras
@@ -73,11 +77,14 @@ if TYPE_CHECKING:
     from charrnn_jax.data.dataset import load_dataset as load_dataset
     from charrnn_jax.data.vocabulary import UNK_ID as UNK_ID
     from charrnn_jax.data.vocabulary import Vocabulary as Vocabulary
+    from charrnn_jax.evaluation.comparison import paired_difference as paired_difference
+    from charrnn_jax.evaluation.comparison import standard_error as standard_error
     from charrnn_jax.evaluation.metrics import CrossEntropy as CrossEntropy
     from charrnn_jax.evaluation.metrics import cross_entropy as cross_entropy
     from charrnn_jax.evaluation.protocols import Carried as Carried
     from charrnn_jax.evaluation.protocols import Cold as Cold
     from charrnn_jax.evaluation.protocols import Protocol as Protocol
+    from charrnn_jax.evaluation.protocols import char_losses as char_losses
     from charrnn_jax.evaluation.protocols import evaluate as evaluate
     from charrnn_jax.export.folder import export as export
     from charrnn_jax.export.page import export_page as export_page
@@ -110,6 +117,7 @@ if TYPE_CHECKING:
     from charrnn_jax.training.train_step import TrainState as TrainState
     from charrnn_jax.training.train_step import create_train_state as create_train_state
     from charrnn_jax.training.train_step import train_step as train_step
+    from charrnn_jax.workdir.compare import compare as compare
     from charrnn_jax.workdir.import_run import import_run as import_run
     from charrnn_jax.workdir.json_lines import read_json_lines as read_json_lines
     from charrnn_jax.workdir.run import load_run as load_run
@@ -120,8 +128,9 @@ _NAMES = {
     "data.corpora": ["load_corpus"],
     "data.dataset": ["load_dataset"],
     "data.vocabulary": ["UNK_ID", "Vocabulary"],
+    "evaluation.comparison": ["paired_difference", "standard_error"],
     "evaluation.metrics": ["CrossEntropy", "cross_entropy"],
-    "evaluation.protocols": ["Carried", "Cold", "Protocol", "evaluate"],
+    "evaluation.protocols": ["Carried", "char_losses", "Cold", "evaluate", "Protocol"],
     "export.folder": ["export"],
     "export.page": ["export_page"],
     "generation.choice": ["make_rules"],
@@ -152,6 +161,7 @@ _NAMES = {
     "training.optimizer": ["make_optimizer"],
     "training.replicas": ["train_replicas"],
     "training.train_step": ["create_train_state", "train_step", "TrainState"],
+    "workdir.compare": ["compare"],
     "workdir.import_run": ["import_run"],
     "workdir.json_lines": ["read_json_lines"],
     "workdir.run": ["load_run"],

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.comparison import holm
 from charrnn_jax.reports.sweep.effects import Decomposition, decompose, is_geometric, value_text
 from charrnn_jax.reports.sweep.statistics import (
     Result,
     Summary,
     group,
-    holm,
     mean_interval,
     paired_p,
     summarize,

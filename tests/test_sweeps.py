@@ -232,13 +232,14 @@ def test_the_scaling_law_of_a_report_counts_parameters_and_characters(
     sizes = hyper.sweep("model.hidden_size", [8, 16, 32])
     sweep = hyper.product([sizes, hyper.sweep("train.num_steps", [10, 100, 1000])])
     write_report(units_of(sweep, tmp_path), tmp_path)
-    (note,) = notes
+    note, skipped = notes
+    assert "not compared (there is no checkpoint in " in skipped
     assert "fitted to 9 runs (8,000 to 32,000 parameters, 64,000 to 6,400,000 characters" in note
     notes.clear()
     write_report(
         units_of(hyper.product([sweep, hyper.sweep("model.cell", ["gru", "rnn"])])), tmp_path
     )
-    assert notes == []
+    assert not any("fitted" in note for note in notes)
 
 
 def test_the_table_says_which_units_still_compile(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ state = c.train(config, "runs/a")
 c.train_replicas([config], ["runs/b"])
 protocols: Sequence[c.Protocol] = (c.Cold(window=256, batch_size=64), c.Carried())
 nats: float = c.evaluate(params, ids, model=model, protocol=protocols[0]).nats_per_char
+per_char = c.char_losses(params, ids, model=model, protocol=protocols[0])
+error: float = c.standard_error(per_char)
+interval: tuple[float, float] = (c.paired_difference(per_char, per_char).low, error)
 sampler = c.Sampler(params, model=model, vocabulary=dataset.vocabulary)
 text: str = sampler.generate(["a"], num_chars=5, temperature=0.5, stop=["b"])[0].text
 story: str = c.Continuation.start(sampler, "a").write(9, top_k=3).text
@@ -41,6 +44,7 @@ rules: tuple[c.Rule, ...] = c.make_rules(dataset.vocabulary, top_p=0.9)
 weights = c.prepare(params, model=model, transposed=False)
 primed, drawn = c.prime, c.sample_step
 run = c.load_run("runs/a")
+p: float = c.compare(run, run, protocol="cold").pairs[0].corrected_p
 c.export(run, "exported")
 c.export_page(run, "model.html")
 units = c.load_sweep("runs/s")

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Prints the losses and writes them to `evaluation.json`, if the workdir can be written."""
     trained = open_run(args, overrides)
-    from charrnn_jax.evaluation.protocols import evaluate, make_protocol, protocols_in_all
+    import numpy as np
+
+    from charrnn_jax.evaluation.comparison import standard_error
+    from charrnn_jax.evaluation.metrics import CrossEntropy
+    from charrnn_jax.evaluation.protocols import char_losses, make_protocol, protocols_in_all
 
     settings = trained.config.evaluation
     names = protocols_in_all() if args.protocol == "all" else [args.protocol]
@@ -41,14 +46,18 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     tokens = dataset.splits.with_context(args.split)
     if len(tokens) < 2:
         raise UserError(f"the run in {trained.workdir} has no {args.split} split to evaluate")
-    results = {}
+    results: dict[str, dict[str, float | None]] = {}
     for protocol in protocols:
-        loss = evaluate(trained.params, tokens, model=trained.model, protocol=protocol)
+        losses = char_losses(trained.params, tokens, model=trained.model, protocol=protocol)
+        loss = CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
+        error = standard_error(losses)
+        known = math.isfinite(error)
+        error_text = f", standard error {error:.4f} nats/{trained.vocabulary.unit}" * known
         show(
             f"{args.split} {protocol.label}: {loss.describe(trained.vocabulary.unit)}, perplexity "
-            f"{loss.describe_perplexity()} ({loss.count:,} {trained.vocabulary.kind})"
+            f"{loss.describe_perplexity()} ({loss.count:,} {trained.vocabulary.kind}{error_text})"
         )
-        results[protocol.label] = loss.to_dict()
+        results[protocol.label] = {**loss.to_dict(), "standard_error": error if known else None}
     file = trained.workdir / "evaluation.json"
     entry = {"step": trained.step, "corpus": asdict(dataset.identity()), "losses": results}
     try:

@@ -210,14 +210,49 @@ def evaluate(
     Raises:
       UserError: the protocol did not yield one loss for each of the n characters.
     """
-    result, num_chars = CrossEntropy(0.0, 0), max(len(tokens) - 1, 0)
-    if not num_chars:
-        return result
-    for losses in protocol.losses(params, tokens, model=model):
+    result = CrossEntropy(0.0, 0)
+    for losses in _checked_losses(params, tokens, model=model, protocol=protocol):
         result += CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
-    if result.count != num_chars:
+    return result
+
+
+def char_losses(
+    params: Params, tokens: np.ndarray, *, model: CharRNN, protocol: Protocol
+) -> np.ndarray:
+    """Returns the loss of every character of a text under a protocol.
+
+    Args:
+      params: parameters of the model, as returned by `initialize_params`.
+      tokens: [1 + n] ids; the first is only context.
+      model: the model.
+      protocol: the protocol, such as `Cold(window=256)` or `Carried()`.
+
+    Returns:
+      [n] losses in nats, float32, in the order of the text.
+
+    Raises:
+      UserError: the protocol did not yield one loss for each of the n characters.
+    """
+    result, start = np.empty(max(len(tokens) - 1, 0), np.float32), 0
+    for losses in _checked_losses(params, tokens, model=model, protocol=protocol):
+        room = result[start : start + losses.size]  # less, if there are too many
+        room[:] = losses[: len(room)]
+        start += losses.size
+    return result
+
+
+def _checked_losses(
+    params: Params, tokens: np.ndarray, *, model: CharRNN, protocol: Protocol
+) -> Iterator[np.ndarray]:
+    """Yields the losses of a protocol, and raises UserError if there are not n of them."""
+    num_losses, num_chars = 0, max(len(tokens) - 1, 0)
+    if not num_chars:
+        return
+    for losses in protocol.losses(params, tokens, model=model):
+        num_losses += losses.size
+        yield losses
+    if num_losses != num_chars:
         raise UserError(
-            f"protocol {protocol.name!r} gave {result.count} losses for {num_chars} characters: it "
+            f"protocol {protocol.name!r} gave {num_losses} losses for {num_chars} characters: it "
             "must yield one for each"
         )
-    return result

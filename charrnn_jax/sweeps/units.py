@@ -262,7 +262,10 @@ def write_report(
     Raises:
       UserError: the baseline does not match exactly one configuration.
     """
+    from charrnn_jax.sweeps.best_two import describe_best_two  # workers need no comparison
+
     protocol = make_protocol(units[0].config.evaluation)
+    workdirs = {unit.name: unit.workdir for unit in units}
     results = [unit.read_result() for unit in units]
     write_sweep_report(
         results,
@@ -270,7 +273,12 @@ def write_report(
         title=workdir.resolve().name,
         protocol=f"{protocol.label}: {protocol.description}",
         baseline=baseline,
-        notes=[*_describe_texts(units), *notes, *_scaling_law(units, results)],
+        notes=[
+            *_describe_texts(units),
+            *notes,
+            *_scaling_law(units, results),
+            *describe_best_two(results, workdirs, protocol=protocol),
+        ],
     )
 
 

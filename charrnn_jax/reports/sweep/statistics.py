@@ -15,6 +15,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.comparison import holm
 
 STATUSES = ("done", "diverged", "failed", "running", "waiting", "pruned")
 MISSING = "—"  # shown for a setting that a run does not override
@@ -197,20 +198,6 @@ def paired_p(differences: Sequence[float]) -> float | None:
         return None
     t = float(np.mean(differences)) / (deviation / math.sqrt(num))
     return float(2 * stdtr(num - 1, -abs(t)))
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Returns p values with Holm's correction, which limits the chance of any false positive.
-
-    Sorted, corrected[i] = max over j <= i of min(1, (m - j) p[j]), j from 0.
-
-    Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
-    """
-    corrected, largest = [0.0] * len(ps), 0.0
-    for rank, index in enumerate(np.argsort(ps, kind="stable").tolist()):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
-        corrected[index] = largest
-    return corrected
 
 
 def find_baseline(
