@@ -32,7 +32,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Prints the losses and writes them to `evaluation.json`, if the workdir can be written."""
     trained = open_run(args, overrides)
-    from charrnn_jax.evaluation.protocols import evaluate, make_protocol, protocols_in_all
+    from charrnn_jax.evaluation.floor import evaluate_above, find_floor
+    from charrnn_jax.evaluation.protocols import make_protocol, protocols_in_all
 
     settings = trained.config.evaluation
     names = protocols_in_all() if args.protocol == "all" else [args.protocol]
@@ -41,14 +42,21 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     tokens = dataset.splits.with_context(args.split)
     if len(tokens) < 2:
         raise UserError(f"the run in {trained.workdir} has no {args.split} split to evaluate")
+    floor = find_floor(dataset, args.split, of=trained.corpus, config=trained.config.data)
     results = {}
     for protocol in protocols:
-        loss = evaluate(trained.params, tokens, model=trained.model, protocol=protocol)
+        loss, excess = evaluate_above(
+            floor, trained.params, tokens, model=trained.model, protocol=protocol
+        )
         show(
             f"{args.split} {protocol.label}: {loss.describe(trained.vocabulary.unit)}, perplexity "
             f"{loss.describe_perplexity()} ({loss.count:,} {trained.vocabulary.kind})"
         )
         results[protocol.label] = loss.to_dict()
+        if floor and excess:
+            show(f"  {excess.describe(trained.vocabulary.unit)}")
+            floor.check(excess, protocol=protocol)
+            results[protocol.label] |= excess.to_dict()
     file = trained.workdir / "evaluation.json"
     entry = {"step": trained.step, "corpus": asdict(dataset.identity()), "losses": results}
     try:

@@ -210,14 +210,24 @@ def evaluate(
     Raises:
       UserError: the protocol did not yield one loss for each of the n characters.
     """
-    result, num_chars = CrossEntropy(0.0, 0), max(len(tokens) - 1, 0)
-    if not num_chars:
-        return result
-    for losses in protocol.losses(params, tokens, model=model):
+    result = CrossEntropy(0.0, 0)
+    for losses in losses_of(params, tokens, model=model, protocol=protocol):
         result += CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
-    if result.count != num_chars:
-        raise UserError(
-            f"protocol {protocol.name!r} gave {result.count} losses for {num_chars} characters: it "
-            "must yield one for each"
-        )
     return result
+
+
+def losses_of(
+    params: Params, tokens: np.ndarray, *, model: CharRNN, protocol: Protocol
+) -> Iterator[np.ndarray]:
+    """Yields the losses that `evaluate` sums, and raises the same error at their end."""
+    count, num_chars = 0, max(len(tokens) - 1, 0)
+    if not num_chars:
+        return
+    for losses in protocol.losses(params, tokens, model=model):
+        count += losses.size
+        yield losses
+    if count != num_chars:
+        raise UserError(
+            f"protocol {protocol.name!r} gave {count} losses for {num_chars} characters: it must "
+            "yield one for each"
+        )
