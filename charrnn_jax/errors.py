@@ -60,6 +60,10 @@ class DivergedError(TrainingError):
     """The loss or the parameters are not finite."""
 
 
+class LeakError(TrainingError):
+    """A loss is lower than any model can have: what it should predict is in its inputs."""
+
+
 class Interrupted(BaseException):
     """A signal ended training after the state was saved. Exit code 128 + signal number.
 

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -119,6 +119,25 @@ def remove_remains(folder: Path, name: str | None = None) -> None:
             shutil.rmtree(remains, ignore_errors=True)
         else:
             remains.unlink(missing_ok=True)
+
+
+def delete_oldest(files: Sequence[Path], *, keep: Path, most_bytes: int) -> None:
+    """Deletes files, the first ones first, down to a number of bytes in all.
+
+    Args:
+      files: files of a cache; those that were used last come last.
+      keep: the file that is needed now.
+      most_bytes: size of all files that is allowed, in bytes.
+    """
+    sizes = {}
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # deleted by another process
+            sizes[file] = file.stat().st_size
+    total = sum(sizes.values())
+    for file, size in sizes.items():
+        if total > most_bytes and file != keep:
+            total -= size
+            file.unlink(missing_ok=True)  # a process that has mapped it keeps its content
 
 
 def lock(folder: Path, *, doing: str) -> int:

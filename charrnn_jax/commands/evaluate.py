@@ -33,9 +33,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Prints the losses and writes them to `evaluation.json`, if the workdir can be written."""
     trained = open_run(args, overrides)
-    import numpy as np
-
     from charrnn_jax.evaluation.comparison import standard_error
+    from charrnn_jax.evaluation.floor import find_floor
     from charrnn_jax.evaluation.metrics import CrossEntropy
     from charrnn_jax.evaluation.protocols import char_losses, make_protocol, protocols_in_all
 
@@ -46,18 +45,24 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     tokens = dataset.splits.with_context(args.split)
     if len(tokens) < 2:
         raise UserError(f"the run in {trained.workdir} has no {args.split} split to evaluate")
-    results: dict[str, dict[str, float | None]] = {}
+    floor = find_floor(dataset, args.split, of=trained.corpus, config=trained.config.data)
+    unit, results = trained.vocabulary.unit, {}
     for protocol in protocols:
         losses = char_losses(trained.params, tokens, model=trained.model, protocol=protocol)
-        loss = CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
-        error = standard_error(losses)
+        loss, error = CrossEntropy.of(losses), standard_error(losses)
         known = math.isfinite(error)
-        error_text = f", standard error {error:.4f} nats/{trained.vocabulary.unit}" * known
         show(
-            f"{args.split} {protocol.label}: {loss.describe(trained.vocabulary.unit)}, perplexity "
-            f"{loss.describe_perplexity()} ({loss.count:,} {trained.vocabulary.kind}{error_text})"
+            f"{args.split} {protocol.label}: {loss.describe(unit)}, perplexity "
+            f"{loss.describe_perplexity()} ({loss.count:,} {trained.vocabulary.kind}"
+            + f", standard error {error:.4f} nats/{unit}" * known
+            + ")"
         )
         results[protocol.label] = {**loss.to_dict(), "standard_error": error if known else None}
+        if floor:
+            excess = floor.excess(losses)
+            show(f"  {excess.describe(unit)}")
+            floor.check(excess, protocol=protocol)
+            results[protocol.label]["floor"] = excess.to_dict()
     file = trained.workdir / "evaluation.json"
     entry = {"step": trained.step, "corpus": asdict(dataset.identity()), "losses": results}
     try:

@@ -1,4 +1,5 @@
-"""Name or path -> `Corpus`: known corpora, the user's own text, and a corpus that needs no network.
+"""Name or path -> `Corpus`: known and synthetic corpora, the user's own text, and a corpus that
+needs no network.
 
 Text is read as UTF-8, without Unicode normalisation. A byte order mark at the start of a file is
 dropped, and CRLF and lone CR become LF. A file that is read as bytes is not changed. Text is read
@@ -22,13 +23,18 @@ from typing import IO, Any, BinaryIO
 
 import platformdirs
 
+from charrnn_jax.data.automata import PREFIX
+from charrnn_jax.data.sources import parse_source
 from charrnn_jax.errors import UserError, file_error, shown
-from charrnn_jax.files import replacing
+from charrnn_jax.files import delete_oldest, replacing
 from charrnn_jax.messages import NOTES
 from charrnn_jax.reading import refuse_device
 
 BLOCK_SIZE = 1 << 22  # characters or bytes read at once
 STDLIB_CHARS = 1_000_000  # length of the built-in corpus, in characters
+SOURCE_CHARS = 300_000  # length of a synthetic text, if no other is asked for
+_MOST_SOURCE_CHARS = 100_000_000
+_SOURCES_BYTES = 1 << 30  # of all files of synthetic texts
 _TMPDIR = "make room there, or set TMPDIR to another folder"
 
 
@@ -152,17 +158,17 @@ def load_corpus(
     """Finds a text: `path` if given, else the corpus `name` in the cache, else by download.
 
     Args:
-      name: name of a known corpus.
+      name: name of a known corpus, or of a source (see `sources`).
       path: text to use instead: a file, a folder (its `.txt` files, or all files if it has none), a
         glob, or "-" for standard input. Several files are joined in sorted order.
       offline_corpus: name of the corpus to use if `name` is neither cached nor reachable, which the
         result says in `instead_of`; "": this is an error.
-      max_chars: number of characters to use, from the start; 0: all.
+      max_chars: number of characters to use, from the start; 0: all, or `SOURCE_CHARS` of a source.
 
     Raises:
       UserError: the text is missing or empty, its checksum is wrong, or there is no network.
     """
-    corpus = _own_text(path) if path else _named(name, offline_corpus)
+    corpus = _own_text(path) if path else _named(name, offline_corpus, max_chars)
     if max_chars and (not corpus.max_chars or max_chars < corpus.max_chars):
         corpus = replace(corpus, max_chars=max_chars)
     return corpus
@@ -180,13 +186,15 @@ def check_recorded_path(name: str) -> None:
         )
 
 
-def _named(name: str, offline_corpus: str) -> Corpus:
+def _named(name: str, offline_corpus: str, max_chars: int) -> Corpus:
     if name == BUILT_IN:
         return _python_stdlib()
+    if name.startswith(PREFIX):
+        return _synthetic(name, max_chars or SOURCE_CHARS)
     if name not in KNOWN_CORPORA:
         raise UserError(
-            f"there is no corpus {shown(name)}; there are {', '.join(KNOWN_CORPORA)}, {BUILT_IN}. "
-            "To use your own text, give --config.data.path=FILE"
+            f"there is no corpus {shown(name)}; there are {', '.join(KNOWN_CORPORA)}, {BUILT_IN}, "
+            f"{PREFIX}NAME. To use your own text, give --config.data.path=FILE"
         )
     file = cached_file(name)
     if file is None:
@@ -196,7 +204,7 @@ def _named(name: str, offline_corpus: str) -> Corpus:
             file = _download(name)
         except requests.RequestException as error:
             if offline_corpus:
-                return replace(_named(offline_corpus, ""), instead_of=name)
+                return replace(_named(offline_corpus, "", max_chars), instead_of=name)
             raise UserError(
                 f"corpus {name!r} is not in {data_folder()} and cannot be downloaded "
                 f"({_reason(error)}): put {name}.txt there, set CHARRNN_DATA_DIR to a folder that "
@@ -296,6 +304,31 @@ def _python_stdlib() -> Corpus:
             "use --config.data.path=FILE"
         )
     return Corpus(BUILT_IN, paths, _sha256(paths), STDLIB_CHARS)
+
+
+def _synthetic(name: str, num_chars: int) -> Corpus:
+    """Returns a text of a source, whose file in the cache is compared with the source each time."""
+    source = parse_source(name)
+    if num_chars > _MOST_SOURCE_CHARS:
+        raise UserError(
+            f"{name} has at most {_MOST_SOURCE_CHARS:,} characters: set a smaller "
+            "--config.data.max_chars"
+        )
+    digest = hashlib.sha256()
+    for block in source.blocks(num_chars):
+        digest.update(block.encode())
+    folder = cache_folder() / "sources"
+    file = folder / f"{source.full_name.removeprefix(PREFIX).replace(':', '-')}-{num_chars}.txt"
+    try:
+        if not file.is_file() or _sha256((file,)) != digest.hexdigest():
+            with replacing(file) as partial, open(partial, "wb") as out:
+                out.writelines(map(str.encode, source.blocks(num_chars)))
+            files = sorted(folder.glob("[!.]*"), key=os.path.getmtime)
+            delete_oldest(files, keep=file, most_bytes=_SOURCES_BYTES)
+    except OSError as error:
+        remedy = "make room there, or set XDG_CACHE_HOME to a folder that can be written"
+        raise file_error(error, path=file, doing="write", remedy=remedy) from error
+    return Corpus(source.full_name, (file,), digest.hexdigest(), num_chars)
 
 
 def _own_text(name: str) -> Corpus:

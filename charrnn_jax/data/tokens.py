@@ -18,7 +18,7 @@ import numpy as np
 from charrnn_jax.data.corpora import Corpus, cache_folder
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError, file_error
-from charrnn_jax.files import remove_remains, replacing
+from charrnn_jax.files import delete_oldest, remove_remains, replacing
 
 IN_MEMORY_BYTES = 1 << 26  # a text with larger files is mapped from disk
 CACHE_BYTES = 1 << 34  # of all token files; above it, those not used for longest are deleted
@@ -45,7 +45,7 @@ def tokenize(corpus: Corpus, vocabulary: Vocabulary) -> np.ndarray:
         file.unlink(missing_ok=True)  # by another process that uses the same text
     if not file.is_file():
         _write_tokens(corpus, vocabulary, file)
-        _delete_oldest(keep=file)
+        delete_oldest(token_files(), keep=file, most_bytes=CACHE_BYTES)
     with contextlib.suppress(OSError):  # a cache that may only be read
         os.utime(file)  # marks it as used
     return _map(file, vocabulary.dtype)
@@ -114,20 +114,6 @@ def _write_tokens(corpus: Corpus, vocabulary: Vocabulary, file: Path) -> None:
     except OSError as error:
         remedy = "make room there, or set XDG_CACHE_HOME to a folder with enough room"
         raise file_error(error, path=file.parent, doing="write tokens to", remedy=remedy) from error
-
-
-def _delete_oldest(*, keep: Path) -> None:
-    """Deletes the token files that were not used for longest, down to `CACHE_BYTES` in all."""
-    files = token_files()
-    sizes = {}
-    for file in files:
-        with contextlib.suppress(FileNotFoundError):  # deleted by another process
-            sizes[file] = file.stat().st_size
-    total = sum(sizes.values())
-    for file, size in sizes.items():
-        if total > CACHE_BYTES and file != keep:
-            total -= size
-            file.unlink(missing_ok=True)  # a process that has mapped it keeps its content
 
 
 @dataclass(frozen=True)

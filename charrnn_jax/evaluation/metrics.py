@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import struct
 from jax.typing import ArrayLike
@@ -38,6 +39,11 @@ class CrossEntropy:
 
     total: Any
     count: Any
+
+    @classmethod
+    def of(cls, losses: np.ndarray) -> "CrossEntropy":
+        """Returns the sum, in float64, and the count of losses in nats."""
+        return cls(float(losses.sum(dtype=np.float64)), losses.size)
 
     def __add__(self, other: "CrossEntropy") -> "CrossEntropy":
         return CrossEntropy(self.total + other.total, self.count + other.count)

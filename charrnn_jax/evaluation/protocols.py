@@ -212,7 +212,7 @@ def evaluate(
     """
     result = CrossEntropy(0.0, 0)
     for losses in _checked_losses(params, tokens, model=model, protocol=protocol):
-        result += CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
+        result += CrossEntropy.of(losses)
     return result
 
 

@@ -9,13 +9,15 @@ the state: a hook that keeps any of them must copy them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import jax
 
 from charrnn_jax.config import flatten
 from charrnn_jax.errors import UserError
-from charrnn_jax.evaluation.protocols import evaluate, make_protocol
+from charrnn_jax.evaluation.floor import Floor, evaluate_above, find_floor
+from charrnn_jax.evaluation.protocols import make_protocol
 from charrnn_jax.generation.sampler import generate
 from charrnn_jax.registry import RULES, describe_registered
 from charrnn_jax.training.devices import gather
@@ -64,7 +66,8 @@ class Evaluate:
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         dataset, protocol = self.setup.dataset, make_protocol(self.setup.config.evaluation)
-        loss = evaluate(
+        loss, excess = evaluate_above(
+            self._floor,
             gather(state.params),
             dataset.splits.with_context("validation"),
             model=state.model,
@@ -74,13 +77,24 @@ class Evaluate:
             return
         described = loss.describe(dataset.vocabulary.unit)
         self.progress.say(f"Step {step:,}: validation loss {described} ({protocol.name})")
+        if excess:
+            self.progress.say(f"Step {step:,}: {excess.describe(dataset.vocabulary.unit)}")
         row = {
             "validation/loss": loss.nats_per_char,
             "validation/bits_per_char": loss.bits_per_char,
             "validation/protocol": protocol.name,
+            **({"validation/excess": excess.excess} if excess else {}),
         }
         self.recorder.write(step, row)
         metrics |= row
+        if self._floor and excess:
+            self._floor.check(excess, protocol=protocol)
+
+    @cached_property
+    def _floor(self) -> Floor | None:
+        setup = self.setup
+        of = setup.dataset.identity()
+        return find_floor(setup.dataset, "validation", of=of, config=setup.config.data)
 
 
 @dataclass(frozen=True)
