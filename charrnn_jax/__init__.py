@@ -38,6 +38,8 @@ Evaluation
   paired_difference    difference of two models on one text, with its interval
   Cold                 protocol: windows, each from a zero carry
   Carried              protocol: one pass that keeps the carry
+  Dynamic              protocol: the same, while the weights learn from what was scored
+  tune                 chooses the numbers of `Dynamic` on training text
   Protocol             what a protocol has to have
 
 Generation
@@ -79,13 +81,15 @@ if TYPE_CHECKING:
     from charrnn_jax.data.vocabulary import Vocabulary as Vocabulary
     from charrnn_jax.evaluation.comparison import paired_difference as paired_difference
     from charrnn_jax.evaluation.comparison import standard_error as standard_error
+    from charrnn_jax.evaluation.dynamic import Dynamic as Dynamic
     from charrnn_jax.evaluation.metrics import CrossEntropy as CrossEntropy
     from charrnn_jax.evaluation.metrics import cross_entropy as cross_entropy
+    from charrnn_jax.evaluation.protocol import Protocol as Protocol
     from charrnn_jax.evaluation.protocols import Carried as Carried
     from charrnn_jax.evaluation.protocols import Cold as Cold
-    from charrnn_jax.evaluation.protocols import Protocol as Protocol
     from charrnn_jax.evaluation.protocols import char_losses as char_losses
     from charrnn_jax.evaluation.protocols import evaluate as evaluate
+    from charrnn_jax.evaluation.tuning import tune as tune
     from charrnn_jax.export.folder import export as export
     from charrnn_jax.export.page import export_page as export_page
     from charrnn_jax.generation.choice import make_rules as make_rules
@@ -130,7 +134,10 @@ _NAMES = {
     "data.vocabulary": ["UNK_ID", "Vocabulary"],
     "evaluation.comparison": ["paired_difference", "standard_error"],
     "evaluation.metrics": ["CrossEntropy", "cross_entropy"],
-    "evaluation.protocols": ["Carried", "char_losses", "Cold", "evaluate", "Protocol"],
+    "evaluation.dynamic": ["Dynamic"],
+    "evaluation.protocol": ["Protocol"],
+    "evaluation.protocols": ["Carried", "char_losses", "Cold", "evaluate"],
+    "evaluation.tuning": ["tune"],
     "export.folder": ["export"],
     "export.page": ["export_page"],
     "generation.choice": ["make_rules"],

@@ -90,6 +90,10 @@ def default_config() -> ConfigDict:
     config.evaluation.protocol = "cold"  # in training: "cold", "carried", or a registered protocol
     config.evaluation.window = 256  # characters in a window of the cold protocol; at least 1
     config.evaluation.batch_size = 64  # windows evaluated at once by the cold protocol; at least 1
+    config.evaluation.dynamic_rate = 3e-4  # step size of the dynamic protocol; at least 0
+    config.evaluation.dynamic_decay = 1e-3  # its decay to the trained weights, a share from 0 to 1
+    config.evaluation.dynamic_epsilon = 1e-4  # what it adds to the RMS of a gradient; above 0
+    config.evaluation.dynamic_segment = 20  # characters between two of its steps; at least 1
 
     config.sample = ConfigDict()
     config.sample.prompt = "ROMEO:"  # text to continue; "": a line break, the start of a line
@@ -177,6 +181,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "evaluation.protocol": _ANY,
     "evaluation.window": _at_least(1),
     "evaluation.batch_size": _at_least(1),
+    "evaluation.dynamic_rate": _at_least(0),
+    "evaluation.dynamic_decay": _between(0, 1),
+    "evaluation.dynamic_epsilon": _POSITIVE,
+    "evaluation.dynamic_segment": _at_least(1),
     "sample.prompt": _ANY,
     "sample.num_chars": _at_least(1),
     "sample.temperature": (

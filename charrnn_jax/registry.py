@@ -155,7 +155,7 @@ LOSSES: Registry[Any] = Registry("loss", field="train.loss", built_in=["cross_en
 TRAIN_STEPS: Registry[Any] = Registry("train step", field="train.step", built_in=["standard"])
 HOOKS: Registry[Any] = Registry("hook", field="train.hooks", built_in=[], several=True)
 PROTOCOLS: Registry[Any] = Registry(
-    "protocol", field="evaluation.protocol", built_in=["cold", "carried"]
+    "protocol", field="evaluation.protocol", built_in=["cold", "carried", "dynamic"]
 )
 RULES: Registry[Any] = Registry("rule", field="sample.rules", built_in=[], several=True)
 

@@ -22,7 +22,8 @@ from charrnn_jax.data.dataset import CorpusIdentity, Dataset
 from charrnn_jax.data.sources import parse_source
 from charrnn_jax.errors import LeakError
 from charrnn_jax.evaluation.metrics import CrossEntropy
-from charrnn_jax.evaluation.protocols import Protocol, char_losses, evaluate
+from charrnn_jax.evaluation.protocol import Protocol
+from charrnn_jax.evaluation.protocols import char_losses, evaluate
 from charrnn_jax.models.char_rnn import CharRNN, Params
 
 _NUM_BLOCKS = 100  # whose means give the standard error

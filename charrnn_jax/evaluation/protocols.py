@@ -4,6 +4,7 @@ A protocol is a frozen dataclass of its settings, which yields the loss of every
 
   cold     the text in windows; each starts from a zero carry and the one character before it
   carried  one pass over the whole text; the carry is kept from beginning to end
+  dynamic  the same, while the weights learn from what was scored; see `evaluation.dynamic`
 
 Every character after the first is counted exactly once, up to the end of the text. Losses under
 different protocols must not be compared. This module knows a model and token arrays, but not where
@@ -21,54 +22,14 @@ from ml_collections import ConfigDict
 
 from charrnn_jax.data.batches import Batch
 from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.dynamic import Dynamic
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
+from charrnn_jax.evaluation.protocol import Protocol
 from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward
 from charrnn_jax.registry import PROTOCOLS
 
 _SEGMENT = 1024  # characters in one call of the carried pass; does not affect the result
 _LOGITS_BYTES = 1 << 28  # the most in one call: with large vocabularies, calls are smaller
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Base class of protocols.
-
-    Attributes:
-      name: name of the protocol in a config.
-      in_all: whether `charrnn evaluate --protocol=all` includes the protocol; False for an
-        expensive one, which must then be named.
-    """
-
-    name: ClassVar[str]
-    in_all: ClassVar[bool] = True
-
-    @classmethod
-    def from_config(cls, config: ConfigDict) -> "Protocol":
-        """Makes the protocol with the settings of a `config.evaluation` section."""
-        return cls()
-
-    @property
-    def label(self) -> str:
-        """Name that losses are reported under; it tells settings apart that change the losses."""
-        return self.name
-
-    @property
-    def description(self) -> str:
-        """What the protocol does with a split, in words."""
-        raise NotImplementedError
-
-    def losses(self, params: Params, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.ndarray]:
-        """Yields -log p(tokens[i] | context) for i = 1, 2, ..., in order.
-
-        Args:
-          params: parameters of the model, as returned by `initialize_params`.
-          tokens: [1 + n] ids, with n at least 1; the first is only context.
-          model: the model.
-
-        Yields:
-          [k] losses in nats of the next k characters; n losses in all.
-        """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -170,7 +131,7 @@ def eval_step(
     return carry, cross_entropy(logits, batch.targets)
 
 
-for _protocol in (Cold, Carried):
+for _protocol in (Cold, Carried, Dynamic):
     PROTOCOLS.provide(_protocol.name, _protocol)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from charrnn_jax.errors import UserError, shortened
-from charrnn_jax.evaluation.protocols import Protocol
+from charrnn_jax.evaluation.protocol import Protocol
 from charrnn_jax.reports.sweep.statistics import Configuration, Result, group, setting_key
 from charrnn_jax.workdir.compare import compare
 from charrnn_jax.workdir.run import load_run

@@ -65,10 +65,12 @@ class Evaluate:
     progress: Progress
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        dataset, protocol = self.setup.dataset, make_protocol(self.setup.config.evaluation)
+        dataset, params = self.setup.dataset, gather(state.params)
+        protocol = make_protocol(self.setup.config.evaluation)
+        protocol = protocol.fit(params, dataset.splits["train"], model=state.model)
         loss, excess = evaluate_above(
             self._floor,
-            gather(state.params),
+            params,
             dataset.splits.with_context("validation"),
             model=state.model,
             protocol=protocol,

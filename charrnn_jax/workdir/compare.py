@@ -18,8 +18,10 @@ from charrnn_jax.evaluation.comparison import (
     paired_difference,
     standard_error,
 )
-from charrnn_jax.evaluation.protocols import Cold, Protocol, char_losses, make_protocol
+from charrnn_jax.evaluation.protocol import Protocol
+from charrnn_jax.evaluation.protocols import Cold, char_losses
 from charrnn_jax.workdir.run import Run
+from charrnn_jax.workdir.tuned import fitted_protocol
 
 _NOUNS = {"char": "characters", "byte": "bytes"}
 _NOTABLE = 0.25  # correlation of neighbouring blocks that is worth a sentence
@@ -197,10 +199,10 @@ def compare(
         raise UserError(f"a comparison needs 2 to {MAX_RUNS} runs, not {len(runs)}")
     datasets = [_load(run, path) for run in runs]
     protocols = [
-        protocol
+        protocol.fit(run.params, dataset.splits["train"], model=run.model)
         if isinstance(protocol, Protocol)
-        else make_protocol(run.config.evaluation, protocol)
-        for run in runs
+        else fitted_protocol(run, dataset, name=protocol)
+        for run, dataset in zip(runs, datasets, strict=True)
     ]
     for run, dataset, its_protocol in zip(runs, datasets, protocols, strict=True):
         _check_same(runs[0], datasets[0], run, dataset)

@@ -1,0 +1,93 @@
+"""A protocol as a run uses it: with the numbers that were tuned for it, fitted to its text.
+
+The numbers of dynamic evaluation that were tuned are kept in `dynamic.json` in the workdir.
+"""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, TypedDict
+
+import msgspec
+
+from charrnn_jax.data.dataset import Dataset
+from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.dynamic import Dynamic
+from charrnn_jax.evaluation.protocol import Protocol
+from charrnn_jax.evaluation.protocols import make_protocol
+from charrnn_jax.files import replacing
+from charrnn_jax.reading import Count, Sha256, read_json
+from charrnn_jax.workdir.metadata import digest_of
+from charrnn_jax.workdir.run import Run
+
+_FILE = "dynamic.json"
+_REMEDY = "delete it, and tune again"
+
+
+class Tuned(TypedDict):
+    """Content of `dynamic.json`; `step` is that of the checkpoint, other fields as in `Dynamic`."""
+
+    step: Count
+    rate: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+    decay: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    epsilon: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+    segment: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+    sha256: Sha256
+
+
+def fitted_protocol(
+    run: Run, dataset: Dataset, *, name: str = "", is_tuned: bool = True
+) -> Protocol:
+    """Returns a protocol with the settings of a run, after it has read the training text.
+
+    Args:
+      run: the run.
+      dataset: text of the run.
+      name: name of the protocol; "": the one that the config names.
+      is_tuned: whether to use the numbers in `dynamic.json`, if there are any for this checkpoint.
+
+    Raises:
+      UserError: no protocol has this name, `dynamic.json` is damaged, or there is no training text
+        and the protocol needs it.
+    """
+    protocol = make_protocol(run.config.evaluation, name)
+    file = run.workdir / _FILE
+    if isinstance(protocol, Dynamic) and is_tuned and file.exists():
+        protocol = _with_tuned(protocol, file, run)
+    return protocol.fit(run.params, dataset.splits["train"], model=run.model)
+
+
+def _with_tuned(protocol: Dynamic, file: Path, run: Run) -> Dynamic:
+    saved = read_json(file, Tuned, remedy=_REMEDY)
+    if saved["sha256"] != digest_of(saved):
+        raise UserError(f"{file} does not match its checksum: {_REMEDY}")
+    if saved["step"] != run.step:
+        warnings.warn(
+            f"{file} was tuned for step {saved['step']:,} and is not used for step {run.step:,}: "
+            "tune again with --tune",
+            stacklevel=3,
+        )
+        return protocol
+    return replace(
+        protocol,
+        rate=saved["rate"],
+        decay=saved["decay"],
+        epsilon=saved["epsilon"],
+        segment=saved["segment"],
+    )
+
+
+def save_tuned(run: Run, protocol: Dynamic) -> Path:
+    """Writes the numbers that were tuned for the checkpoint of a run; returns the file."""
+    entry = {
+        "step": run.step,
+        "rate": protocol.rate,
+        "decay": protocol.decay,
+        "epsilon": protocol.epsilon,
+        "segment": protocol.segment,
+    }
+    file = run.workdir / _FILE
+    with replacing(file) as partial:
+        partial.write_text(json.dumps({**entry, "sha256": digest_of(entry)}, indent=2) + "\n")
+    return file
