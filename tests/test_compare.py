@@ -18,6 +18,7 @@ from charrnn_jax.config import default_config
 from charrnn_jax.data.dataset import CorpusIdentity, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.comparison import holm
 from charrnn_jax.evaluation.protocols import Carried, Cold
 from charrnn_jax.main import main
 from charrnn_jax.reports.sweep.statistics import Result
@@ -124,9 +125,10 @@ def test_several_runs_are_compared_in_pairs_with_a_correction(make_run: MakeRun)
     ]
     two = compare(runs[1], runs[3])
     assert two.pairs[0].difference == found.pairs[4].difference
-    assert two.pairs[0].corrected_p <= found.pairs[4].corrected_p
-    assert [p.corrected_p for p in found.pairs] >= [p.difference.p for p in found.pairs]
-    assert max(p.corrected_p for p in found.pairs) <= 1
+    assert two.pairs[0].corrected_p == two.pairs[0].difference.p
+    corrected = [pair.corrected_p for pair in found.pairs]
+    assert corrected == holm([pair.difference.p for pair in found.pairs])
+    assert min(corrected) > min(pair.difference.p for pair in found.pairs)
 
 
 def test_a_vocabulary_with_more_characters_scores_the_same_text(make_run: MakeRun) -> None:

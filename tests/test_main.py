@@ -222,7 +222,7 @@ def test_messages_are_few_or_many(
     [
         (
             ["trian"],
-            "no command 'trian'; the commands are train, evaluate, sample, score, "
+            "no command 'trian'; the commands are train, evaluate, sample, score, compare, "
             "sweep, search, export, import, check, config, corpora",
         ),
         (["train"], "--config is missing"),

@@ -99,6 +99,9 @@ def test_a_sweep_reports_on_all_units_and_trains_none_twice(
     Path(repaired).write_text(text)
     assert main([*command, "--retry_failed"]) == 0
     assert "5 of 5 done" in capsys.readouterr().out
+    report = (workdir / "sweep.md").read_text(encoding="utf-8")
+    assert "character by character, in one run of each" in report
+    assert "on 410 characters of the validation split" in report
 
 
 @pytest.mark.parametrize(

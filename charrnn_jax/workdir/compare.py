@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from charrnn_jax.evaluation.comparison import (
 from charrnn_jax.evaluation.protocol import Protocol
 from charrnn_jax.evaluation.protocols import Cold, char_losses
 from charrnn_jax.workdir.run import Run
-from charrnn_jax.workdir.tuned import fitted_protocol
+from charrnn_jax.workdir.tuned import tuned_protocol
 
 _NOUNS = {"char": "characters", "byte": "bytes"}
 _NOTABLE = 0.25  # correlation of neighbouring blocks that is worth a sentence
@@ -197,21 +197,10 @@ def compare(
     """
     if not 2 <= len(runs) <= MAX_RUNS:
         raise UserError(f"a comparison needs 2 to {MAX_RUNS} runs, not {len(runs)}")
-    datasets = [_load(run, path) for run in runs]
-    protocols = [
-        protocol.fit(run.params, dataset.splits["train"], model=run.model)
-        if isinstance(protocol, Protocol)
-        else fitted_protocol(run, dataset, name=protocol)
-        for run, dataset in zip(runs, datasets, strict=True)
-    ]
-    for run, dataset, its_protocol in zip(runs, datasets, protocols, strict=True):
-        _check_same(runs[0], datasets[0], run, dataset)
-        if its_protocol.label != protocols[0].label:
-            raise UserError(
-                f"{runs[0].workdir} is evaluated by {protocols[0].label} and {run.workdir} by "
-                f"{its_protocol.label}: give another --protocol, such as carried"
-            )
-    tokens = [dataset.splits.with_context(split) for dataset in datasets]
+    opened = [_open(run, protocol, path) for run in runs]
+    for other in opened[1:]:
+        _check_same(opened[0], other)
+    tokens = [each.dataset.splits.with_context(split) for each in opened]
     if max_chars:
         tokens = [each[: 1 + max_chars] for each in tokens]
     if (num_chars := max(len(tokens[0]) - 1, 0)) < 2 * MIN_BLOCKS:
@@ -219,51 +208,69 @@ def compare(
             f"the {split} split of {runs[0].workdir} has {num_chars} {runs[0].vocabulary.kind} to "
             f"score: a comparison needs {2 * MIN_BLOCKS}"
         )
-    losses = [_losses(*each) for each in zip(runs, tokens, protocols, strict=True)]
+    losses = [_losses(*each) for each in zip(opened, tokens, strict=True)]
     return Comparison(
         split=split,
-        protocol=protocols[0].label,
+        protocol=opened[0].protocol.label,
         unit=runs[0].vocabulary.unit,
-        num_chars=len(losses[0]),
-        corpus=datasets[0].identity().describe(),
+        num_chars=num_chars,
+        corpus=opened[0].dataset.identity().describe(),
         runs=tuple(
             Scored(str(run.workdir), run.step, float(each.mean(dtype=float)), standard_error(each))
             for run, each in zip(runs, losses, strict=True)
         ),
-        pairs=_pairs(runs, losses, tokens[0][1:], protocol=protocols[0]),
+        pairs=_pairs(runs, losses, tokens[0][1:], protocol=opened[0].protocol),
     )
 
 
-def _load(run: Run, path: str) -> Dataset:
-    """Returns the text of a run; an error names the run."""
+class _Opened(NamedTuple):
+    """A run, its text, and the protocol with its settings."""
+
+    run: Run
+    dataset: Dataset
+    protocol: Protocol
+
+
+def _open(run: Run, protocol: str | Protocol, path: str) -> _Opened:
+    if not isinstance(protocol, Protocol):
+        protocol = tuned_protocol(run, protocol)
     try:
-        return run.load_dataset(path)
+        return _Opened(run, run.load_dataset(path), protocol)
     except UnknownCharacterError as error:
         raise UserError(f"{run.workdir} cannot score the text: {error}") from error
 
 
-def _check_same(first: Run, first_dataset: Dataset, run: Run, dataset: Dataset) -> None:
-    """Raises UserError if two runs would not score the same characters."""
-    if first.vocabulary.kind != run.vocabulary.kind:
+def _check_same(first: _Opened, other: _Opened) -> None:
+    """Raises UserError if two runs would not score the same characters in the same way."""
+    a, b = first.run, other.run
+    if a.vocabulary.kind != b.vocabulary.kind:
         raise UserError(
-            f"{first.workdir} predicts {first.vocabulary.kind} and {run.workdir} "
-            f"{run.vocabulary.kind}: their losses cannot be compared"
+            f"{a.workdir} predicts {a.vocabulary.kind} and {b.workdir} {b.vocabulary.kind}: give "
+            "runs that predict the same"
         )
-    identity, its_identity = first_dataset.identity(), dataset.identity()
-    same_text = identity.sha256 == its_identity.sha256
-    if not same_text or identity.num_chars != its_identity.num_chars:
+    texts = first.dataset.identity(), other.dataset.identity()
+    if len({(text.sha256, text.num_chars) for text in texts}) > 1:
         raise UserError(
-            f"{first.workdir} and {run.workdir} have different texts: {identity.describe()}; "
-            f"{its_identity.describe()}: give runs of one text"
+            f"{a.workdir} and {b.workdir} have different texts: {texts[0].describe()}; "
+            f"{texts[1].describe()}: give runs of one text"
         )
-    if first_dataset.splits.ends != dataset.splits.ends:
+    if first.dataset.splits.ends != other.dataset.splits.ends:
         raise UserError(
-            f"{first.workdir} and {run.workdir} split the text at different places: give runs with "
-            "the same data.validation_fraction and data.test_fraction"
+            f"{a.workdir} and {b.workdir} split the text at different places: give runs with the "
+            "same data.validation_fraction and data.test_fraction"
+        )
+    labels = first.protocol.label, other.protocol.label
+    if labels[0] != labels[1]:
+        raise UserError(
+            f"{a.workdir} is evaluated by {labels[0]} and {b.workdir} by {labels[1]}: give another "
+            "--protocol, such as carried"
         )
 
 
-def _losses(run: Run, tokens: np.ndarray, protocol: Protocol) -> np.ndarray:
+def _losses(opened: _Opened, tokens: np.ndarray) -> np.ndarray:
+    run = opened.run
+    train = opened.dataset.splits["train"]
+    protocol = opened.protocol.fit(run.params, train, model=run.model)
     losses = char_losses(run.params, tokens, model=run.model, protocol=protocol)
     if not np.isfinite(losses).all():
         raise UserError(

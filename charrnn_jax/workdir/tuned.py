@@ -1,7 +1,4 @@
-"""A protocol as a run uses it: with the numbers that were tuned for it, fitted to its text.
-
-The numbers of dynamic evaluation that were tuned are kept in `dynamic.json` in the workdir.
-"""
+"""Numbers of dynamic evaluation that were tuned for a run, in `dynamic.json` in its workdir."""
 
 import json
 import warnings
@@ -11,7 +8,6 @@ from typing import Annotated, TypedDict
 
 import msgspec
 
-from charrnn_jax.data.dataset import Dataset
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.dynamic import Dynamic
 from charrnn_jax.evaluation.protocol import Protocol
@@ -36,26 +32,21 @@ class Tuned(TypedDict):
     sha256: Sha256
 
 
-def fitted_protocol(
-    run: Run, dataset: Dataset, *, name: str = "", is_tuned: bool = True
-) -> Protocol:
-    """Returns a protocol with the settings of a run, after it has read the training text.
+def tuned_protocol(run: Run, name: str = "") -> Protocol:
+    """Returns a protocol with the settings of a run, and the numbers that were tuned for it.
 
     Args:
       run: the run.
-      dataset: text of the run.
       name: name of the protocol; "": the one that the config names.
-      is_tuned: whether to use the numbers in `dynamic.json`, if there are any for this checkpoint.
 
     Raises:
-      UserError: no protocol has this name, `dynamic.json` is damaged, or there is no training text
-        and the protocol needs it.
+      UserError: no protocol has this name, or `dynamic.json` is damaged.
     """
     protocol = make_protocol(run.config.evaluation, name)
     file = run.workdir / _FILE
-    if isinstance(protocol, Dynamic) and is_tuned and file.exists():
-        protocol = _with_tuned(protocol, file, run)
-    return protocol.fit(run.params, dataset.splits["train"], model=run.model)
+    if isinstance(protocol, Dynamic) and file.exists():
+        return _with_tuned(protocol, file, run)
+    return protocol
 
 
 def _with_tuned(protocol: Dynamic, file: Path, run: Run) -> Dynamic:
