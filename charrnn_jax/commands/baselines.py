@@ -1,0 +1,144 @@
+"""What `charrnn evaluate` prints beside the losses of a model: baselines, and both together."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from charrnn_jax.commands.arguments import positive
+from charrnn_jax.errors import UserError
+from charrnn_jax.messages import NOTES, show
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from charrnn_jax.data.vocabulary import Vocabulary
+    from charrnn_jax.evaluation.metrics import CrossEntropy
+    from charrnn_jax.evaluation.protocols import Protocol
+    from charrnn_jax.workdir.run import Run
+
+_FEWEST_TUNED = 20  # characters of training text that a weight can be chosen on
+
+
+def baseline_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --baseline, --baseline_chars and --interpolate."""
+    parser.add_argument(
+        "--baseline",
+        default="all",
+        choices=("all", "kneser-ney", "none"),
+        help="what to score beside the model: an n-gram model of the training text, and, with "
+        "--protocol=all, compressors; default: all",
+    )
+    parser.add_argument(
+        "--baseline_chars",
+        type=positive,
+        default=10_000_000,
+        metavar="N",
+        help="the n-gram model counts at most the last N characters of the training text",
+    )
+    parser.add_argument(
+        "--interpolate",
+        action="store_true",
+        help="also score the weighted mean of the model's and the n-gram model's probabilities",
+    )
+
+
+def show_loss(name: str, loss: "CrossEntropy", vocabulary: "Vocabulary", *, note: str = "") -> None:
+    """Prints a loss in all units; the note says which part of a text was used."""
+    show(
+        f"{name}: {loss.describe(vocabulary.unit)}, perplexity {loss.describe_perplexity()} "
+        f"({loss.count:,} {vocabulary.kind}{'; ' * bool(note)}{note})"
+    )
+
+
+def check_baselines(args: argparse.Namespace, train: "np.ndarray") -> bool:
+    """Returns whether there is something to count for the baselines; a note says why not.
+
+    Raises:
+      UserError: --interpolate is not possible.
+    """
+    reason = ""
+    if args.split == "train":
+        reason = "the n-gram model would have counted the split that it is scored on"
+    elif not len(train):
+        reason = "the run has no training text to count"
+    elif len(train) < _FEWEST_TUNED and args.interpolate:
+        reason = f"the training text has fewer than {_FEWEST_TUNED} characters"
+    if reason and args.interpolate:
+        raise UserError(f"--interpolate is not possible: {reason}")
+    if reason and args.baseline != "none":
+        NOTES.info(f"No baselines: {reason}")
+    return not reason and (args.interpolate or args.baseline != "none")
+
+
+def show_baselines(
+    args: argparse.Namespace,
+    run: "Run",
+    *,
+    train: "np.ndarray",
+    tokens: "np.ndarray",
+    scored: list[tuple["Protocol", list["np.ndarray"]]],
+) -> dict[str, dict[str, Any]]:
+    """Prints the baselines of a split.
+
+    Args:
+      args: flags of the command.
+      run: the run.
+      train: [num_chars] ids of the training split.
+      tokens: [1 + num_chars] ids of the evaluated split.
+      scored: protocols, and with --interpolate the losses of the model under them, in pieces.
+
+    Returns:
+      What `evaluation.json` holds of them: {"baselines": {label: numbers}} and "interpolated".
+    """
+    from charrnn_jax.evaluation.baselines import compressor_baselines, fit_ngram, ngram_baselines
+
+    ngram, note = fit_ngram(train, vocabulary=run.vocabulary, most=args.baseline_chars)
+    results: dict[str, dict[str, Any]] = {}
+    if args.baseline != "none":
+        protocols = [protocol for protocol, _ in scored]
+        is_read = args.protocol in ("all", "dynamic")
+        baselines = ngram_baselines(
+            ngram, tokens, protocols=protocols, is_read=is_read, note=note and f"counts {note}"
+        )
+        for row in baselines:
+            show_loss(f"{args.split} {row.label}", row.loss, run.vocabulary, note=row.note)
+        if args.baseline == "all" and args.protocol == "all":
+            compressed = compressor_baselines(train, tokens, vocabulary=run.vocabulary)
+            best, *others = compressed
+            note = ", ".join(f"{row.label} {row.loss.bits_per_char:.4f} bits" for row in others)
+            note += best.note and f"; {best.note}"
+            show_loss(f"{args.split} {best.label}", best.loss, run.vocabulary, note=note)
+            baselines += compressed
+        results["baselines"] = {row.label: row.to_dict() for row in baselines}
+    if args.interpolate:
+        results["interpolated"] = _show_interpolated(args, run, ngram, train, tokens, scored)
+    return results
+
+
+def _show_interpolated(
+    args: argparse.Namespace,
+    run: "Run",
+    ngram: Any,
+    train: "np.ndarray",
+    tokens: "np.ndarray",
+    scored: list[tuple["Protocol", list["np.ndarray"]]],
+) -> dict[str, Any]:
+    """Prints the losses of the model and the n-gram model together, and returns them as data."""
+    import numpy as np
+
+    from charrnn_jax.evaluation.baselines import matching_losses
+    from charrnn_jax.evaluation.interpolation import Tuner, interpolate
+    from charrnn_jax.evaluation.protocols import total
+
+    tuner = Tuner.make(train, order=ngram.order, most=args.baseline_chars, model=run.model)
+    results = {}
+    for protocol, pieces in scored:
+        weight = tuner.weight(run.params, model=run.model, protocol=protocol)
+        counted = matching_losses(ngram, tokens, protocol)
+        if weight is None or counted is None:
+            continue
+        loss = total([interpolate(np.concatenate(pieces), counted, weight=weight)])
+        note = f"weight of the model {weight:.3f}, chosen on the end of train"
+        label = f"{protocol.label} interpolated with kneser-ney-{ngram.order}"
+        show_loss(f"{args.split} {label}", loss, run.vocabulary, note=note)
+        results[protocol.label] = {**loss.to_dict(), "weight": weight}
+    return results
