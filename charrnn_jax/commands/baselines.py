@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from charrnn_jax.commands.arguments import positive
+from charrnn_jax.commands.arguments import positive, real
 from charrnn_jax.errors import UserError
 from charrnn_jax.messages import NOTES, show
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from charrnn_jax.evaluation.protocols import Protocol
     from charrnn_jax.workdir.run import Run
 
+TUNED = -1.0  # as a weight: to be chosen
 _FEWEST_TUNED = 20  # characters of training text that a weight can be chosen on
 
 
@@ -36,8 +37,12 @@ def baseline_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--interpolate",
-        action="store_true",
-        help="also score the weighted mean of the model's and the n-gram model's probabilities",
+        nargs="?",
+        type=_weight,
+        const=TUNED,
+        metavar="W",
+        help="also score W times the model's probabilities plus 1 - W times those of the n-gram "
+        "model; without W, it is chosen on the end of the training text",
     )
 
 
@@ -60,13 +65,13 @@ def check_baselines(args: argparse.Namespace, train: "np.ndarray") -> bool:
         reason = "the n-gram model would have counted the split that it is scored on"
     elif not len(train):
         reason = "the run has no training text to count"
-    elif len(train) < _FEWEST_TUNED and args.interpolate:
+    elif len(train) < _FEWEST_TUNED and args.interpolate == TUNED:
         reason = f"the training text has fewer than {_FEWEST_TUNED} characters"
-    if reason and args.interpolate:
+    if reason and args.interpolate is not None:
         raise UserError(f"--interpolate is not possible: {reason}")
     if reason and args.baseline != "none":
         NOTES.info(f"No baselines: {reason}")
-    return not reason and (args.interpolate or args.baseline != "none")
+    return not reason and (args.interpolate is not None or args.baseline != "none")
 
 
 def show_baselines(
@@ -106,10 +111,10 @@ def show_baselines(
             best, *others = compressed
             note = ", ".join(f"{row.label} {row.loss.bits_per_char:.4f} bits" for row in others)
             note += best.note and f"; {best.note}"
-            show_loss(f"{args.split} {best.label}", best.loss, run.vocabulary, note=note)
+            show_loss(f"{args.split} compressor {best.label}", best.loss, run.vocabulary, note=note)
             baselines += compressed
         results["baselines"] = {row.label: row.to_dict() for row in baselines}
-    if args.interpolate:
+    if args.interpolate is not None:
         results["interpolated"] = _show_interpolated(args, run, ngram, train, tokens, scored)
     return results
 
@@ -129,16 +134,28 @@ def _show_interpolated(
     from charrnn_jax.evaluation.interpolation import Tuner, interpolate
     from charrnn_jax.evaluation.protocols import total
 
-    tuner = Tuner.make(train, order=ngram.order, most=args.baseline_chars, model=run.model)
-    results = {}
+    tuner, results = None, {}
     for protocol, pieces in scored:
-        weight = tuner.weight(run.params, model=run.model, protocol=protocol)
         counted = matching_losses(ngram, tokens, protocol)
-        if weight is None or counted is None:
+        if counted is None:
             continue
+        weight, note = args.interpolate, f"weight of the model {args.interpolate:.3f}"
+        if weight == TUNED:
+            tuner = tuner or Tuner.make(
+                train, order=ngram.order, most=args.baseline_chars, model=run.model
+            )
+            weight = tuner.weight(run.params, model=run.model, protocol=protocol)
+            note = f"weight of the model {weight:.3f}, chosen on the end of train"
         loss = total([interpolate(np.concatenate(pieces), counted, weight=weight)])
-        note = f"weight of the model {weight:.3f}, chosen on the end of train"
         label = f"{protocol.label} interpolated with kneser-ney-{ngram.order}"
         show_loss(f"{args.split} {label}", loss, run.vocabulary, note=note)
         results[protocol.label] = {**loss.to_dict(), "weight": weight}
     return results
+
+
+def _weight(text: str) -> float:
+    """Parses a number from 0 to 1."""
+    weight = real(text)
+    if weight > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return weight

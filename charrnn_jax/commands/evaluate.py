@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     results, scored = {}, []
     for protocol in protocols:
         losses = score(trained.params, tokens, model=trained.model, protocol=protocol)
-        kept = list(losses) if args.interpolate else []
+        kept = list(losses) if args.interpolate is not None else []
         loss = total(kept or losses)
         show_loss(f"{args.split} {protocol.label}", loss, trained.vocabulary)
         results[protocol.label] = loss.to_dict()

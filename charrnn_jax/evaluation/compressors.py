@@ -48,7 +48,7 @@ def available_compressors() -> dict[str, Callable[[bytes], bytes]]:
         compressors["zstd"] = zstandard.ZstdCompressor(level=19).compress
     if pyppmd := _installed("pyppmd"):
         settings = {"max_order": PPMD_ORDER, "mem_size": PPMD_MEMORY}
-        compressors["ppmd"] = lambda text: pyppmd.compress(text, **settings)
+        compressors[f"ppmd-{PPMD_ORDER}"] = lambda text: pyppmd.compress(text, **settings)
     return compressors
 
 

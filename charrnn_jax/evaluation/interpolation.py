@@ -47,22 +47,22 @@ class Tuner:
         ngram = KneserNey.fit(counted, order=order, vocabulary_size=model.vocabulary_size)
         return cls(ngram, train[max(start - 1, 0) :])
 
-    def weight(self, params: Params, *, model: CharRNN, protocol: Protocol) -> float | None:
-        """Returns the best weight of the network on the kept characters.
+    def weight(self, params: Params, *, model: CharRNN, protocol: Protocol) -> float:
+        """Returns the best weight of the network on the kept characters, from 0 to 1.
 
         Args:
           params: parameters of the network.
           model: the network.
           protocol: protocol under which both are scored.
 
-        Returns:
-          A number from 0 to 1; None if the n-gram model has nothing like this protocol.
+        Raises:
+          ValueError: an n-gram model has nothing like this protocol.
         """
-        ngram = matching_losses(self.ngram, self.tokens, protocol)
-        if ngram is None:
-            return None
+        counted = matching_losses(self.ngram, self.tokens, protocol)
+        if counted is None:
+            raise ValueError(f"the protocol {protocol.label} does not suit an n-gram model")
         pieces = score(params, self.tokens, model=model, protocol=protocol)
-        return best_weight(np.concatenate([np.empty(0), *pieces]), ngram)
+        return best_weight(np.concatenate(list(pieces)), counted)
 
 
 def interpolate(first: np.ndarray, second: np.ndarray, *, weight: float) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 from charrnn_jax.errors import UserError
 
 _SEGMENT = 1 << 20  # characters scored at once by `losses`; does not affect the result
+_LARGEST_ORDER = 32  # each one needs memory of the size of the text
 _NO_GRAM = -1  # number of a gram that would begin before the text
 
 
@@ -104,11 +105,13 @@ class KneserNey:
           vocabulary_size: V, the number of ids, those that do not occur included.
 
         Raises:
-          UserError: the order is below 0.
+          UserError: the order is out of range.
           ValueError: an id is not in the vocabulary.
         """
-        if order < 0:
-            raise UserError(f"the order of an n-gram model is {order}: it must be 0 or more")
+        if not 0 <= order <= _LARGEST_ORDER:
+            raise UserError(
+                f"the order of an n-gram model is {order}: it must be from 0 to {_LARGEST_ORDER}"
+            )
         tokens = _checked(tokens, vocabulary_size)
         all_keys: list[np.ndarray] = []
         all_counts: list[np.ndarray] = []
