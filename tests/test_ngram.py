@@ -16,6 +16,7 @@ from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.ngram import KneserNey
 
 Gram = tuple[int, ...]
+SHAKESPEARE = Path(os.environ.get("CHARRNN_DATA_DIR", ".")) / "shakespeare.txt"
 
 
 class Textbook:
@@ -139,18 +140,19 @@ def test_losses_do_not_depend_on_how_many_are_scored_at_once(
 
 
 def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(UserError, match="order of an n-gram model is -1"):
-        KneserNey.fit([1, 2], order=-1, vocabulary_size=3)
+    for order in (-1, 33):
+        with pytest.raises(UserError, match=f"order of an n-gram model is {order}: it must be"):
+            KneserNey.fit([1, 2], order=order, vocabulary_size=3)
     with pytest.raises(ValueError, match="from 0 to 2; got 1 to 3"):
         KneserNey.fit([1, 3], vocabulary_size=3)
     with pytest.raises(ValueError, match="from 0 to 2; got -1 to 0"):
         KneserNey.fit([1, 2], vocabulary_size=3).losses([0, -1])
 
 
-@pytest.mark.skipif("CHARRNN_DATA_DIR" not in os.environ, reason="needs shakespeare.txt")
+@pytest.mark.skipif(not SHAKESPEARE.is_file(), reason="needs shakespeare.txt")
 def test_tiny_shakespeare_has_the_losses_of_the_documentation() -> None:
     """Carried, cold-256 and updated while reading; validation is the last tenth."""
-    text = (Path(os.environ["CHARRNN_DATA_DIR"]) / "shakespeare.txt").read_text(encoding="utf-8")
+    text = SHAKESPEARE.read_text(encoding="utf-8")
     vocabulary = Vocabulary.build([text])
     tokens = vocabulary.encode(text)
     end = int(len(tokens) * 0.9)

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from charrnn_jax.data.vocabulary import Vocabulary
+    from charrnn_jax.evaluation.baselines import Baseline
     from charrnn_jax.evaluation.metrics import CrossEntropy
+    from charrnn_jax.evaluation.ngram import KneserNey
     from charrnn_jax.evaluation.protocols import Protocol
     from charrnn_jax.workdir.run import Run
 
@@ -31,9 +33,9 @@ def baseline_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline_chars",
         type=positive,
-        default=10_000_000,
         metavar="N",
-        help="the n-gram model counts at most the last N characters of the training text",
+        help="the n-gram model counts at most the last N characters of the training text; "
+        "default: 5,000,000",
     )
     parser.add_argument(
         "--interpolate",
@@ -61,12 +63,13 @@ def check_baselines(args: argparse.Namespace, train: "np.ndarray") -> bool:
       UserError: --interpolate is not possible.
     """
     reason = ""
+    num_counted = min(len(train), args.baseline_chars or len(train))
     if args.split == "train":
         reason = "the n-gram model would have counted the split that it is scored on"
     elif not len(train):
         reason = "the run has no training text to count"
-    elif len(train) < _FEWEST_TUNED and args.interpolate == TUNED:
-        reason = f"the training text has fewer than {_FEWEST_TUNED} characters"
+    elif num_counted < _FEWEST_TUNED and args.interpolate == TUNED:
+        reason = f"to choose the weight, {_FEWEST_TUNED} characters of training text are needed"
     if reason and args.interpolate is not None:
         raise UserError(f"--interpolate is not possible: {reason}")
     if reason and args.baseline != "none":
@@ -94,35 +97,46 @@ def show_baselines(
     Returns:
       What `evaluation.json` holds of them: {"baselines": {label: numbers}} and "interpolated".
     """
-    from charrnn_jax.evaluation.baselines import compressor_baselines, fit_ngram, ngram_baselines
+    from charrnn_jax.evaluation import baselines as known
 
-    ngram, note = fit_ngram(train, vocabulary=run.vocabulary, most=args.baseline_chars)
+    most = args.baseline_chars or known.MOST_COUNTED
+    ngram, note = known.fit_ngram(train, vocabulary=run.vocabulary, most=most)
     results: dict[str, dict[str, Any]] = {}
     if args.baseline != "none":
         protocols = [protocol for protocol, _ in scored]
         is_read = args.protocol in ("all", "dynamic")
-        baselines = ngram_baselines(
+        baselines = known.ngram_baselines(
             ngram, tokens, protocols=protocols, is_read=is_read, note=note and f"counts {note}"
         )
         for row in baselines:
             show_loss(f"{args.split} {row.label}", row.loss, run.vocabulary, note=row.note)
         if args.baseline == "all" and args.protocol == "all":
-            compressed = compressor_baselines(train, tokens, vocabulary=run.vocabulary)
-            best, *others = compressed
-            note = ", ".join(f"{row.label} {row.loss.bits_per_char:.4f} bits" for row in others)
-            note += best.note and f"; {best.note}"
-            show_loss(f"{args.split} compressor {best.label}", best.loss, run.vocabulary, note=note)
+            compressed = known.compressor_baselines(train, tokens, vocabulary=run.vocabulary)
+            _show_compressors(args.split, compressed, run.vocabulary)
             baselines += compressed
         results["baselines"] = {row.label: row.to_dict() for row in baselines}
     if args.interpolate is not None:
-        results["interpolated"] = _show_interpolated(args, run, ngram, train, tokens, scored)
+        results["interpolated"] = _show_interpolated(
+            args, run, ngram=ngram, train=train[-most:], tokens=tokens, scored=scored
+        )
     return results
+
+
+def _show_compressors(split: str, compressed: list["Baseline"], vocabulary: "Vocabulary") -> None:
+    """Prints the best compressor, and the others in a few words."""
+    if not compressed:
+        return
+    best, *others = compressed
+    note = ", ".join(f"{row.label} {row.loss.bits_per_char:.4f} bits" for row in others)
+    note = "; ".join(filter(None, [note, best.note]))
+    show_loss(f"{split} compressor {best.label}", best.loss, vocabulary, note=note)
 
 
 def _show_interpolated(
     args: argparse.Namespace,
     run: "Run",
-    ngram: Any,
+    *,
+    ngram: "KneserNey",
     train: "np.ndarray",
     tokens: "np.ndarray",
     scored: list[tuple["Protocol", list["np.ndarray"]]],
@@ -142,7 +156,7 @@ def _show_interpolated(
         weight, note = args.interpolate, f"weight of the model {args.interpolate:.3f}"
         if weight == TUNED:
             tuner = tuner or Tuner.make(
-                train, order=ngram.order, most=args.baseline_chars, model=run.model
+                train, order=ngram.order, vocabulary_size=run.vocabulary.size
             )
             weight = tuner.weight(run.params, model=run.model, protocol=protocol)
             note = f"weight of the model {weight:.3f}, chosen on the end of train"

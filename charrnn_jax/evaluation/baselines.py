@@ -17,9 +17,10 @@ from charrnn_jax.evaluation.ngram import KneserNey
 from charrnn_jax.evaluation.protocols import Carried, Cold, Protocol, total
 
 ORDER = 6  # characters of context
-MOST_COUNTED = 10_000_000  # characters of the training text that are counted
+MOST_COUNTED = 5_000_000  # characters of the training text that are counted
 _MOST_READ = 10_000_000  # characters of a split that are counted while they are read
 _COMPRESSED = (2_000_000, 1_000_000)  # characters of the training text, and of the split
+_FEWEST_BYTES = 100  # in fewer, headers and the ends of blocks count for more than the text
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ def compressor_baselines(
       vocabulary: vocabulary of the ids.
 
     Returns:
-      For each compressor, the bits that the split adds, the best one first. Characters are
-      compressed as UTF-8.
+      For each compressor, the bits that the split adds, the best one first; none for a compressor
+      to which it adds less than 100 bytes. Characters are compressed as UTF-8.
     """
     most_train, most_split = _COMPRESSED
     parts = [_last_of(len(train), most_train, vocabulary)]
@@ -138,6 +139,7 @@ def compressor_baselines(
     return [
         Baseline(name, CrossEntropy(8 * size * math.log(2), len(split)), note)
         for name, size in sorted(sizes.items(), key=lambda item: item[1])
+        if size >= _FEWEST_BYTES
     ]
 
 

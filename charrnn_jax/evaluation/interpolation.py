@@ -33,18 +33,16 @@ class Tuner:
     tokens: np.ndarray
 
     @classmethod
-    def make(cls, train: np.ndarray, *, order: int, most: int, model: CharRNN) -> "Tuner":
+    def make(cls, train: np.ndarray, *, order: int, vocabulary_size: int) -> "Tuner":
         """Keeps a tenth of a training text, but at most 50,000 characters, and counts the rest.
 
         Args:
           train: [num_chars] ids.
           order: order of the n-gram model.
-          most: number of characters that are counted at most.
-          model: the network, whose vocabulary it is.
+          vocabulary_size: V, the number of ids.
         """
         start = len(train) - min(len(train) // 10, _MOST_TUNED)
-        counted = train[max(start - most, 0) : start]
-        ngram = KneserNey.fit(counted, order=order, vocabulary_size=model.vocabulary_size)
+        ngram = KneserNey.fit(train[:start], order=order, vocabulary_size=vocabulary_size)
         return cls(ngram, train[max(start - 1, 0) :])
 
     def weight(self, params: Params, *, model: CharRNN, protocol: Protocol) -> float:
