@@ -159,7 +159,11 @@ def test_evaluate_shows_and_keeps_baselines_apart_from_the_losses(
     assert again["baselines"] == entry["baselines"]
     command = ["evaluate", f"--workdir={workdir}", "--protocol=carried", "--baseline_chars=500"]
     assert main(command) == 0
-    assert "counts the last 500 of 3,690 characters of train)" in capsys.readouterr().out
+    note = "counts the last 500 of 3,690 characters of train"
+    assert f"{note})" in capsys.readouterr().out
+    again = json.loads((workdir / "evaluation.json").read_text())["validation"]
+    assert again["baselines"]["kneser-ney-6 carried"]["note"] == note  # the new row has replaced it
+    assert again["baselines"].keys() == entry["baselines"].keys()
 
 
 @pytest.mark.parametrize(
