@@ -190,7 +190,7 @@ def _check_flags(args: argparse.Namespace) -> None:
     if args.baseline:
         without = {name: default for name, (_, default, _) in CHOICES.items()}
         without |= _NOT_OF_BASELINE
-        for name in without.keys() - {"temperature"}:
+        for name in sorted(without.keys() - {"temperature"}):
             if getattr(args, name) != without[name]:
                 raise UserError(f"--{name} is not for --baseline: leave one of them out")
     elif args.order is not None or args.path:
