@@ -41,6 +41,7 @@ Evaluation
   Dynamic              protocol: the same, while the weights learn from what was scored
   tune                 chooses the numbers of `Dynamic` on training text
   Protocol             what a protocol has to have
+  KneserNey            an n-gram model of a text, to compare with
 
 Generation
   generate             continues prompts
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from charrnn_jax.evaluation.dynamic import Dynamic as Dynamic
     from charrnn_jax.evaluation.metrics import CrossEntropy as CrossEntropy
     from charrnn_jax.evaluation.metrics import cross_entropy as cross_entropy
+    from charrnn_jax.evaluation.ngram import KneserNey as KneserNey
     from charrnn_jax.evaluation.protocol import Protocol as Protocol
     from charrnn_jax.evaluation.protocols import Carried as Carried
     from charrnn_jax.evaluation.protocols import Cold as Cold
@@ -138,6 +140,7 @@ _NAMES = {
     "evaluation.protocol": ["Protocol"],
     "evaluation.protocols": ["Carried", "char_losses", "Cold", "evaluate"],
     "evaluation.tuning": ["tune"],
+    "evaluation.ngram": ["KneserNey"],
     "export.folder": ["export"],
     "export.page": ["export_page"],
     "generation.choice": ["make_rules"],

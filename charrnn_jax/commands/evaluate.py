@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charrnn_jax.commands.arguments import checkpoint_flags, moved_text_flag, open_run
+from charrnn_jax.commands.baselines import (
+    baseline_flags,
+    check_baselines,
+    show_baselines,
+    show_loss,
+)
 from charrnn_jax.errors import UserError, file_error
 from charrnn_jax.files import replacing
 from charrnn_jax.messages import PROGRESS, show
@@ -17,7 +23,9 @@ from charrnn_jax.reading import read_json
 from charrnn_jax.registry import PROTOCOLS
 
 if TYPE_CHECKING:
-    from charrnn_jax.data.dataset import Dataset
+    import numpy as np
+
+    from charrnn_jax.evaluation.dynamic import Dynamic
     from charrnn_jax.workdir.run import Run
 
 
@@ -36,6 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="first choose the numbers of --protocol=dynamic on training text, and keep them",
     )
+    baseline_flags(parser)
     moved_text_flag(parser)
 
 
@@ -46,42 +55,42 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from charrnn_jax.evaluation.dynamic import Dynamic
     from charrnn_jax.evaluation.floor import find_floor
     from charrnn_jax.evaluation.metrics import CrossEntropy
-    from charrnn_jax.evaluation.protocols import char_losses, make_protocol, protocols_in_all
-    from charrnn_jax.workdir.tuned import fitted_protocol
+    from charrnn_jax.evaluation.protocols import char_losses, protocols_in_all
+    from charrnn_jax.workdir.tuned import tuned_protocol
 
+    names = protocols_in_all() if args.protocol == "all" else [args.protocol]
+    protocols = [tuned_protocol(trained, name) for name in names]
     if args.tune and args.protocol != Dynamic.name:
         raise UserError("--tune is for --protocol=dynamic: give that, too")
-    names = protocols_in_all() if args.protocol == "all" else [args.protocol]
-    for name in names:
-        make_protocol(trained.config.evaluation, name)  # before the text is read
     dataset = trained.load_dataset(args.path)
     tokens = dataset.splits.with_context(args.split)
     if len(tokens) < 2:
         raise UserError(f"the run in {trained.workdir} has no {args.split} split to evaluate")
     floor = find_floor(dataset, args.split, of=trained.corpus, config=trained.config.data)
-    unit = trained.vocabulary.unit
+    train, unit = dataset.splits["train"], trained.vocabulary.unit
+    has_baselines = check_baselines(args, train)
     results: dict[str, dict[str, Any]] = {}
+    scored = []
     if args.tune:
-        _tune(trained, dataset)
-    for name in names:
-        protocol = fitted_protocol(trained, dataset, name=name)
+        protocols = [_tune(trained, train)]
+    for protocol in protocols:
+        protocol = protocol.fit(trained.params, train, model=trained.model)
         losses = char_losses(trained.params, tokens, model=trained.model, protocol=protocol)
         loss, error = CrossEntropy.of(losses), standard_error(losses)
         known = math.isfinite(error)
-        show(
-            f"{args.split} {protocol.label}: {loss.describe(unit)}, perplexity "
-            f"{loss.describe_perplexity()} ({loss.count:,} {trained.vocabulary.kind}"
-            + f", standard error {error:.4f} nats/{unit}" * known
-            + ")"
-        )
+        note = f"standard error {error:.4f} nats/{unit}" * known
+        show_loss(f"{args.split} {protocol.label}", loss, trained.vocabulary, note=note)
         results[protocol.label] = {**loss.to_dict(), "standard_error": error if known else None}
         if floor:
             excess = floor.excess(losses)
             show(f"  {excess.describe(unit)}")
             floor.check(excess, protocol=protocol)
             results[protocol.label]["floor"] = excess.to_dict()
+        scored.append((protocol, losses))
     file = trained.workdir / "evaluation.json"
     entry = {"step": trained.step, "corpus": asdict(dataset.identity()), "losses": results}
+    if has_baselines:
+        entry |= show_baselines(args, trained, train=train, tokens=tokens, scored=scored)
     try:
         _merge_into_json(file, {args.split: entry})
     except OSError as error:  # the losses were printed, so the command did its work
@@ -89,7 +98,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         warnings.warn(str(file_error(error, path=file, doing="write", remedy=remedy)), stacklevel=1)
 
 
-def _tune(trained: "Run", dataset: "Dataset") -> None:
+def _tune(trained: "Run", train: "np.ndarray") -> "Dynamic":
     """Chooses the numbers of dynamic evaluation on training text, and writes `dynamic.json`."""
     from charrnn_jax.evaluation.dynamic import Dynamic
     from charrnn_jax.evaluation.tuning import tune
@@ -104,12 +113,13 @@ def _tune(trained: "Run", dataset: "Dataset") -> None:
     best = tune(
         Dynamic.from_config(trained.config.evaluation),
         trained.params,
-        dataset.splits["train"],
+        train,
         model=trained.model,
         report=say,
     )
     file = save_tuned(trained, best)
     show(f"Tuned on the end of the training text: {best.describe_numbers()}; saved in {file}")
+    return best
 
 
 def _merge_into_json(file: Path, splits: dict[str, Any]) -> None:
@@ -125,7 +135,9 @@ def _merge_into_json(file: Path, splits: dict[str, Any]) -> None:
             old = known[split]
             is_intact = old.get("sha256", digest_of(old)) == digest_of(old)
             if is_intact and all(old[name] == entry[name] for name in ("step", "corpus")):
-                entry["losses"] = {**old["losses"], **entry["losses"]}
+                for kind in ("losses", "baselines", "interpolated"):
+                    if kind in old or kind in entry:
+                        entry[kind] = {**old.get(kind, {}), **entry.get(kind, {})}
         entry["sha256"] = digest_of(entry)
     with replacing(file) as partial:
         partial.write_text(json.dumps({**known, **splits}, indent=2) + "\n")
