@@ -19,7 +19,7 @@ from charrnn_jax.evaluation.comparison import (
     standard_error,
 )
 
-NUM = 300  # simulations of a kind
+NUM = 250  # simulations of a kind
 
 
 def autoregressive(rng: np.random.Generator, num_chars: int, phi: float) -> np.ndarray:
@@ -34,7 +34,7 @@ def differences(rng: np.random.Generator, num_chars: int, phi: float) -> np.ndar
     return 0.5 * (single + 0.2 * autoregressive(rng, num_chars, phi))
 
 
-@pytest.mark.parametrize("phi", [0.0, 0.9, 0.99, slow(0.999)])
+@pytest.mark.parametrize("phi", [0.0, 0.99, slow(0.9), slow(0.999)])
 def test_intervals_hold_the_true_difference_in_95_of_100_texts(phi: float) -> None:
     """Also if passages of a thousand characters are alike, where a plain interval fails."""
     rng, truth = np.random.default_rng(0), 0.01
@@ -56,7 +56,7 @@ def test_intervals_hold_the_true_difference_in_95_of_100_texts(phi: float) -> No
 
 def test_differences_as_large_as_detectable_are_found_in_about_4_of_5_texts() -> None:
     rng = np.random.default_rng(1)
-    zeros, texts = np.zeros(30_000), [differences(rng, 30_000, 0.9) for _ in range(200)]
+    zeros, texts = np.zeros(30_000), [differences(rng, 30_000, 0.9) for _ in range(150)]
     found = [paired_difference(text, zeros, num_resamples=1000) for text in texts]
     truth = float(np.median([each.detectable for each in found]))
     found = [paired_difference(text + truth, zeros, num_resamples=1000) for text in texts]

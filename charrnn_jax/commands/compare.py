@@ -108,7 +108,7 @@ def _details(pair: "Pair", found: "Comparison", *, is_long: bool) -> Iterator[st
     if not pair.excerpts:  # no character has another loss
         return
     names = _LETTERS[pair.first], _LETTERS[pair.second]
-    yield from wrap(pair.describe_power(found.unit), _WIDTH)
+    yield from wrap(pair.describe_power(_LETTERS, unit=found.unit), _WIDTH)
     yield ""
     kinds: dict[str, list[Group]] = {}
     for group in pair.groups:

@@ -16,6 +16,7 @@ from charrnn_jax.workdir.compare import compare
 from charrnn_jax.workdir.run import load_run
 
 MOST_CHARS = 100_000  # of the validation split, which bounds the time
+_CALLED = ("the first", "the second")
 _WHAT = "The two best configurations, character by character"
 
 
@@ -49,9 +50,9 @@ def describe_best_two(
     return [
         f"{_WHAT}, in one run of each ({names[0]}; {names[1]}), {found.protocol}, on "
         f"{found.num_chars:,} {found.noun} of the validation split: "
-        f"{pair.describe(('the first', 'the second'), unit=found.unit)} "
-        f"{pair.describe_power(found.unit)} This is about other text for the same two runs; the "
-        "table of configurations is about other seeds."
+        f"{pair.describe(_CALLED, unit=found.unit)} "
+        f"{pair.describe_power(_CALLED, unit=found.unit)} This is about other text for the same "
+        "two runs; the table of configurations is about other seeds."
     ]
 
 

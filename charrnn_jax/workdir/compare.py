@@ -117,14 +117,20 @@ class Pair:
             f"interval, {low:.4f} to {high:.4f}, does not contain 0{corrected}."
         )
 
-    def describe_power(self, unit: str) -> str:
-        """Returns what differences the text can show, in sentences; see `Difference.detectable`."""
+    def describe_power(self, names: Sequence[str], *, unit: str) -> str:
+        """Returns what differences the text can show, in sentences; see `Difference.detectable`.
+
+        Args:
+          names: what to call the runs, in the order given.
+          unit: what one token is, "char" or "byte".
+        """
         found = self.difference
         num_blocks, noun = found.num_chars // found.block_length, _NOUNS[unit]
         text = (
-            f"Between these two, about 4 of 5 such texts would show a true difference of "
-            f"{found.detectable:.4f} nats/{unit}; much smaller ones would usually be missed. "
-            f"Errors are from {num_blocks} blocks of {found.block_length:,} {noun}."
+            f"Between {names[self.first]} and {names[self.second]}, about 4 of 5 such texts would "
+            f"show a true difference of {found.detectable:.4f} nats/{unit}; much smaller ones "
+            f"would usually be missed. Errors are from {num_blocks} blocks of "
+            f"{found.block_length:,} {noun}."
         )
         if found.correlation > _NOTABLE:
             text += (
