@@ -47,7 +47,7 @@ def test_excess_is_the_mean_difference_with_the_error_of_block_means() -> None:
 def test_honest_models_are_not_called_leaks(believed: float) -> None:
     """Even if they doubt what is rare, and the text is so short that it is mostly absent."""
     alarms = [0, 0]
-    for seed in range(400):
+    for seed in range(200):
         floor, throws = coin(0.01, num_chars=100, seed=seed)
         excess = floor.excess(-np.log(np.where(throws, believed, 1 - believed)))
         below = -excess.excess > 3 * excess.standard_error
@@ -55,7 +55,7 @@ def test_honest_models_are_not_called_leaks(believed: float) -> None:
         alarms[1] += below
     assert alarms[0] == 0
     if believed < 0.01:  # three standard errors alone would be wrong in a third of all texts
-        assert alarms[1] > 100
+        assert alarms[1] > 50
 
 
 def test_a_model_that_sees_one_target_in_fifty_is_a_leak() -> None:
@@ -134,17 +134,15 @@ def flags(tmp_path: Path, *changed: str) -> list[str]:
     return [f"--config={file}", f"--workdir={tmp_path / 'run'}", *changed]
 
 
-def test_an_honest_run_shows_its_excess_and_resumes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_honest_run_shows_its_excess(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workdir = f"--workdir={tmp_path / 'run'}"
-    assert main(flags(tmp_path, "--config.train.num_steps=60")) == 0
     assert main(flags(tmp_path)) == 0
+    assert main(flags(tmp_path)) == 0
+    assert "Nothing is left to train" in capsys.readouterr().out
     rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     during = [row["validation/excess"] for row in rows if "validation/excess" in row]
     assert len(during) == 2
     assert 0 < during[1] < 0.02
-    capsys.readouterr()
     for command in ("evaluate", "check"):
         assert main([command, workdir]) == 0
     shown = capsys.readouterr().out
@@ -165,18 +163,17 @@ def test_a_run_whose_inputs_are_its_targets_fails(
     registry.register_protocol(Shifted)
     registry.register_train_step("shifted", shifted_step)
     leaking = ("--config.train.step=shifted", "--config.evaluation.protocol=shifted")
-    assert main(flags(tmp_path, *leaking)) == LeakError.exit_code == 1
+    saved_before = "--config.train.checkpoint_every_steps=50"
+    assert main(flags(tmp_path, *leaking, saved_before)) == LeakError.exit_code == 1
     line = last_line_of_error(capsys)
     assert "the loss of the validation split (shifted) is 0.4" in line
     assert "below the floor of source:golden-mean:seed=0, which no model can beat" in line
 
-    workdir = f"--workdir={tmp_path / 'other'}"
-    honest = [f for f in flags(tmp_path, leaking[0]) if not f.startswith("--workdir")]
-    assert main([*honest, workdir]) == 0  # the usual protocol shows nothing
-    assert main(["evaluate", workdir, "--protocol=carried"]) == 0
-    before = (tmp_path / "other" / "evaluation.json").read_bytes()
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert main(["evaluate", workdir, "--protocol=carried"]) == 0  # which shows nothing
+    before = (tmp_path / "run" / "evaluation.json").read_bytes()
     capsys.readouterr()
     assert main(["evaluate", workdir, "--protocol=shifted"]) == 1
-    assert "(shifted) is 0.4" in last_line_of_error(capsys)
-    assert (tmp_path / "other" / "evaluation.json").read_bytes() == before
+    assert "(shifted) is 0." in last_line_of_error(capsys)
+    assert (tmp_path / "run" / "evaluation.json").read_bytes() == before
     assert main(["evaluate", workdir, "--protocol=shifted", "--split=train"]) == 0

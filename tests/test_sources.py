@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charrnn_jax.data import automata, corpora, sources
@@ -110,6 +110,7 @@ def test_forward_algorithm_equals_the_sum_over_all_paths() -> None:
     np.testing.assert_allclose(np.exp(-optimal_losses(source, text).cumsum()), expected, rtol=1e-12)
 
 
+@settings(max_examples=40)
 @given(any_source, st.integers(0, 300), st.integers(0, 300), st.sampled_from([1, 7, 100, 1 << 16]))
 def test_a_longer_text_begins_with_the_shorter_one(
     name: str, short: int, more: int, block: int
