@@ -136,7 +136,6 @@ def test_a_run_is_tuned_evaluated_and_its_numbers_are_those_of_its_checkpoint(
     train(tiny_config, tmp_path)
     evaluated = ["evaluate", f"--workdir={tmp_path}", "--protocol=dynamic"]
 
-
     def evaluate_dynamic(*flags: str) -> str:
         assert main([*evaluated, *flags]) == 0
         (line,) = re.findall("^validation dynamic.*", capsys.readouterr().out, re.MULTILINE)
