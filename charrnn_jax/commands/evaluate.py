@@ -52,6 +52,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Prints the losses and writes them to `evaluation.json`, if the workdir can be written."""
     trained = open_run(args, overrides)
     from charrnn_jax.evaluation.comparison import standard_error
+    from charrnn_jax.evaluation.contamination import NOTABLE, PIECE, shared_share
     from charrnn_jax.evaluation.dynamic import Dynamic
     from charrnn_jax.evaluation.floor import find_floor
     from charrnn_jax.evaluation.metrics import CrossEntropy
@@ -88,7 +89,19 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             results[protocol.label]["floor"] = excess.to_dict()
         scored.append((protocol, losses))
     file = trained.workdir / "evaluation.json"
-    entry = {"step": trained.step, "corpus": asdict(dataset.identity()), "losses": results}
+    entry: dict[str, Any] = {
+        "step": trained.step,
+        "corpus": asdict(dataset.identity()),
+        "losses": results,
+    }
+    if args.split != "train" and not floor:  # a synthetic text may repeat itself
+        share = entry["contamination"] = shared_share(tokens[1:], train)
+        if share > NOTABLE:
+            warnings.warn(
+                f"{share:.1%} of the {PIECE}-character pieces of the {args.split} split also stand "
+                "in the training text: its loss is lower than on new text",
+                stacklevel=1,
+            )
     if has_baselines:
         entry |= show_baselines(args, trained, train=train, tokens=tokens, scored=scored)
     try:
