@@ -153,7 +153,7 @@ def test_an_honest_run_shows_its_excess(tmp_path: Path, capsys: pytest.CaptureFi
     assert floor["excess"] == pytest.approx(min(during), abs=1e-6)
     assert carried["nats_per_char"] - floor["floor"] == pytest.approx(floor["excess"], abs=1e-6)
     assert floor["entropy_rate"] == pytest.approx(2 / 3 * math.log(2))
-    line = f"  floor {carried['floor']:.4f} nats/char (entropy rate 0.4621), excess +"
+    line = f"  floor {floor['floor']:.4f} nats/char (entropy rate 0.4621), excess +"
     assert sum(row.startswith(line) for row in shown.splitlines()) == 2  # cold and carried
 
 
