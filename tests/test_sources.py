@@ -30,7 +30,7 @@ def optimal_losses(source: Source, *texts: str) -> np.ndarray:
 @pytest.mark.parametrize("name", NAMES)
 def test_mean_optimal_loss_is_the_entropy_rate(name: str) -> None:
     source = parse_source(name)
-    losses = optimal_losses(source, source.generate(40_000))
+    losses = optimal_losses(source, source.generate(20_000))
     means = losses.reshape(100, -1).mean(1)
     error = means.std(ddof=1) / 10
     assert error < 0.01

@@ -165,10 +165,12 @@ class Source:
 
 
 def stationary(transitions: np.ndarray) -> np.ndarray:
-    """Solves pi P = pi, sum(pi) = 1, for a matrix P in which all states can be reached, [S, S]."""
+    """Returns the stationary distribution pi of a matrix P in which all states can be reached, [S].
+
+    pi P = pi and sum(pi) = 1 are one system, pi (I - P + 1) = (1, ..., 1), 1 being all ones.
+    """
     num_states = len(transitions)
-    equations = np.vstack([transitions.T - np.eye(num_states), np.ones((1, num_states))])
-    return np.linalg.lstsq(equations, np.append(np.zeros(num_states), 1.0), rcond=None)[0]
+    return np.linalg.solve((np.eye(num_states) - transitions + 1).T, np.ones(num_states))
 
 
 def arguments_of(kind: type[Source]) -> list[dataclasses.Field[Any]]:
