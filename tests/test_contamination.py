@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,16 @@ def test_texts_of_many_blocks_give_the_share_of_one(monkeypatch: pytest.MonkeyPa
     assert shared_share(split, train) == pytest.approx(whole, abs=0.01)
 
 
-def test_evaluate_warns_when_the_split_stands_in_the_training_text(tmp_path: Path) -> None:
+def test_evaluate_warns_when_the_split_stands_in_the_training_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = tmp_path / "text.txt"
     text.write_text(SENTENCE * 30)
     flags = [f"--config.data.path={text}", "--config.train.num_steps=1", "--config.sample.prompt="]
     assert main([SMOKE, f"--workdir={tmp_path / 'run'}", *flags]) == 0
-    with pytest.warns(UserWarning, match="100.0% of the 50-character pieces of the validation"):
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
         assert main(["evaluate", f"--workdir={tmp_path / 'run'}", "--baseline=none"]) == 0
+    warning = "charrnn: warning: 100.0% of the 50-character pieces of the validation split"
+    assert warning in capsys.readouterr().err

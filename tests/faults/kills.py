@@ -220,7 +220,7 @@ def run_killed(
     workdir, result = folder / "run", Result()
     for _ in range(most_kills):
         before = {path: steps(path.parent) for path in workdir.rglob("checkpoints")}
-        said_before = _size(folder / "output.txt")
+        said_before = len(_read(folder / "output.txt"))
         processes = scenario.start(workdir)
         with _none_left(processes):
             wait = rng.uniform(0, 0.6 * seconds)  # a machine may be slower at first
@@ -246,7 +246,8 @@ def run_killed(
                 _wait_for_workers(workdir)
             result.codes += codes
             allowed = {0, 128 + number} if number != signal.SIGKILL else {0, -number}
-            if _size(folder / "output.txt") == said_before:  # perhaps before its first line
+            said = _read(folder / "output.txt")[said_before:].rstrip()
+            if not said or said.endswith("KeyboardInterrupt"):  # before the program's first line
                 allowed.add(-number)  # which a shell shows as 128 + number
             # Another process of a job that has lost one may abort first.
             is_alone = victim == "launcher" and len(processes) == 1
@@ -284,8 +285,8 @@ def run_killed(
     return result
 
 
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
+def _read(file: Path) -> str:
+    return file.read_text(errors="replace") if file.exists() else ""
 
 
 @contextlib.contextmanager
