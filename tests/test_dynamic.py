@@ -67,7 +67,7 @@ def plain_loop(params, tokens, *, training) -> list[float]:
     return read(tokens, learn)
 
 
-@pytest.mark.parametrize("num_chars", [1, 7, 460, slow(2000)])
+@pytest.mark.parametrize("num_chars", [slow(1), slow(7), 460, slow(2000)])
 def test_losses_are_those_of_a_plain_loop(num_chars: int) -> None:
     model, params, _, _ = make("lstm")
     training, tokens = TEXT[:500], TEXT[500 : 500 + num_chars + 1]
@@ -130,11 +130,15 @@ def test_tuned_numbers_are_the_best_that_were_tried_and_the_validation_split_is_
 
 
 def test_a_run_is_tuned_evaluated_and_its_numbers_are_those_of_its_checkpoint(
-    tiny_config: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_config: ConfigDict,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("charrnn_jax.evaluation.tuning._SCORED_CHARS", 300)
     tiny_config.train.num_steps = 4
     train(tiny_config, tmp_path)
-    evaluated = ["evaluate", f"--workdir={tmp_path}", "--protocol=dynamic"]
+    evaluated = ["evaluate", f"--workdir={tmp_path}", "--protocol=dynamic", "--baseline=none"]
 
     def evaluate_dynamic(*flags: str) -> str:
         assert main([*evaluated, *flags]) == 0
@@ -151,6 +155,36 @@ def test_a_run_is_tuned_evaluated_and_its_numbers_are_those_of_its_checkpoint(
     file.write_text(file.read_text().replace('"step": 4', '"step": 3'))
     assert main(evaluated) == 2
     assert "checksum" in last_line_of_error(capsys)
+
+
+def test_text_is_written_by_weights_that_have_learned_from_the_prompt(
+    tiny_config: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_config, tmp_path)
+    run = load_run(tmp_path)
+    prompt = "jolly lazy dogs " * 10
+    tokens = run.vocabulary.encode(prompt)
+    protocol = replace(PROTOCOL, rate=3e-4, segment=20)
+    fitted = protocol.fit(run.params, run.load_dataset().splits["train"], model=run.model)
+    adapted = fitted.adapt(run.params, tokens, model=run.model)
+    before, after = (
+        evaluate(params, tokens, model=run.model, protocol=Carried()).nats_per_char
+        for params in (run.params, adapted)
+    )
+    assert after < before - 0.01
+    sample = ["sample", f"--workdir={tmp_path}", f"--prompt={prompt}", "--num_chars=40"]
+    assert main(sample) == 0
+    plain = capsys.readouterr().out
+    assert main([*sample, "--adapt"]) == 0
+    assert capsys.readouterr().out != plain
+    for flags, error in (
+        (["--prompt=lazy", "--adapt"], "one prompt"),
+        (["--baseline", "--adapt"], "not for --baseline"),
+    ):
+        assert main([*sample, *flags]) == 2
+        assert error in last_line_of_error(capsys)
+    assert main(["sample", f"--workdir={tmp_path}", "--prompt=lazy", "--adapt"]) == 2
+    assert "more than 20" in last_line_of_error(capsys)
 
 
 def test_without_the_training_text_there_is_a_clear_error() -> None:

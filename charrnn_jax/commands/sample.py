@@ -32,6 +32,7 @@ _NOT_OF_BASELINE: dict[str, Any] = {
     "dtype": None,
     "stream": False,
     "interactive": False,
+    "adapt": False,
 }
 
 
@@ -87,6 +88,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="characters of context of the n-gram model; default: 6",
     )
+    parser.add_argument(
+        "--adapt",
+        action="store_true",
+        help="let the weights learn from the prompt first, as in dynamic evaluation",
+    )
     moved_text_flag(parser)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--stream", action="store_true", help="show one text while it is written")
@@ -104,13 +110,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         return _sample_baseline(args, trained)
     from charrnn_jax.generation.sampler import Sampler
 
+    prompts = _given_prompts(args, trained)
+    params = _adapted(args, trained, prompts) if args.adapt else trained.params
     try:
         sampler = Sampler(
-            trained.params, model=trained.model, vocabulary=trained.vocabulary, dtype=args.dtype
+            params, model=trained.model, vocabulary=trained.vocabulary, dtype=args.dtype
         )
     except ValueError as error:
         raise UserError(f"--dtype={args.dtype}: {error}") from error
-    prompts = _given_prompts(args, trained)
     settings = {name: getattr(args, name) for name in CHOICES}
     settings |= {"num_chars": args.num_chars, "stop": args.stop, "own": args.rule}
     if args.interactive:
@@ -164,6 +171,25 @@ def _sample_baseline(args: argparse.Namespace, trained: Any) -> None:
     _show_time(start, sum(sample.num_chars for sample in samples), including="counting")
 
 
+def _adapted(args: argparse.Namespace, trained: Any, prompts: list[str] | None) -> Any:
+    """Returns the parameters after they have learned from the prompt."""
+    from charrnn_jax.workdir.tuned import tuned_dynamic
+
+    if prompts is None or len(prompts) != 1:
+        raise UserError("--adapt learns from one prompt: give one --prompt or --prompt_file")
+    with hint_at_unk():
+        tokens = trained.vocabulary.encode(prompts[0], unk=args.unk)
+    protocol = tuned_dynamic(trained)
+    if len(tokens) <= protocol.segment:
+        raise UserError(
+            f"the prompt has {len(tokens)} {trained.vocabulary.kind}: --adapt learns from more "
+            f"than {protocol.segment}; give a longer text, for example with --prompt_file"
+        )
+    train = trained.load_dataset(args.path).splits["train"]
+    fitted = protocol.fit(trained.params, train, model=trained.model)
+    return fitted.adapt(trained.params, tokens, model=trained.model)
+
+
 def _given_prompts(args: argparse.Namespace, trained: Any) -> list[str] | None:
     if args.prompt_file is not None:
         return [read_prompt(args.prompt_file, kind=trained.vocabulary.kind)]
@@ -193,9 +219,10 @@ def _check_flags(args: argparse.Namespace) -> None:
         for name in sorted(without.keys() - {"temperature"}):
             if getattr(args, name) != without[name]:
                 raise UserError(f"--{name} is not for --baseline: leave one of them out")
-    elif args.order is not None or args.path:
-        name = "path" if args.order is None else "order"
-        raise UserError(f"--{name} is for --baseline only: give --baseline, too, or leave it out")
+    elif args.order is not None:
+        raise UserError("--order is for --baseline only: give --baseline, too, or leave it out")
+    elif args.path and not args.adapt:
+        raise UserError("--path is for --baseline and --adapt: give one of them, or leave it out")
     if args.prompt is not None and args.prompt_file is not None:
         raise UserError("--prompt and --prompt_file were both given: give only one of them")
     if args.interactive and args.prompt_file == "-":

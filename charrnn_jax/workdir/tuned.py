@@ -43,13 +43,18 @@ def tuned_protocol(run: Run, name: str = "") -> Protocol:
       UserError: no protocol has this name, or `dynamic.json` is damaged.
     """
     protocol = make_protocol(run.config.evaluation, name)
-    file = run.workdir / _FILE
-    if isinstance(protocol, Dynamic) and file.exists():
-        return _with_tuned(protocol, file, run)
-    return protocol
+    return tuned_dynamic(run) if isinstance(protocol, Dynamic) else protocol
 
 
-def _with_tuned(protocol: Dynamic, file: Path, run: Run) -> Dynamic:
+def tuned_dynamic(run: Run) -> Dynamic:
+    """Returns dynamic evaluation with the numbers tuned for a checkpoint, or those of the config.
+
+    Raises:
+      UserError: `dynamic.json` is damaged.
+    """
+    protocol, file = Dynamic.from_config(run.config.evaluation), run.workdir / _FILE
+    if not file.exists():
+        return protocol
     saved = read_json(file, Tuned, remedy=_REMEDY)
     if saved["sha256"] != digest_of(saved):
         raise UserError(f"{file} does not match its checksum: {_REMEDY}")
@@ -57,7 +62,7 @@ def _with_tuned(protocol: Dynamic, file: Path, run: Run) -> Dynamic:
         warnings.warn(
             f"{file} was tuned for step {saved['step']:,} and is not used for step {run.step:,}: "
             "tune again with --tune",
-            stacklevel=3,
+            stacklevel=2,
         )
         return protocol
     return replace(
