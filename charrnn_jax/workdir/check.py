@@ -1,5 +1,6 @@
 """`check_run`: whether a run and its text are as they were. Changes nothing in the workdir."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from charrnn_jax.errors import UserError
 from charrnn_jax.workdir.checkpoints import exists, find_damage, read_metadata, steps
 from charrnn_jax.workdir.json_lines import find_row_damage
 from charrnn_jax.workdir.run import Run, load_run
+from charrnn_jax.workdir.tuned import TUNED_FILE, tuned_dynamic
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def check_run(workdir: Path, *, path: str = "") -> Iterator[Finding]:
         yield Finding("losses", f"known for {', '.join(losses) or 'no split'}")
     except UserError as error:
         yield Finding("losses", problem=str(error))
+    if (workdir / TUNED_FILE).exists():
+        yield _check_tuned(latest)
     if not latest.imported:
         yield _check_text(latest, path)
     if latest.imported:
@@ -86,6 +90,16 @@ def _check_rows(workdir: Path, step: int) -> Iterator[Finding]:
             workdir / name, until_step=step, expected=expected.get(name)
         )
         yield Finding(name, f"{num_rows:,} rows", problem)
+
+
+def _check_tuned(run: Run) -> Finding:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tuned for another checkpoint, which is no damage
+            numbers = tuned_dynamic(run).describe_numbers()
+    except UserError as error:
+        return Finding(TUNED_FILE, problem=str(error))
+    return Finding(TUNED_FILE, numbers)
 
 
 def _check_text(run: Run, path: str) -> Finding:

@@ -17,7 +17,7 @@ from charrnn_jax.reading import Count, Sha256, read_json
 from charrnn_jax.workdir.metadata import digest_of
 from charrnn_jax.workdir.run import Run
 
-_FILE = "dynamic.json"
+TUNED_FILE = "dynamic.json"
 _REMEDY = "delete it, and tune again"
 
 
@@ -52,7 +52,7 @@ def tuned_dynamic(run: Run) -> Dynamic:
     Raises:
       UserError: `dynamic.json` is damaged.
     """
-    protocol, file = Dynamic.from_config(run.config.evaluation), run.workdir / _FILE
+    protocol, file = Dynamic.from_config(run.config.evaluation), run.workdir / TUNED_FILE
     if not file.exists():
         return protocol
     saved = read_json(file, Tuned, remedy=_REMEDY)
@@ -83,7 +83,7 @@ def save_tuned(run: Run, protocol: Dynamic) -> Path:
         "epsilon": protocol.epsilon,
         "segment": protocol.segment,
     }
-    file = run.workdir / _FILE
+    file = run.workdir / TUNED_FILE
     with replacing(file) as partial:
         partial.write_text(json.dumps({**entry, "sha256": digest_of(entry)}, indent=2) + "\n")
     return file

@@ -16,11 +16,13 @@ from helpers import SMOKE, rows_without_time
 from ml_collections import ConfigDict
 
 from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.dynamic import Dynamic
 from charrnn_jax.main import main
 from charrnn_jax.training.loop import train
 from charrnn_jax.workdir.check import check_run
 from charrnn_jax.workdir.json_lines import read_json_lines
 from charrnn_jax.workdir.run import load_run
+from charrnn_jax.workdir.tuned import save_tuned, tuned_dynamic
 
 
 def flip_a_bit(content: bytes, rng: random.Random) -> bytes:
@@ -52,7 +54,7 @@ def shown(workdir: Path) -> list[object]:
         values += [run.step, run.loss, run.vocabulary, run.config.to_dict(), run.corpus]
         values += [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params)]
     rows = [read_json_lines(workdir / name) for name in ("metrics.jsonl", "samples.jsonl")]
-    return [*values, run.losses(), *rows]
+    return [*values, run.losses(), tuned_dynamic(load_run(workdir, checkpoint="latest")), *rows]
 
 
 @pytest.mark.slow
@@ -66,6 +68,7 @@ def test_no_damage_of_any_file_is_silently_wrong(
         tiny_config.train.checkpoint_every_steps = 10
         train(tiny_config, trained)
         assert main(["evaluate", f"--workdir={trained}"]) == 0
+        save_tuned(load_run(trained, checkpoint="latest"), Dynamic(rate=0.125))
     before, rng = shown(trained), random.Random(damage)
     files = [file for file in sorted(trained.rglob("*")) if file.is_file()]
     assert len(files) > 30
@@ -82,8 +85,8 @@ def test_no_damage_of_any_file_is_silently_wrong(
             continue
         else:
             damaged.write_bytes(change(content, rng))
-        if (damage, file.name) == ("missing", "evaluation.json"):
-            continue  # the run was not evaluated
+        if damage == "missing" and file.name in ("evaluation.json", "dynamic.json"):
+            continue  # the run was not evaluated, or not tuned
         named = [finding for finding in check_run(workdir) if finding.problem]
         try:
             with warnings.catch_warnings():

@@ -47,8 +47,9 @@ from charrnn_jax.sweeps.units import WorkUnit, check_workdirs, load_sweep
 from charrnn_jax.workdir.checkpoints import read_metadata
 from charrnn_jax.workdir.import_run import _convert
 from charrnn_jax.workdir.json_lines import JsonLines, read_json_lines
-from charrnn_jax.workdir.metadata import CheckpointMetadata, Origin
+from charrnn_jax.workdir.metadata import CheckpointMetadata, Origin, digest_of
 from charrnn_jax.workdir.run import Run, load_run
+from charrnn_jax.workdir.tuned import tuned_dynamic
 
 MOST_CHARS = 1000  # in an error
 MOST_SECONDS = 10.0  # for a tiny file, on a busy machine
@@ -73,6 +74,7 @@ ROWS = [
     {"step": 1, "epoch": 0.5, "seconds": 1.5, "train/loss": 3.5},
     {"step": 2, "epoch": 1.0, "seconds": 2.5, "validation/loss": 3.25},
 ]
+TUNED = {"step": STEP, "rate": 3e-4, "decay": 1e-3, "epsilon": 1e-4, "segment": 20}
 EVALUATED = {
     "validation": {
         "step": STEP,
@@ -161,6 +163,12 @@ def _read_evaluation(folder: Path, content: bytes) -> None:
         run.losses()
     finally:
         _merge_into_json(folder / "evaluation.json", json.loads(json.dumps(EVALUATED)))
+
+
+def _read_tuned(folder: Path, content: bytes) -> None:
+    config, vocabulary, model = default_config(), Vocabulary("abc"), CharRNN(4, 2, 2)
+    _write(folder / "dynamic.json", content)
+    tuned_dynamic(Run(folder, STEP, config, vocabulary, CORPUS, model, {}, 2.5))
 
 
 def _read_status(folder: Path, content: bytes) -> None:
@@ -275,6 +283,7 @@ READERS = {
         _read_manifest,
     ),
     "evaluation.json": Reader(_as_json(EVALUATED), _read_evaluation),
+    "dynamic.json": Reader(_as_json({**TUNED, "sha256": digest_of(TUNED)}), _read_tuned),
     "unit.json": Reader(_as_json(STATUS), _read_status),
     "sweep.json": Reader(_as_json(SWEEP), _read_sweep),
     "rows": Reader((b"\n".join(_as_json(*ROWS)) + b"\n", *_as_json(*ROWS)), _read_rows),
