@@ -36,6 +36,7 @@ Evaluation
   Cold                 protocol: windows, each from a zero carry
   Carried              protocol: one pass that keeps the carry
   Protocol             what a protocol has to have
+  KneserNey            an n-gram model of a text, to compare with
 
 Generation
   generate             continues prompts
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from charrnn_jax.data.vocabulary import Vocabulary as Vocabulary
     from charrnn_jax.evaluation.metrics import CrossEntropy as CrossEntropy
     from charrnn_jax.evaluation.metrics import cross_entropy as cross_entropy
+    from charrnn_jax.evaluation.ngram import KneserNey as KneserNey
     from charrnn_jax.evaluation.protocols import Carried as Carried
     from charrnn_jax.evaluation.protocols import Cold as Cold
     from charrnn_jax.evaluation.protocols import Protocol as Protocol
@@ -121,6 +123,7 @@ _NAMES = {
     "data.dataset": ["load_dataset"],
     "data.vocabulary": ["UNK_ID", "Vocabulary"],
     "evaluation.metrics": ["CrossEntropy", "cross_entropy"],
+    "evaluation.ngram": ["KneserNey"],
     "evaluation.protocols": ["Carried", "Cold", "Protocol", "evaluate"],
     "export.folder": ["export"],
     "export.page": ["export_page"],

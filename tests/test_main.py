@@ -23,6 +23,7 @@ from helpers import SMOKE, last_line_of_error, slow
 import charrnn_jax
 from charrnn_jax.commands.arguments import _default_workdir, load_config
 from charrnn_jax.data.corpora import KNOWN_CORPORA
+from charrnn_jax.evaluation.ngram import KneserNey
 from charrnn_jax.evaluation.protocols import evaluate, make_protocol
 from charrnn_jax.experiment import load_experiment
 from charrnn_jax.generation.sampler import Sampler
@@ -125,6 +126,58 @@ def test_evaluation_file_never_mixes_the_losses_of_two_checkpoints(
         if run is second:
             spoiled = file.replace(str(losses[names[protocol]]), "9.0")
             (workdir / "evaluation.json").write_text(spoiled)
+
+
+def test_evaluate_shows_and_keeps_baselines_apart_from_the_losses(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    (workdir / "evaluation.json").unlink(missing_ok=True)
+    assert main(["evaluate", f"--workdir={workdir}", "--interpolate=0.25"]) == 0
+    out = capsys.readouterr().out
+    run = load_run(workdir)
+    splits = run.load_dataset().splits
+    ngram = KneserNey.fit(splits["train"], order=6, vocabulary_size=run.vocabulary.size)
+    tokens = splits.with_context("validation")
+    entry = json.loads((workdir / "evaluation.json").read_text())["validation"]
+    for protocol, window in (("cold-256", 256), ("carried", 0)):
+        losses = ngram.losses(tokens, window=window)
+        row = entry["baselines"][f"kneser-ney-6 {protocol}"]
+        assert row["nats_per_char"] == pytest.approx(losses.mean())
+        assert f"validation kneser-ney-6 {protocol}: {losses.mean():.4f} nats/char" in out
+        record = make_protocol(run.config.evaluation, protocol.partition("-")[0])
+        network = np.concatenate(list(record.losses(run.params, tokens, model=run.model)))
+        both = -np.log(0.25 * np.exp(-network) + 0.75 * np.exp(-losses)).mean()
+        assert entry["interpolated"][protocol]["nats_per_char"] == pytest.approx(both, rel=1e-5)
+        assert f"validation {protocol} interpolated with kneser-ney-6: {both:.4f}" in out
+    assert "validation kneser-ney-6 updated while reading: " in out
+    assert run.losses()["validation"].keys() == {"cold-256", "carried"}
+    assert main(["evaluate", f"--workdir={workdir}", "--protocol=cold", "--baseline=none"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    again = json.loads((workdir / "evaluation.json").read_text())["validation"]
+    assert again["baselines"] == entry["baselines"]
+    command = ["evaluate", f"--workdir={workdir}", "--protocol=carried", "--baseline_chars=500"]
+    assert main(command) == 0
+    note = "counts the last 500 of 3,690 characters of train"
+    assert f"{note})" in capsys.readouterr().out
+    again = json.loads((workdir / "evaluation.json").read_text())["validation"]
+    assert again["baselines"]["kneser-ney-6 carried"]["note"] == note  # the new row has replaced it
+    assert again["baselines"].keys() == entry["baselines"].keys()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--split=train"], "the n-gram model would have counted the split"),
+        (["--baseline_chars=19"], "to choose the weight, 20 characters of training text are"),
+    ],
+)
+def test_interpolation_that_is_not_possible_is_one_line(
+    trained: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str
+) -> None:
+    assert main(["evaluate", f"--workdir={trained}", "--interpolate", *flags]) == 2
+    assert says in last_line_of_error(capsys)
 
 
 def test_sample_is_deterministic_and_takes_several_prompts(

@@ -378,3 +378,38 @@ def test_ctrl_c_ends_a_text_and_not_the_session(trained: Path) -> None:
     finally:
         process.kill()
         os.close(ours)
+
+
+def test_the_baseline_writes_from_counts_of_the_text(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The text repeats one line: after any of its characters, counts know the next one."""
+    capsys.readouterr()
+    line = "</script>\"'\\ <!-- 🙂 é漢\x00\u2028\x1b[31m\n"
+    flags = ["--baseline", "--prompt=</script>", "--num_samples=2", "--temperature=0"]
+    assert main(command(trained, *flags)) == 0
+    expected = (line * 3)[: len("</script>") + 40]
+    assert capsys.readouterr().out == f"{expected}\n{'_' * 80}\n{expected}\n"
+    assert main(command(trained, "--baseline", "--order=0", "--json", "--seed=3")) == 0
+    (sample,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert sample["num_chars"] == len(sample["text"]) == 40
+    assert set(sample["text"]) <= set(line)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--baseline", "--top_k=3"], "--top_k is not for --baseline"),
+        (["--baseline", "--stop=x"], "--stop is not for --baseline"),
+        (["--baseline", "--best_of=2"], "--best_of is not for --baseline"),
+        (["--order=3"], "--order is for --baseline only"),
+        (["--path=text.txt"], "--path is for --baseline only"),
+        (["--baseline", "--order=33"], "the order of an n-gram model is 33"),
+        (["--baseline", "--prompt=Q"], "not in the vocabulary: 'Q' at position 0"),
+    ],
+)
+def test_flags_that_do_not_suit_the_baseline_are_refused(
+    trained: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str
+) -> None:
+    assert main(command(trained, *flags)) == 2
+    assert says in last_line_of_error(capsys)

@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from charrnn_jax.commands.arguments import checkpoint_flags, moved_text_flag, open_run
+from charrnn_jax.commands.baselines import (
+    baseline_flags,
+    check_baselines,
+    show_baselines,
+    show_loss,
+)
 from charrnn_jax.errors import UserError, file_error
 from charrnn_jax.files import replacing
-from charrnn_jax.messages import show
 from charrnn_jax.reading import read_json
 from charrnn_jax.registry import PROTOCOLS
 
@@ -26,13 +31,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(PROTOCOLS)}, or one that the experiment registers; default: all",
     )
+    baseline_flags(parser)
     moved_text_flag(parser)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Prints the losses and writes them to `evaluation.json`, if the workdir can be written."""
     trained = open_run(args, overrides)
-    from charrnn_jax.evaluation.protocols import evaluate, make_protocol, protocols_in_all
+    from charrnn_jax.evaluation.protocols import make_protocol, protocols_in_all, score, total
 
     settings = trained.config.evaluation
     names = protocols_in_all() if args.protocol == "all" else [args.protocol]
@@ -41,16 +47,20 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     tokens = dataset.splits.with_context(args.split)
     if len(tokens) < 2:
         raise UserError(f"the run in {trained.workdir} has no {args.split} split to evaluate")
-    results = {}
+    train = dataset.splits["train"]
+    has_baselines = check_baselines(args, train)
+    results, scored = {}, []
     for protocol in protocols:
-        loss = evaluate(trained.params, tokens, model=trained.model, protocol=protocol)
-        show(
-            f"{args.split} {protocol.label}: {loss.describe(trained.vocabulary.unit)}, perplexity "
-            f"{loss.describe_perplexity()} ({loss.count:,} {trained.vocabulary.kind})"
-        )
+        losses = score(trained.params, tokens, model=trained.model, protocol=protocol)
+        kept = list(losses) if args.interpolate is not None else []
+        loss = total(kept or losses)
+        show_loss(f"{args.split} {protocol.label}", loss, trained.vocabulary)
         results[protocol.label] = loss.to_dict()
+        scored.append((protocol, kept))
     file = trained.workdir / "evaluation.json"
     entry = {"step": trained.step, "corpus": asdict(dataset.identity()), "losses": results}
+    if has_baselines:
+        entry |= show_baselines(args, trained, train=train, tokens=tokens, scored=scored)
     try:
         _merge_into_json(file, {args.split: entry})
     except OSError as error:  # the losses were printed, so the command did its work
@@ -71,7 +81,9 @@ def _merge_into_json(file: Path, splits: dict[str, Any]) -> None:
             old = known[split]
             is_intact = old.get("sha256", digest_of(old)) == digest_of(old)
             if is_intact and all(old[name] == entry[name] for name in ("step", "corpus")):
-                entry["losses"] = {**old["losses"], **entry["losses"]}
+                for kind in ("losses", "baselines", "interpolated"):
+                    if kind in old or kind in entry:
+                        entry[kind] = {**old.get(kind, {}), **entry.get(kind, {})}
         entry["sha256"] = digest_of(entry)
     with replacing(file) as partial:
         partial.write_text(json.dumps({**known, **splits}, indent=2) + "\n")

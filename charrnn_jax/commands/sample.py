@@ -11,6 +11,7 @@ from typing import Any
 from charrnn_jax.commands.arguments import (
     checkpoint_flags,
     hint_at_unk,
+    moved_text_flag,
     natural,
     open_run,
     path_text,
@@ -21,7 +22,17 @@ from charrnn_jax.commands.arguments import (
 )
 from charrnn_jax.commands.choices import CHOICES
 from charrnn_jax.errors import UserError
-from charrnn_jax.messages import show
+from charrnn_jax.messages import NOTES, show
+
+# Flags that do not apply to `--baseline`, beside those of `CHOICES`, and their defaults.
+_NOT_OF_BASELINE: dict[str, Any] = {
+    "rule": [],
+    "stop": [],
+    "best_of": 1,
+    "dtype": None,
+    "stream": False,
+    "interactive": False,
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +76,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="number type of the operands of matrix products; default: that of the run",
     )
     unk_flag(parser)
+    parser.add_argument(
+        "--baseline",
+        action="store_true",
+        help="let an n-gram model of the run's training text write instead, for comparison",
+    )
+    parser.add_argument(
+        "--order",
+        type=natural,
+        metavar="N",
+        help="characters of context of the n-gram model; default: 6",
+    )
+    moved_text_flag(parser)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--stream", action="store_true", help="show one text while it is written")
     shown.add_argument("--json", action="store_true", help="print one line of JSON for each text")
@@ -77,6 +100,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Opens the run and generates."""
     _check_flags(args)
     trained = open_run(args, overrides)
+    if args.baseline:
+        return _sample_baseline(args, trained)
     from charrnn_jax.generation.sampler import Sampler
 
     try:
@@ -85,18 +110,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         )
     except ValueError as error:
         raise UserError(f"--dtype={args.dtype}: {error}") from error
-    prompts = args.prompt
-    if args.prompt_file is not None:
-        prompts = [read_prompt(args.prompt_file, kind=trained.vocabulary.kind)]
+    prompts = _given_prompts(args, trained)
     settings = {name: getattr(args, name) for name in CHOICES}
     settings |= {"num_chars": args.num_chars, "stop": args.stop, "own": args.rule}
     if args.interactive:
         from charrnn_jax.commands.interactive import Session
 
         return Session(sampler, settings, seed=args.seed, unk=args.unk).run(prompts)
-    if prompts is None:
-        prompts = [trained.config.sample.prompt]
-    prompts = [prompt for prompt in prompts for _ in range(args.num_samples)]
+    prompts = _repeated(prompts, args, trained)
     settings |= {"seed": args.seed, "unk": args.unk}
     start = time.perf_counter()
     with hint_at_unk():
@@ -113,15 +134,68 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
                     "before they matched the pattern",
                     stacklevel=1,
                 )
+    _show_time(start, num_chars, including="compilation")
+
+
+def _sample_baseline(args: argparse.Namespace, trained: Any) -> None:
+    """Counts the training text of the run, and lets the n-gram model write."""
+    from charrnn_jax.evaluation.baselines import ORDER, fit_ngram
+    from charrnn_jax.generation.counted import generate_counted
+
+    prompts = _repeated(_given_prompts(args, trained), args, trained)
+    start = time.perf_counter()
+    train = trained.load_dataset(args.path).splits["train"]
+    if not len(train):
+        raise UserError(f"the run in {trained.workdir} has no training text to count")
+    order = ORDER if args.order is None else args.order
+    ngram, part = fit_ngram(train, vocabulary=trained.vocabulary, order=order)
+    NOTES.info(f"Written by an n-gram model, kneser-ney-{order}, of {part or 'the training text'}")
+    with hint_at_unk():
+        samples = generate_counted(
+            ngram,
+            prompts,
+            vocabulary=trained.vocabulary,
+            num_chars=args.num_chars,
+            temperature=args.temperature,
+            seed=args.seed,
+            unk=args.unk,
+        )
+    _show(samples, trained.vocabulary, as_json=args.json)
+    _show_time(start, sum(sample.num_chars for sample in samples), including="counting")
+
+
+def _given_prompts(args: argparse.Namespace, trained: Any) -> list[str] | None:
+    if args.prompt_file is not None:
+        return [read_prompt(args.prompt_file, kind=trained.vocabulary.kind)]
+    return args.prompt
+
+
+def _repeated(prompts: list[str] | None, args: argparse.Namespace, trained: Any) -> list[str]:
+    """Returns the prompts, or the one of the config, `--num_samples` times each."""
+    if prompts is None:
+        prompts = [trained.config.sample.prompt]
+    return [prompt for prompt in prompts for _ in range(args.num_samples)]
+
+
+def _show_time(start: float, num_chars: int, *, including: str) -> None:
     seconds = time.perf_counter() - start
     show(
-        f"{'_' * 80}\nRun time: {seconds:.2f} s including compilation, "
+        f"{'_' * 80}\nRun time: {seconds:.2f} s including {including}, "
         f"{num_chars / seconds:,.0f} characters/s",
         to="stderr",
     )
 
 
 def _check_flags(args: argparse.Namespace) -> None:
+    if args.baseline:
+        without = {name: default for name, (_, default, _) in CHOICES.items()}
+        without |= _NOT_OF_BASELINE
+        for name in sorted(without.keys() - {"temperature"}):
+            if getattr(args, name) != without[name]:
+                raise UserError(f"--{name} is not for --baseline: leave one of them out")
+    elif args.order is not None or args.path:
+        name = "path" if args.order is None else "order"
+        raise UserError(f"--{name} is for --baseline only: give --baseline, too, or leave it out")
     if args.prompt is not None and args.prompt_file is not None:
         raise UserError("--prompt and --prompt_file were both given: give only one of them")
     if args.interactive and args.prompt_file == "-":

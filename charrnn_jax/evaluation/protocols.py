@@ -10,7 +10,7 @@ different protocols must not be compared. This module knows a model and token ar
 they come from.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -193,6 +193,41 @@ def protocols_in_all() -> list[str]:
     return [name for name in PROTOCOLS if PROTOCOLS[name].in_all]
 
 
+def score(
+    params: Params, tokens: np.ndarray, *, model: CharRNN, protocol: Protocol
+) -> Iterator[np.ndarray]:
+    """Yields the losses of a text under a protocol, see `Protocol.losses`; none for a short text.
+
+    Args:
+      params: parameters of the model, as returned by `initialize_params`.
+      tokens: [1 + n] ids; the first is only context.
+      model: the model.
+      protocol: the protocol.
+
+    Raises:
+      UserError: the protocol did not yield one loss for each of the n characters.
+    """
+    count, num_chars = 0, max(len(tokens) - 1, 0)
+    if not num_chars:
+        return
+    for losses in protocol.losses(params, tokens, model=model):
+        count += losses.size
+        yield losses
+    if count != num_chars:
+        raise UserError(
+            f"protocol {protocol.name!r} gave {count} losses for {num_chars} characters: it must "
+            "yield one for each"
+        )
+
+
+def total(pieces: Iterable[np.ndarray]) -> CrossEntropy:
+    """Returns the sum of losses that come in pieces, in float64."""
+    result = CrossEntropy(0.0, 0)
+    for losses in pieces:
+        result += CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
+    return result
+
+
 def evaluate(
     params: Params, tokens: np.ndarray, *, model: CharRNN, protocol: Protocol
 ) -> CrossEntropy:
@@ -210,14 +245,4 @@ def evaluate(
     Raises:
       UserError: the protocol did not yield one loss for each of the n characters.
     """
-    result, num_chars = CrossEntropy(0.0, 0), max(len(tokens) - 1, 0)
-    if not num_chars:
-        return result
-    for losses in protocol.losses(params, tokens, model=model):
-        result += CrossEntropy(float(losses.sum(dtype=np.float64)), losses.size)
-    if result.count != num_chars:
-        raise UserError(
-            f"protocol {protocol.name!r} gave {result.count} losses for {num_chars} characters: it "
-            "must yield one for each"
-        )
-    return result
+    return total(score(params, tokens, model=model, protocol=protocol))
