@@ -37,6 +37,7 @@ Evaluation
   Carried              protocol: one pass that keeps the carry
   Protocol             what a protocol has to have
   KneserNey            an n-gram model of a text, to compare with
+  judge                generated text beside real text, with a verdict
 
 Generation
   generate             continues prompts
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from charrnn_jax.evaluation.protocols import Cold as Cold
     from charrnn_jax.evaluation.protocols import Protocol as Protocol
     from charrnn_jax.evaluation.protocols import evaluate as evaluate
+    from charrnn_jax.evaluation.samples import judge as judge
     from charrnn_jax.export.folder import export as export
     from charrnn_jax.export.page import export_page as export_page
     from charrnn_jax.generation.choice import make_rules as make_rules
@@ -125,6 +127,7 @@ _NAMES = {
     "evaluation.metrics": ["CrossEntropy", "cross_entropy"],
     "evaluation.ngram": ["KneserNey"],
     "evaluation.protocols": ["Carried", "Cold", "Protocol", "evaluate"],
+    "evaluation.samples": ["judge"],
     "export.folder": ["export"],
     "export.page": ["export_page"],
     "generation.choice": ["make_rules"],

@@ -6,7 +6,7 @@ import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from charrnn_jax.commands.arguments import checkpoint_flags, moved_text_flag, open_run
 from charrnn_jax.commands.baselines import (
@@ -17,8 +17,12 @@ from charrnn_jax.commands.baselines import (
 )
 from charrnn_jax.errors import UserError, file_error
 from charrnn_jax.files import replacing
+from charrnn_jax.messages import NOTES
 from charrnn_jax.reading import read_json
 from charrnn_jax.registry import PROTOCOLS
+
+if TYPE_CHECKING:
+    from charrnn_jax.data.tokens import Splits
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +52,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if len(tokens) < 2:
         raise UserError(f"the run in {trained.workdir} has no {args.split} split to evaluate")
     train = dataset.splits["train"]
+    if args.split != "train" and not trained.imported:
+        _warn_of_contamination(args.split, dataset.splits)
     has_baselines = check_baselines(args, train)
     results, scored = {}, []
     for protocol in protocols:
@@ -66,6 +72,17 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     except OSError as error:  # the losses were printed, so the command did its work
         remedy = "the losses are printed only"
         warnings.warn(str(file_error(error, path=file, doing="write", remedy=remedy)), stacklevel=1)
+
+
+def _warn_of_contamination(split: str, splits: "Splits") -> None:
+    from charrnn_jax.evaluation.contamination import ALARMING, LENGTH, shared_ngrams
+
+    share = shared_ngrams(splits[split], splits["train"])
+    if share > ALARMING:
+        NOTES.warning(
+            f"charrnn: warning: {share:.1%} of the {LENGTH}-grams of the {split} split stand in "
+            "the training text: its loss says little about new text"
+        )
 
 
 def _merge_into_json(file: Path, splits: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
-"""What one text has in common with another: copied spans, and n-grams that stand in both.
+"""Which parts of a text stand in the training text, and where.
 
-Positions and lengths are in characters (Unicode code points). Knows strings only.
+Positions and lengths are in characters (Unicode code points). This module knows strings only.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,8 @@ class Matches(NamedTuple):
     places: np.ndarray
 
 
-class Span(NamedTuple):
+@dataclass(frozen=True)
+class Span:
     """A stretch of a text that stands in the training text and cannot be made longer.
 
     Attributes:
