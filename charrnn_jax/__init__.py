@@ -42,6 +42,7 @@ Evaluation
   tune                 chooses the numbers of `Dynamic` on training text
   Protocol             what a protocol has to have
   KneserNey            an n-gram model of a text, to compare with
+  judge                generated text beside real text, with a verdict
 
 Generation
   generate             continues prompts
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from charrnn_jax.evaluation.protocols import Cold as Cold
     from charrnn_jax.evaluation.protocols import char_losses as char_losses
     from charrnn_jax.evaluation.protocols import evaluate as evaluate
+    from charrnn_jax.evaluation.samples import judge as judge
     from charrnn_jax.evaluation.tuning import tune as tune
     from charrnn_jax.export.folder import export as export
     from charrnn_jax.export.page import export_page as export_page
@@ -141,6 +143,7 @@ _NAMES = {
     "evaluation.protocols": ["Carried", "char_losses", "Cold", "evaluate"],
     "evaluation.tuning": ["tune"],
     "evaluation.ngram": ["KneserNey"],
+    "evaluation.samples": ["judge"],
     "export.folder": ["export"],
     "export.page": ["export_page"],
     "generation.choice": ["make_rules"],

@@ -32,6 +32,7 @@ COMMANDS = {
     "sample": "generate text",
     "score": "compute the loss of a given text",
     "compare": "say whether runs differ on the same text, and where",
+    "judge": "say how good generated text is, beside real text",
     "sweep": "train all work units of an experiment's get_hyper, and write a report",
     "search": "search the space of an experiment's get_search, within a budget",
     "export": "export a model as a folder or a web page",

@@ -403,7 +403,7 @@ def test_the_baseline_writes_from_counts_of_the_text(
         (["--baseline", "--stop=x"], "--stop is not for --baseline"),
         (["--baseline", "--best_of=2"], "--best_of is not for --baseline"),
         (["--order=3"], "--order is for --baseline only"),
-        (["--path=text.txt"], "--path is for --baseline and"),
+        (["--path=text.txt"], "--path is for --adapt, --baseline"),
         (["--baseline", "--order=33"], "the order of an n-gram model is 33"),
         (["--baseline", "--prompt=Q"], "not in the vocabulary: 'Q' at position 0"),
     ],

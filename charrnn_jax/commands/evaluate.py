@@ -94,7 +94,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         "corpus": asdict(dataset.identity()),
         "losses": results,
     }
-    if args.split != "train" and not floor:  # a synthetic text may repeat itself
+    # A synthetic text may repeat itself, and an imported model was trained on another text.
+    if args.split != "train" and not floor and not trained.imported:
         share = entry["contamination"] = shared_share(tokens[1:], train)
         if share > NOTABLE:
             warnings.warn(

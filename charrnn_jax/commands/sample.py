@@ -6,6 +6,9 @@ import math
 import sys
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import zip_longest
 from typing import Any
 
 from charrnn_jax.commands.arguments import (
@@ -33,6 +36,7 @@ _NOT_OF_BASELINE: dict[str, Any] = {
     "stream": False,
     "interactive": False,
     "adapt": False,
+    "novel": None,
 }
 
 
@@ -77,6 +81,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="number type of the operands of matrix products; default: that of the run",
     )
     unk_flag(parser)
+    parser.add_argument(
+        "--novel",
+        type=positive,
+        metavar="N",
+        help="write only texts that copy no more than N characters in a row from the training text",
+    )
     parser.add_argument(
         "--baseline",
         action="store_true",
@@ -131,9 +141,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         if args.stream:
             num_chars = _stream(sampler, prompts, settings)
         else:
-            samples = sampler.generate(prompts, best_of=args.best_of, **settings)
+            samples, copied = _generate(sampler, prompts, settings, args=args, trained=trained)
             num_chars = args.best_of * sum(sample.num_chars for sample in samples)
-            _show(samples, trained.vocabulary, as_json=args.json)
+            _show(samples, trained.vocabulary, as_json=args.json, copied=copied)
             cut = sum(sample.finish == "length" for sample in samples)
             if args.pattern and cut:
                 warnings.warn(
@@ -142,6 +152,32 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
                     stacklevel=1,
                 )
     _show_time(start, num_chars, including="compilation")
+
+
+def _generate(
+    sampler: Any,
+    prompts: list[str],
+    settings: dict[str, Any],
+    *,
+    args: argparse.Namespace,
+    trained: Any,
+) -> tuple[list[Any], list[list[Any]]]:
+    """Returns (samples, with --novel the copied spans of each)."""
+    if args.novel is None:
+        return sampler.generate(prompts, best_of=args.best_of, **settings), []
+    from charrnn_jax.generation.novel import generate_novel
+
+    train = trained.load_dataset(args.path).splits["train"]
+    text = trained.vocabulary.decode(train)
+    novel = generate_novel(
+        sampler,
+        prompts,
+        training_text=text,
+        most_copied=args.novel,
+        best_of=args.best_of,
+        **settings,
+    )
+    return [one.sample for one in novel], [one.copied for one in novel]
 
 
 def _sample_baseline(args: argparse.Namespace, trained: Any) -> None:
@@ -221,8 +257,11 @@ def _check_flags(args: argparse.Namespace) -> None:
                 raise UserError(f"--{name} is not for --baseline: leave one of them out")
     elif args.order is not None:
         raise UserError("--order is for --baseline only: give --baseline, too, or leave it out")
-    elif args.path and not args.adapt:
-        raise UserError("--path is for --baseline and --adapt: give one of them, or leave it out")
+    elif args.path and not args.adapt and args.novel is None:
+        raise UserError("--path is for --adapt, --baseline and --novel: give one, or leave it out")
+    if args.novel is not None and (args.stream or args.interactive):
+        flag = "--stream" if args.stream else "--interactive"
+        raise UserError(f"--novel judges whole texts: leave {flag} out")
     if args.prompt is not None and args.prompt_file is not None:
         raise UserError("--prompt and --prompt_file were both given: give only one of them")
     if args.interactive and args.prompt_file == "-":
@@ -252,11 +291,16 @@ def _as_shown(prompt: str, vocabulary: Any) -> str:
     return vocabulary.decode(vocabulary.encode(prompt)) if is_bytes else prompt
 
 
-def _show(samples: list[Any], vocabulary: Any, *, as_json: bool) -> None:
+def _show(
+    samples: list[Any], vocabulary: Any, *, as_json: bool, copied: Sequence[list[Any]] = ()
+) -> None:
+    """Prints the samples; in JSON with their copied spans, if they are known."""
     samples = [sample._replace(prompt=_as_shown(sample.prompt, vocabulary)) for sample in samples]
     if as_json:
-        for sample in samples:
+        for sample, spans in zip_longest(samples, copied):
             fields = sample._asdict()
+            if spans is not None:
+                fields["copied"] = [asdict(span) for span in spans]
             if math.isnan(sample.nats_per_char):  # an empty text; JSON has no NaN
                 fields["nats_per_char"] = None
             show(json.dumps(fields), flush=True)

@@ -101,7 +101,7 @@ class Vocabulary:
             return np.frombuffer(raw, np.uint8).astype(self.dtype) + self.dtype.type(1)
         if isinstance(text, bytes):
             raise TypeError("a vocabulary of characters encodes str, not bytes")
-        points = _code_points(text)
+        points = code_points(text)
         ids = self._id_of_point[np.minimum(points, len(self._id_of_point) - 1)]
         if unk == "keep" or (known := ids != UNK_ID).all():
             return ids
@@ -187,7 +187,7 @@ class Vocabulary:
     @cached_property
     def _id_of_point(self) -> np.ndarray:
         """Ids by code point, [largest known + 2]; the last entry stands for all larger ones."""
-        points = _code_points(self.characters)
+        points = code_points(self.characters)
         table = np.full(int(points.max()) + 2, UNK_ID, self.dtype)
         table[points] = np.arange(1, self.size)
         return table
@@ -202,7 +202,7 @@ class _Saved(TypedDict):
 
 def _checked(saved: _Saved) -> Vocabulary:
     """Returns a vocabulary after a check that every character has one id."""
-    points = _code_points(saved["characters"]).astype(np.int64)
+    points = code_points(saved["characters"]).astype(np.int64)
     if saved["kind"] == "bytes" and points.size:
         raise UserError(f"the vocabulary of bytes lists {points.size} characters: {_REMEDY}")
     if saved["kind"] == "characters" and not (points.size and (np.diff(points) > 0).all()):
@@ -213,5 +213,5 @@ def _checked(saved: _Saved) -> Vocabulary:
     return Vocabulary(characters=saved["characters"], kind=saved["kind"])
 
 
-def _code_points(text: str) -> np.ndarray:
+def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
