@@ -289,5 +289,7 @@ def _findings(own: Mapping[str, Figure], real: Mapping[str, Figure]) -> list[tup
     if loss > allowed:
         found.append(("gibberish", f"{loss:.2f} nats/char under n-grams, limit {allowed:.2f}"))
     if words < usual and "gibberish" not in dict(found):
-        found.append(("invents words", f"{words:.1%} known words, in real text at least {usual:.1%}"))
+        found.append(
+            ("invents words", f"{words:.1%} known words, in real text at least {usual:.1%}")
+        )
     return found
