@@ -83,11 +83,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         if not len(splits[split]):
             raise UserError(f"the run in {trained.workdir} has no {split} split to judge by")
     if trained.imported:
-        NOTES.info("The training text of the model is not known: it is judged by that of --path")
+        NOTES.info("The text that the model was trained on is not known: --path stands for it")
+    if trained.origin:
+        NOTES.info("Copies of the text that the run was fine-tuned from are not found")
     vocabulary = trained.vocabulary
     training_text, real_text = map(vocabulary.decode, (splits["train"], splits["validation"]))
     if args.text_file is not None:
-        groups = {args.text_file: _read(args, vocabulary)}
+        name = "standard input" if args.text_file == "-" else args.text_file
+        groups = {name: _read(args, vocabulary)}
     else:
         if vocabulary.kind == "characters":  # before texts are generated in vain
             real_blocks(real_text, num_chars=args.num_chars, num_texts=args.num_samples)
@@ -113,7 +116,10 @@ def _setting(text: str) -> dict[str, Any]:
 
 
 def _generate(args: argparse.Namespace, trained: "Run") -> dict[str, list[str]]:
-    """Returns the texts of each setting, without the prompt."""
+    """Returns the texts of each setting, without the prompt.
+
+    Bytes may end inside a character: what is left of it is dropped.
+    """
     from charrnn_jax.generation.choice import make_rules
     from charrnn_jax.generation.sampler import Sampler
 
@@ -127,7 +133,7 @@ def _generate(args: argparse.Namespace, trained: "Run") -> dict[str, list[str]]:
     prompts = [args.prompt] * args.num_samples
     return {
         name: [
-            sample.text
+            sample.text.rstrip("\ufffd") if trained.vocabulary.kind == "bytes" else sample.text
             for sample in sampler.generate(
                 prompts, num_chars=args.num_chars, seed=args.seed, rules=rules
             )
