@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from charrnn_jax.registry import PROTOCOLS
 if TYPE_CHECKING:
     import numpy as np
 
+    from charrnn_jax.data.vocabulary import Vocabulary
     from charrnn_jax.evaluation.dynamic import Dynamic
     from charrnn_jax.workdir.run import Run
 
@@ -51,11 +53,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Prints the losses and writes them to `evaluation.json`, if the workdir can be written."""
     trained = open_run(args, overrides)
-    from charrnn_jax.evaluation.comparison import standard_error
-    from charrnn_jax.evaluation.contamination import NOTABLE, PIECE, shared_share
     from charrnn_jax.evaluation.dynamic import Dynamic
     from charrnn_jax.evaluation.floor import find_floor
-    from charrnn_jax.evaluation.metrics import CrossEntropy
     from charrnn_jax.evaluation.protocols import char_losses, protocols_in_all
     from charrnn_jax.workdir.tuned import tuned_protocol
 
@@ -64,59 +63,80 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.tune and args.protocol != Dynamic.name:
         raise UserError("--tune is for --protocol=dynamic: give that, too")
     dataset = trained.load_dataset(args.path)
-    tokens = dataset.splits.with_context(args.split)
+    train, tokens = dataset.splits["train"], dataset.splits.with_context(args.split)
     if len(tokens) < 2:
         raise UserError(f"the run in {trained.workdir} has no {args.split} split to evaluate")
-    floor = find_floor(dataset, args.split, of=trained.corpus, config=trained.config.data)
-    train, unit = dataset.splits["train"], trained.vocabulary.unit
     has_baselines = check_baselines(args, train)
-    results: dict[str, dict[str, Any]] = {}
-    scored = []
+    floor = find_floor(dataset, args.split, of=trained.corpus, config=trained.config.data)
     if args.tune:
         protocols = [_tune(trained, train)]
-    for protocol in protocols:
-        protocol = protocol.fit(trained.params, train, model=trained.model)
-        losses = char_losses(trained.params, tokens, model=trained.model, protocol=protocol)
-        loss, error = CrossEntropy.of(losses), standard_error(losses)
-        known = math.isfinite(error)
-        note = f"standard error {error:.4f} nats/{unit}" * known
-        show_loss(f"{args.split} {protocol.label}", loss, trained.vocabulary, note=note)
-        results[protocol.label] = {**loss.to_dict(), "standard_error": error if known else None}
-        if floor:
-            excess = floor.excess(losses)
-            show(f"  {excess.describe(unit)}")
-            floor.check(excess, protocol=protocol)
-            results[protocol.label]["floor"] = excess.to_dict()
-        scored.append((protocol, losses))
-    file = trained.workdir / "evaluation.json"
     entry: dict[str, Any] = {
         "step": trained.step,
         "corpus": asdict(dataset.identity()),
-        "losses": results,
+        "losses": {},
     }
+    scored = []
+    for protocol in protocols:
+        protocol = protocol.fit(trained.params, train, model=trained.model)
+        losses = char_losses(trained.params, tokens, model=trained.model, protocol=protocol)
+        name = f"{args.split} {protocol.label}"
+        entry["losses"][protocol.label] = _show(name, losses, trained.vocabulary)
+        if floor:
+            excess = floor.excess(losses)
+            show(f"  {excess.describe(trained.vocabulary.unit)}")
+            floor.check(excess, protocol=protocol)
+            entry["losses"][protocol.label]["floor"] = excess.to_dict()
+        scored.append((protocol, losses))
     # A synthetic text may repeat itself, and an imported model was trained on another text.
     if args.split != "train" and not floor and not trained.imported:
-        share = entry["contamination"] = shared_share(tokens[1:], train)
-        if share > NOTABLE:
-            warnings.warn(
-                f"{share:.1%} of the {PIECE}-character pieces of the {args.split} split also stand "
-                "in the training text: its loss is lower than on new text",
-                stacklevel=1,
-            )
+        entry["contamination"] = _measure_contamination(args.split, tokens[1:], train)
     if has_baselines:
         entry |= show_baselines(args, trained, train=train, tokens=tokens, scored=scored)
-    try:
+    file = trained.workdir / "evaluation.json"
+    with _only_warning(file, remedy="the losses are printed only"):
         _merge_into_json(file, {args.split: entry})
-    except OSError as error:  # the losses were printed, so the command did its work
-        remedy = "the losses are printed only"
-        warnings.warn(str(file_error(error, path=file, doing="write", remedy=remedy)), stacklevel=1)
+
+
+@contextlib.contextmanager
+def _only_warning(file: Path, *, remedy: str) -> Iterator[None]:
+    """Makes a warning of an error of the system: what was found is printed already."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(str(file_error(error, path=file, doing="write", remedy=remedy)), stacklevel=3)
+
+
+def _show(name: str, losses: "np.ndarray", vocabulary: "Vocabulary") -> dict[str, Any]:
+    """Prints the loss of a split with its standard error, and returns it as data for JSON."""
+    from charrnn_jax.evaluation.comparison import standard_error
+    from charrnn_jax.evaluation.metrics import CrossEntropy
+
+    loss, error = CrossEntropy.of(losses), standard_error(losses)
+    known = math.isfinite(error)
+    note = f"standard error {error:.4f} nats/{vocabulary.unit}" * known
+    show_loss(name, loss, vocabulary, note=note)
+    return {**loss.to_dict(), "standard_error": error if known else None}
+
+
+def _measure_contamination(split: str, tokens: "np.ndarray", train: "np.ndarray") -> float:
+    """Returns the share of a split that also stands in the training text; much is a warning."""
+    from charrnn_jax.evaluation.contamination import NOTABLE, PIECE, shared_share
+
+    share = shared_share(tokens, train)
+    if share > NOTABLE:
+        warnings.warn(
+            f"{share:.1%} of the {PIECE}-character pieces of the {split} split also stand in the "
+            "training text: its loss is lower than on new text",
+            stacklevel=1,
+        )
+    return share
 
 
 def _tune(trained: "Run", train: "np.ndarray") -> "Dynamic":
     """Chooses the numbers of dynamic evaluation on training text, and writes `dynamic.json`."""
     from charrnn_jax.evaluation.dynamic import Dynamic
     from charrnn_jax.evaluation.tuning import tune
-    from charrnn_jax.workdir.tuned import save_tuned
+    from charrnn_jax.workdir.tuned import TUNED_FILE, save_tuned
 
     def say(tried: Dynamic, loss: float) -> None:
         PROGRESS.info(
@@ -131,8 +151,9 @@ def _tune(trained: "Run", train: "np.ndarray") -> "Dynamic":
         model=trained.model,
         report=say,
     )
-    file = save_tuned(trained, best)
-    show(f"Tuned on the end of the training text: {best.describe_numbers()}; saved in {file}")
+    show(f"Tuned on the end of the training text: {best.describe_numbers()}")
+    with _only_warning(trained.workdir / TUNED_FILE, remedy="they are used this time only"):
+        save_tuned(trained, best)
     return best
 
 

@@ -3,7 +3,6 @@
 import json
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, TypedDict
 
 import msgspec
@@ -74,8 +73,8 @@ def tuned_dynamic(run: Run) -> Dynamic:
     )
 
 
-def save_tuned(run: Run, protocol: Dynamic) -> Path:
-    """Writes the numbers that were tuned for the checkpoint of a run; returns the file."""
+def save_tuned(run: Run, protocol: Dynamic) -> None:
+    """Writes the numbers that were tuned for the checkpoint of a run."""
     entry = {
         "step": run.step,
         "rate": protocol.rate,
@@ -83,7 +82,5 @@ def save_tuned(run: Run, protocol: Dynamic) -> Path:
         "epsilon": protocol.epsilon,
         "segment": protocol.segment,
     }
-    file = run.workdir / TUNED_FILE
-    with replacing(file) as partial:
+    with replacing(run.workdir / TUNED_FILE) as partial:
         partial.write_text(json.dumps({**entry, "sha256": digest_of(entry)}, indent=2) + "\n")
-    return file
