@@ -59,9 +59,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from charrnn_jax.workdir.tuned import tuned_protocol
 
     names = protocols_in_all() if args.protocol == "all" else [args.protocol]
-    protocols = [tuned_protocol(trained, name) for name in names]
     if args.tune and args.protocol != Dynamic.name:
         raise UserError("--tune is for --protocol=dynamic: give that, too")
+    # Numbers that --tune replaces are not read: they may be damaged, or those of another step.
+    protocols = [] if args.tune else [tuned_protocol(trained, name) for name in names]
     dataset = trained.load_dataset(args.path)
     train, tokens = dataset.splits["train"], dataset.splits.with_context(args.split)
     if len(tokens) < 2:
@@ -86,6 +87,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             show(f"  {excess.describe(trained.vocabulary.unit)}")
             floor.check(excess, protocol=protocol)
             entry["losses"][protocol.label]["floor"] = excess.to_dict()
+        if isinstance(protocol, Dynamic):  # its label does not tell them
+            entry["losses"][protocol.label]["settings"] = protocol.to_dict()
         scored.append((protocol, losses))
     # A synthetic text may repeat itself, and an imported model was trained on another text.
     if args.split != "train" and not floor and not trained.imported:

@@ -69,6 +69,11 @@ class Dynamic(Protocol):
             f"segment of {self.segment} characters after it has been scored"
         )
 
+    def to_dict(self) -> dict[str, float]:
+        """Returns the settings, without what `fit` measured, as plain data for JSON."""
+        names = ("rate", "decay", "epsilon", "segment")
+        return {name: getattr(self, name) for name in names}
+
     def describe_numbers(self) -> str:
         """Returns the three numbers as text."""
         return f"rate {self.rate:.3g}, decay {self.decay:.3g}, epsilon {self.epsilon:.3g}"

@@ -75,12 +75,6 @@ def tuned_dynamic(run: Run) -> Dynamic:
 
 def save_tuned(run: Run, protocol: Dynamic) -> None:
     """Writes the numbers that were tuned for the checkpoint of a run."""
-    entry = {
-        "step": run.step,
-        "rate": protocol.rate,
-        "decay": protocol.decay,
-        "epsilon": protocol.epsilon,
-        "segment": protocol.segment,
-    }
+    entry = {"step": run.step, **protocol.to_dict()}
     with replacing(run.workdir / TUNED_FILE) as partial:
         partial.write_text(json.dumps({**entry, "sha256": digest_of(entry)}, indent=2) + "\n")
