@@ -215,7 +215,9 @@ def test_compare_prints_what_it_found(
     assert "This compares runs, not configurations" in plain
     assert "position in the window" in out
     assert "Text: " in err
-    assert max(map(len, out.splitlines())) <= 100
+    # A workdir may be long.
+    lines = [line for line in out.splitlines() if not any(name in line for name in names)]
+    assert max(map(len, lines)) <= 100
     assert len(out.splitlines()) < 50
     assert main(["compare", *names, "--verbose"]) == 0
     longer = capsys.readouterr().out
