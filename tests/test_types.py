@@ -36,6 +36,11 @@ nats: float = c.evaluate(params, ids, model=model, protocol=protocols[0]).nats_p
 per_char = c.char_losses(params, ids, model=model, protocol=protocols[0])
 error: float = c.standard_error(per_char)
 interval: tuple[float, float] = (c.paired_difference(per_char, per_char).low, error)
+dynamic: c.Protocol = c.tune(
+    c.Dynamic(rate=3e-4, decay=1e-3), params, ids, model=model
+).fit(params, ids, model=model)
+ngram = c.KneserNey.fit(ids, order=6, vocabulary_size=dataset.vocabulary.size)
+judged: str = c.judge({"a": ["text"]}, training_text="a", real_text="b").groups["a"].verdict
 sampler = c.Sampler(params, model=model, vocabulary=dataset.vocabulary)
 text: str = sampler.generate(["a"], num_chars=5, temperature=0.5, stop=["b"])[0].text
 story: str = c.Continuation.start(sampler, "a").write(9, top_k=3).text
