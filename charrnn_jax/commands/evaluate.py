@@ -80,6 +80,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     for protocol in protocols:
         protocol = protocol.fit(trained.params, train, model=trained.model)
         losses = char_losses(trained.params, tokens, model=trained.model, protocol=protocol)
+        if not math.isfinite(losses.sum()):  # JSON could not hold it
+            remedy = "lower its rate, or use --tune" if isinstance(protocol, Dynamic) else "mend it"
+            raise UserError(f"protocol {protocol.label} gave losses that are not finite: {remedy}")
         name = f"{args.split} {protocol.label}"
         entry["losses"][protocol.label] = _show(name, losses, trained.vocabulary)
         if floor:

@@ -95,7 +95,7 @@ def ngram_baselines(
     Args:
       ngram: the n-gram model of the training text.
       tokens: [1 + num_chars] ids; the first is only context.
-      protocols: the protocols; those that have no counterpart are left out.
+      protocols: the protocols; one without a counterpart is left out.
       is_read: whether to score a model that is updated while it reads, too.
       note: which part of the training text was counted.
 

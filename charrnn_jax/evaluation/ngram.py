@@ -180,7 +180,7 @@ class KneserNey:
         """Returns the probabilities of the next token.
 
         Args:
-          context: [num_chars] ids before it, of which the last `order` are used; may be empty.
+          context: [num_chars] ids before it; only the last `order` are used; may be empty.
 
         Returns:
           [V] probabilities, float64.

@@ -323,7 +323,7 @@ def _excerpts(
 ) -> list[Excerpt]:
     excerpts = []
     for passage in most_different(losses, others):
-        # Whole characters, of which the passage may have some of the bytes.
+        # Whole characters: the passage may begin or end inside one.
         start, end = int(positions[passage.start]), int(positions[passage.end - 1]) + 1
         parts = text[max(start - CONTEXT_CHARS, 0) : start], text[start:end]
         after = text[end : end + CONTEXT_CHARS]
