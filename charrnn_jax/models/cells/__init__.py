@@ -3,10 +3,12 @@
 from charrnn_jax.models.cells.cell import Cell, CellWeights, Fused
 from charrnn_jax.models.cells.gru import GRU
 from charrnn_jax.models.cells.lstm import LSTM
+from charrnn_jax.models.cells.mogrifier_lstm import MOGRIFIER_LSTM
 from charrnn_jax.models.cells.rnn import RNN
+from charrnn_jax.models.cells.slstm import SLSTM
 from charrnn_jax.registry import CELLS
 
 __all__ = ["CELLS", "Cell", "CellWeights", "Fused"]
 
-for _cell in (GRU, LSTM, RNN):
+for _cell in (GRU, LSTM, RNN, MOGRIFIER_LSTM, SLSTM):
     CELLS.provide(_cell.name, _cell)

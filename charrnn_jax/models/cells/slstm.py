@@ -1,0 +1,123 @@
+"""sLSTM: an LSTM with exponential gates and a normaliser, the scalar-memory cell of the xLSTM.
+
+With x [B, E], c, n, m and h [B, H], s the logistic function and * elementwise:
+
+  a_g = W_ig x + b_ig + R_g h       for each gate g of i, f, z, o
+  m'  = max(log s(a_f) + m, a_i)
+  i   = exp(a_i - m')
+  f   = exp(log s(a_f) + m - m')
+  c'  = f * c + i * tanh(a_z)
+  n'  = f * n + i
+  h'  = s(a_o) * c' / n'
+
+c / n is the mean of all tanh(a_z) so far, weighted by what the gates let through. c and n are
+scaled by exp(-m), which keeps them finite for gates of any size. The scale cancels in h, so m is a
+constant for gradients. Where n = 0, as in a carry of zeros, nothing is stored yet: m' is a_i, and f
+is 0. After the first step n is at least 1.
+
+The recurrent matrices R are block-diagonal: the units are in four heads (in one, if four do not
+divide H), and a head reads the h of its own units only. The forget gate is the logistic function,
+one of the paper's two choices and the one in its code. The initial values are those of that code
+as well: recurrent matrices zero, biases of the forget gate from 5 down to -7 within a head, so that
+its units forget at different rates, and input kernels N(0, 2 / (5 E)).
+
+This is the cell alone. The block that the paper puts around it is not part of it: normalisation, a
+convolution before i and f, a residual connection and a gated projection.
+
+Source: Beck et al. 2024 (arXiv:2405.04517), equations 8 to 17.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from charrnn_jax.models.cells.cell import Blocks, Cell
+
+GATES = ("i", "f", "z", "o")
+
+
+def num_heads(hidden_size: int) -> int:
+    """Returns N, the number of heads of H units."""
+    return 1 if hidden_size % 4 else 4
+
+
+def forget_biases(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
+    """Returns the initial biases [H] of the forget gate, the same in each head."""
+    heads = num_heads(*shape)
+    in_head = 5 - 12 * jnp.linspace(0, 1, shape[0] // heads, dtype=dtype) ** 0.3
+    return jnp.tile(in_head, heads)
+
+
+def forward(a: Blocks, carry: Any) -> Any:
+    """Runs the elementwise part of a step; `a` has the blocks [B, H] of i, f, z and o."""
+    (a_i, a_f, a_z, a_o), (c, n, m, _) = a, carry
+    log_f = jnp.where(n == 0, -jnp.inf, jax.nn.log_sigmoid(a_f) + m)
+    m = lax.stop_gradient(jnp.maximum(log_f, a_i))
+    i, f = jnp.exp(a_i - m), jnp.exp(log_f - m)
+    c = f * c + i * jnp.tanh(a_z)
+    n = f * n + i
+    return c, n, m, jax.nn.sigmoid(a_o) * c / n
+
+
+class SLSTMCell(nn.RNNCellBase):
+    """The cell as a Flax module.
+
+    Attributes:
+      features: H, units.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, carry: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+        heads = num_heads(self.features)
+        size = self.features // heads
+        h = carry[-1].reshape(-1, heads, size)
+        a = []
+        for gate in GATES:
+            of_input = nn.Dense(
+                self.features,
+                kernel_init=nn.initializers.variance_scaling(0.4, "fan_in", "normal"),
+                bias_init=forget_biases if gate == "f" else nn.initializers.zeros,
+                name=f"i{gate}",
+            )
+            of_carry = nn.Einsum(
+                (heads, size, size),
+                "bnk,nkl->bnl",
+                use_bias=False,
+                kernel_init=nn.initializers.zeros,
+                name=f"h{gate}",
+            )
+            a.append(of_input(x) + of_carry(h).reshape(-1, self.features))
+        carry = forward(tuple(a), carry)
+        return carry, carry[-1]
+
+    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
+        zeros = jnp.zeros((*input_shape[:-1], self.features))
+        return zeros, zeros, zeros, zeros
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+SLSTM = Cell(
+    name="slstm",
+    module=SLSTMCell,
+    equations="""\
+# heads(h, k): the units of h in equal parts, part j times the matrix k[j], side by side again
+i = x @ ii/kernel + ii/bias + heads(h, hi/kernel)
+f = log(sigmoid(x @ if/kernel + if/bias + heads(h, hf/kernel))) + m
+f = where(n == 0, -inf, f)
+z = tanh(x @ iz/kernel + iz/bias + heads(h, hz/kernel))
+o = sigmoid(x @ io/kernel + io/bias + heads(h, ho/kernel))
+m = maximum(f, i)
+c = exp(f - m) * c + exp(i - m) * z
+n = exp(f - m) * n + exp(i - m)
+h = o * c / n""",
+    recurrent=("hi", "hf", "hz", "ho"),
+    carry="(c, n, m, h)",
+)
