@@ -47,7 +47,17 @@ def make(cell: str, num_layers: int = 1, seed: int = 0):
     carry = jax.tree.map(
         lambda c: jnp.asarray(rng.normal(size=c.shape), jnp.float32), model.initialize_carry(B)
     )
+    carry = tuple(possible(cell, layer_carry) for layer_carry in carry)
     return model, params, carry, jnp.asarray(rng.integers(0, V, (B, T)))
+
+
+def possible(cell: str, carry: Any) -> Any:
+    """The carry of a layer, with numbers of any size made such as the cell can have after a step:
+    the sLSTM divides by its n, which is then at least 1."""
+    if cell != "slstm":
+        return carry
+    c, n, m, h = carry
+    return c, jnp.where(n == 0, 0, 1 + abs(n)), m, h
 
 
 def sampler(**changes) -> Sampler:

@@ -210,7 +210,14 @@ def test_equations_of_the_card_are_what_the_model_computes(cell: str) -> None:
     """Run as Python, with the parameters that they name."""
     model, params, carry, tokens = jax.device_get(make(cell, num_layers=2))
     weights = flatten_dict(params, sep="/")
-    names = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "tanh": np.tanh, "p": weights}
+    names = {
+        **{name: getattr(np, name) for name in ("tanh", "exp", "log", "where", "maximum", "inf")},
+        "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+        "heads": lambda h, k: np.hstack(
+            [part @ one for part, one in zip(np.split(h, len(k), axis=1), k, strict=True)]
+        ),
+        "p": weights,
+    }
     x = weights["embedding/embedding"][tokens[:, 0]]
     for layer, layer_carry in enumerate(carry):
         state = dict(
