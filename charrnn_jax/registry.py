@@ -147,7 +147,11 @@ def _source(file: str) -> Source:
     return Source(str(path.resolve()), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-CELLS: Registry[Any] = Registry("cell", field="model.cell", built_in=["gru", "lstm", "rnn"])
+CELLS: Registry[Any] = Registry(
+    "cell",
+    field="model.cell",
+    built_in=["gru", "lstm", "rnn", "layer_norm_gru", "layer_norm_lstm"],
+)
 OPTIMIZERS: Registry[Any] = Registry(
     "optimizer", field="optimizer.name", built_in=["adam", "adamw", "rmsprop", "sgd"]
 )

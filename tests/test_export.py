@@ -210,7 +210,16 @@ def test_equations_of_the_card_are_what_the_model_computes(cell: str) -> None:
     """Run as Python, with the parameters that they name."""
     model, params, carry, tokens = jax.device_get(make(cell, num_layers=2))
     weights = flatten_dict(params, sep="/")
-    names = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "tanh": np.tanh, "p": weights}
+    names = {
+        "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+        "tanh": np.tanh,
+        "joined": lambda *v: np.concatenate(v, axis=-1),
+        "split": lambda v, parts: np.split(v, parts, axis=-1),
+        "norm": lambda v: (
+            (v - v.mean(-1, keepdims=True)) / np.sqrt(v.var(-1, keepdims=True) + 1e-5)
+        ),
+        "p": weights,
+    }
     x = weights["embedding/embedding"][tokens[:, 0]]
     for layer, layer_carry in enumerate(carry):
         state = dict(
@@ -219,7 +228,7 @@ def test_equations_of_the_card_are_what_the_model_computes(cell: str) -> None:
             )
         )
         equations = CELLS[cell].equations
-        equations = re.sub(r"(\w+/(kernel|bias))", rf"p['layers_{layer}/cell/\1']", equations)
+        equations = re.sub(r"(\w+/(kernel|bias|scale))", rf"p['layers_{layer}/cell/\1']", equations)
         exec(equations, scope := {**names, **state, "x": x})
         x = scope["h"]
     logits = x @ weights["dense/kernel"] + weights["dense/bias"][None]

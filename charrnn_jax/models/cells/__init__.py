@@ -2,11 +2,13 @@
 
 from charrnn_jax.models.cells.cell import Cell, CellWeights, Fused, Gates, Operations, Weights
 from charrnn_jax.models.cells.gru import GRU
+from charrnn_jax.models.cells.layer_norm_gru import LAYER_NORM_GRU
+from charrnn_jax.models.cells.layer_norm_lstm import LAYER_NORM_LSTM
 from charrnn_jax.models.cells.lstm import LSTM
 from charrnn_jax.models.cells.rnn import RNN
 from charrnn_jax.registry import CELLS
 
 __all__ = ["CELLS", "Cell", "CellWeights", "Fused", "Gates", "Operations", "Weights"]
 
-for _cell in (GRU, LSTM, RNN):
+for _cell in (GRU, LSTM, RNN, LAYER_NORM_GRU, LAYER_NORM_LSTM):
     CELLS.provide(_cell.name, _cell)
