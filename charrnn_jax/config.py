@@ -55,18 +55,20 @@ def default_config() -> ConfigDict:
     config.model.dtype = "float32"  # type of the operands of products: "float32" or "bfloat16"
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"  # "adam", "adamw", "rmsprop", "sgd", or a registered optimizer
+    config.optimizer.name = "adam"  # "adam[w]", "rmsprop", "sgd", "lion", "adan", "muon", or yours
     config.optimizer.learning_rate = 1e-3  # peak learning rate; above 0
-    config.optimizer.schedule = "constant"  # after warm-up: "constant", "linear" or "cosine"
+    config.optimizer.schedule = "constant"  # after warm-up: "constant", "linear", "cosine", "wsd"
     config.optimizer.warmup_steps = 0  # training steps of linear warm-up to the peak; 0: none
-    config.optimizer.final_fraction = 0.0  # linear, cosine: last rate / peak; from 0 to below 1
+    config.optimizer.final_fraction = 0.0  # unless constant: last rate / peak; from 0 to below 1
+    config.optimizer.decay_fraction = 0.2  # wsd: share of the training that decays; above 0, to 1
     config.optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0: no clipping
-    config.optimizer.weight_decay = 0.0  # of matrices; decoupled in adamw, otherwise L2; 0: none
+    config.optimizer.weight_decay = 0.0  # of matrices; L2 in adam, rmsprop, sgd; 0: none
     config.optimizer.beta1 = 0.9  # adam, adamw: decay rate of the mean gradient; from 0 to below 1
     config.optimizer.beta2 = 0.999  # adam, adamw: decay rate of the squared gradient; 0 to below 1
     config.optimizer.epsilon = 1e-7  # adam, adamw, rmsprop: added to the denominator; above 0
     config.optimizer.rms_decay = 0.9  # rmsprop: decay rate of the squared gradient; 0 to below 1
     config.optimizer.momentum = 0.0  # sgd: momentum, from 0 to below 1; 0: none
+    config.optimizer.muon_ratio = 0.2  # muon: RMS of a kernel's update / learning rate; above 0
 
     config.train = ConfigDict()
     config.train.init_from = ""  # workdir of a run whose best weights to start from; "": none
@@ -152,9 +154,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.dtype": _one_of("float32", "bfloat16"),
     "optimizer.name": _ANY,
     "optimizer.learning_rate": _POSITIVE,
-    "optimizer.schedule": _one_of("constant", "linear", "cosine"),
+    "optimizer.schedule": _one_of("constant", "linear", "cosine", "wsd"),
     "optimizer.warmup_steps": _at_least(0),
     "optimizer.final_fraction": _between(0, 1),
+    "optimizer.decay_fraction": (lambda value: 0 < value <= 1, "above 0, and at most 1"),
     "optimizer.clip_norm": _at_least(0),
     "optimizer.weight_decay": _at_least(0),
     "optimizer.beta1": _between(0, 1),
@@ -162,6 +165,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.epsilon": _POSITIVE,
     "optimizer.rms_decay": _between(0, 1),
     "optimizer.momentum": _between(0, 1),
+    "optimizer.muon_ratio": _POSITIVE,
     "train.init_from": _PATH,
     "train.loss": _ANY,
     "train.step": _ANY,

@@ -149,7 +149,9 @@ def _source(file: str) -> Source:
 
 CELLS: Registry[Any] = Registry("cell", field="model.cell", built_in=["gru", "lstm", "rnn"])
 OPTIMIZERS: Registry[Any] = Registry(
-    "optimizer", field="optimizer.name", built_in=["adam", "adamw", "rmsprop", "sgd"]
+    "optimizer",
+    field="optimizer.name",
+    built_in=["adam", "adamw", "rmsprop", "sgd", "lion", "adan", "muon"],
 )
 LOSSES: Registry[Any] = Registry("loss", field="train.loss", built_in=["cross_entropy"])
 TRAIN_STEPS: Registry[Any] = Registry("train step", field="train.step", built_in=["standard"])
@@ -177,7 +179,7 @@ def register_optimizer(name: str, make: Callable[..., Any]) -> None:
     Args:
       name: name that the config uses.
       make: function (config.optimizer, learning_rate=, weight_decay=) -> sequence of Optax
-        transformations, such as [optax.lion(learning_rate)]. The learning rate is the config's
+        transformations, such as [optax.nadam(learning_rate)]. The learning rate is the config's
         schedule, a function of the step. The gradient is already clipped as the config says.
     """
     OPTIMIZERS.register(name, make, depth=2)

@@ -36,9 +36,9 @@ from charrnn_jax.training.devices import (
 from charrnn_jax.training.dispatch import Call, calls, make_run_steps, put_on_device
 from charrnn_jax.training.hooks import Hook, Sample, Schedule, make_hooks
 from charrnn_jax.training.interrupt import InterruptRequest
-from charrnn_jax.training.optimizer import make_schedule
 from charrnn_jax.training.progress import Progress
 from charrnn_jax.training.recorder import Recorder
+from charrnn_jax.training.schedules import make_schedule
 from charrnn_jax.training.setup import Setup, check_hooks, make_setup
 from charrnn_jax.training.train_step import LossFn, TrainState, TrainStep, apply_if_finite
 from charrnn_jax.workdir.checkpoints import Checkpoints

@@ -100,7 +100,7 @@ def make_setup(
     )
     state = create_train_state(
         make_model(config.model, vocabulary_size=dataset.vocabulary.size),
-        make_optimizer(config.optimizer, num_steps=num_steps),
+        make_optimizer(config.optimizer, num_steps=num_steps, hidden_size=config.model.hidden_size),
         seed=config.seed,
         batch_size=config.data.batch_size,
         reset_every_steps=batches.reset_every_steps,

@@ -164,7 +164,8 @@ def train_step(
 
     Returns:
       (state after the step, metrics). The metrics are "loss", before the update, as a
-      `CrossEntropy`, and "gradient_norm", before clipping.
+      `CrossEntropy`, "gradient_norm", before clipping, and "update_ratio", the norm of the update
+      divided by the norm of the parameters before it.
     """
     reset = state.step % state.reset_every_steps == 0
     first_carry = state.model.initialize_carry(batch.inputs.shape[0])
@@ -191,7 +192,11 @@ def train_step(
         opt_state=opt_state,
         carry=new_carry,
     )
-    return new_state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+    return new_state, {
+        "loss": loss,
+        "gradient_norm": optax.tree.norm(gradient),
+        "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
+    }
 
 
 def apply_if_finite(train_step: TrainStep) -> TrainStep:
