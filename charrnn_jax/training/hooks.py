@@ -65,7 +65,7 @@ class Evaluate:
     progress: Progress
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        dataset, params = self.setup.dataset, gather(state.params)
+        dataset, params = self.setup.dataset, gather(state.evaluated_params())
         protocol = make_protocol(self.setup.config.evaluation)
         protocol = protocol.fit(params, dataset.splits["train"], model=state.model)
         loss, excess = evaluate_above(
@@ -112,7 +112,7 @@ class Sample:
         config, origin = self.setup.config, self.setup.origin
         settings = config.sample
         samples = generate(
-            gather(state.params),
+            gather(state.evaluated_params()),
             [settings.prompt] * settings.num_samples,
             model=state.model,
             vocabulary=self.setup.dataset.vocabulary,

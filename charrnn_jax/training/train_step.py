@@ -22,8 +22,24 @@ LossFn = Callable[[jax.Array, Any], jax.Array]
 
 
 @struct.dataclass
+class Average:
+    """Averaged parameters, see `averaging`.
+
+    Attributes:
+      params: the average, a tree like the parameters.
+      count: number of steps that it has averaged.
+    """
+
+    params: Params
+    count: jax.Array
+
+
+@struct.dataclass
 class TrainState:
     """Everything that training carries from step to step; with a batch, it gives the next state.
+
+    `params` are trained. `evaluated_params()` are what is evaluated, sampled from and exported;
+    they are the same unless the weights are averaged.
 
     Attributes:
       step: number of steps done.
@@ -34,6 +50,7 @@ class TrainState:
       model: the model; static.
       optimizer: the optimizer; static.
       reset_every_steps: number of steps from one reset of the carry to the next; static.
+      average: average of the parameters; None: they are not averaged.
     """
 
     step: jax.Array
@@ -44,17 +61,42 @@ class TrainState:
     model: CharRNN = struct.field(pytree_node=False)
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
     reset_every_steps: int = struct.field(pytree_node=False)
+    average: Average | None = None
+
+    def evaluated_params(self) -> Params:
+        """Returns the parameters to evaluate, sample from and export: the average, if there is one.
+
+        Parameters that are not averaged are returned as they are, not as copies.
+        """
+        return self.params if self.average is None else self.average.params
 
     def to_trees(self) -> tuple[Any, dict[str, Any]]:
-        """Returns (params, everything else) as in checkpoints; sampling reads only params."""
+        """Returns (evaluated parameters, everything else) as in checkpoints.
+
+        Whoever uses the model reads only the first. The second has the trained parameters as
+        "raw_params" if they are others.
+        """
+        evaluated = self.evaluated_params()
         rest = {name: getattr(self, name) for name in ("step", "opt_state", "carry")}
         # The key as plain numbers, since Orbax before 0.12 cannot restore typed keys.
-        return self.params, {**rest, "key": jax.random.key_data(self.key)}
+        rest["key"] = jax.random.key_data(self.key)
+        if evaluated is not self.params:
+            rest["raw_params"] = self.params
+        if self.average is not None:
+            rest["average_count"] = self.average.count
+        return evaluated, rest
 
     def with_trees(self, params: Params, rest: dict[str, Any]) -> "TrainState":
         """Returns the state with the trees of `to_trees` in place of its own."""
+        average = None if self.average is None else Average(params, rest["average_count"])
         return replace(
-            self, **{**rest, "params": params, "key": jax.random.wrap_key_data(rest["key"])}
+            self,
+            step=rest["step"],
+            params=rest.get("raw_params", params),
+            opt_state=rest["opt_state"],
+            carry=rest["carry"],
+            key=jax.random.wrap_key_data(rest["key"]),
+            average=average,
         )
 
 
