@@ -56,7 +56,9 @@ def scale_by_adan() -> optax.GradientTransformation:
     ) -> tuple[optax.Updates, AdanState]:
         count = optax.safe_increment(state.num_updates)
         d = jax.tree.map(
-            lambda g, last: jnp.where(state.num_updates == 0, 0.0, g - last), updates, state.gradient
+            lambda g, last: jnp.where(state.num_updates == 0, 0.0, g - last),
+            updates,
+            state.gradient,
         )
         expected = jax.tree.map(lambda g, d: g + _B2 * d, updates, d)
         m = optax.tree.update_moment(updates, state.mean, _B1, 1)

@@ -213,14 +213,15 @@ class Schedule:
         periods = map(self._period, self.hooks)
         return min(self.num_steps, *((step // period + 1) * period for period in periods))
 
-    def due(self, step: int, *, also_save: bool = False) -> list[Hook]:
+    def due(self, step: int, *, also_save: bool = False, is_last: bool = False) -> list[Hook]:
         """Returns the hooks to call after `step` steps.
 
         Args:
           step: number of steps done.
           also_save: whether to include hooks that save, even if they are not due.
+          is_last: whether training ends here, even if steps are left.
         """
-        if step == self.num_steps:
+        if is_last or step == self.num_steps:
             return list(self.hooks)
         return [
             hook

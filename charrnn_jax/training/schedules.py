@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 Number = float | jax.Array  # an array if it is traced
+RateAt = Callable[[int, float | None], float]  # (step, progress) -> learning rate
 
 
 def make_schedule(
@@ -48,6 +49,21 @@ def make_schedule(
     if progress is None:
         return optax.join_schedules([warmup, decay], [config.warmup_steps])
     return lambda step: jnp.minimum(warmup(step), decay(progress))
+
+
+def make_rate_at(config: ConfigDict, *, num_steps: int) -> RateAt:
+    """Returns the schedule as a function of the step and the progress; see `make_schedule`.
+
+    Args:
+      config: the `config.optimizer` section.
+      num_steps: number of steps of the whole training.
+    """
+
+    def rate_at(step: int, progress: float | None) -> float:
+        schedule = make_schedule(config, num_steps=num_steps, progress=progress)
+        return float(jnp.asarray(schedule(step)))
+
+    return rate_at
 
 
 def _make_decay(

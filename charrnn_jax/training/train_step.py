@@ -150,7 +150,7 @@ class TracedHyperparameters:
         return cls(numbers["model"], numbers["optimizer"])
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+TrainStep = Callable[..., tuple[TrainState, dict[str, Any]]]  # (state, batch, maybe hyper=)
 
 
 def create_train_state(
