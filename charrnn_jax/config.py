@@ -55,7 +55,9 @@ def default_config() -> ConfigDict:
     config.model.dtype = "float32"  # type of the operands of products: "float32" or "bfloat16"
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"  # "adam[w]", "rmsprop", "sgd", "lion", "adan", "muon", or yours
+    config.optimizer.name = (
+        "adam"  # "adam", "adamw", "lion", ... (see docs/methods.md), or a registered one
+    )
     config.optimizer.learning_rate = 1e-3  # peak learning rate; above 0
     config.optimizer.schedule = "constant"  # after warm-up: "constant", "linear", "cosine", "wsd"
     config.optimizer.warmup_steps = 0  # training steps of linear warm-up to the peak; 0: none

@@ -151,7 +151,7 @@ CELLS: Registry[Any] = Registry("cell", field="model.cell", built_in=["gru", "ls
 OPTIMIZERS: Registry[Any] = Registry(
     "optimizer",
     field="optimizer.name",
-    built_in=["adam", "adamw", "rmsprop", "sgd", "lion", "adan", "muon"],
+    built_in=["adam", "adamw", "rmsprop", "sgd", "lion", "adan", "muon", "schedule_free"],
 )
 LOSSES: Registry[Any] = Registry("loss", field="train.loss", built_in=["cross_entropy"])
 TRAIN_STEPS: Registry[Any] = Registry("train step", field="train.step", built_in=["standard"])

@@ -1,13 +1,23 @@
+from functools import partial
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from helpers import assert_bitwise_equal, assert_same_run, signal_at, slow
 from ml_collections import ConfigDict
 
+from charrnn_jax.config import override_values
+from charrnn_jax.errors import Interrupted, UserError
+from charrnn_jax.training.loop import train
 from charrnn_jax.training.optimizer import make_optimizer
+from charrnn_jax.training.replicas import train_replicas
+from charrnn_jax.training.schedule_free import averaged_weights
 from charrnn_jax.training.schedules import make_schedule
+from charrnn_jax.workdir.run import load_run
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -231,6 +241,66 @@ def test_optimizers_of_recent_papers_equal_a_few_lines_of_numpy(
             np.testing.assert_allclose(value, weights[key], rtol=2e-4, atol=2e-5, err_msg=key)
 
 
+def test_schedule_free_equals_a_few_lines_of_numpy_and_its_average_is_what_is_evaluated(
+    tiny_config: ConfigDict,
+) -> None:
+    config = tiny_config.optimizer
+    config.name, config.weight_decay, config.learning_rate = "schedule_free", 0.3, 0.1
+    config.warmup_steps, config.beta1, config.beta2 = 3, 0.8, 0.99
+    rng = np.random.default_rng(0)
+    optimizer = make_optimizer(config, num_steps=9)
+    y = {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)}
+    z, x, v = dict(y), dict(y), dict.fromkeys(y, 0.0)
+    params = jax.tree.map(jnp.float32, y)
+    opt_state = optimizer.init(params)
+    sum_of_weights = 0.0
+    for step in range(1, 6):
+        rate = 0.1 * min(step / 3, 1.0)
+        sum_of_weights += rate**2
+        gradient = {key: rng.normal(size=value.shape) for key, value in y.items()}
+        for key, g in gradient.items():
+            v[key] = 0.99 * v[key] + 0.01 * g**2
+            direction = g / (np.sqrt(v[key] / (1 - 0.99**step)) + 1e-7)
+            z[key] = z[key] - rate * (direction + (0.3 * y[key] if key == "kernel" else 0.0))
+            share = rate**2 / sum_of_weights
+            x[key] = (1 - share) * x[key] + share * z[key]
+            y[key] = 0.8 * x[key] + 0.2 * z[key]
+        updates, opt_state = optimizer.update(
+            jax.tree.map(jnp.float32, gradient), opt_state, params
+        )
+        params = optax.apply_updates(params, updates)
+        close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+        jax.tree.map(close, params, y)
+        jax.tree.map(close, averaged_weights(params, opt_state), x)
+
+
+@pytest.mark.parametrize("name", ["schedule_free", *map(slow, ("lion", "adan", "muon"))])
+def test_a_run_that_is_resumed_or_a_replica_is_the_undisturbed_run_with_any_optimizer(
+    tiny_config: ConfigDict, tmp_path: Path, heeded_signals: None, name: str
+) -> None:
+    """With "schedule_free", other weights are evaluated and saved as params than are trained."""
+    config = override_values(
+        tiny_config,
+        {
+            **{"optimizer.name": name, "optimizer.weight_decay": 0.1},
+            **{"optimizer.schedule": "wsd", "train.num_steps": 12},
+            **{"train.evaluate_every_steps": 5, "model.cell": "rnn"},
+        },
+    )
+    undisturbed = train(config, tmp_path / "undisturbed")
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", hooks=[signal_at(5)])
+    assert_bitwise_equal(train(config, tmp_path / "run"), undisturbed)
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+    other = override_values(config, {"optimizer.learning_rate": 2e-3, "seed": 1})
+    folders = [tmp_path / "replica", tmp_path / "other"]
+    assert train_replicas([config, other], folders, mapping="map") == [None, None]
+    assert_same_run(tmp_path / "replica", tmp_path / "undisturbed")
+    evaluated = load_run(tmp_path / "run", checkpoint="latest").params
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), evaluated, undisturbed.params)
+    assert all(jax.tree.leaves(same)) == (name != "schedule_free")
+
+
 def test_lion_and_muon_equal_optaxs(tiny_config: ConfigDict) -> None:
     """For square kernels, whose scale is 1 in Optax and 2 * muon_ratio here, with H = 4."""
     config = tiny_config.optimizer
@@ -267,3 +337,10 @@ def test_a_schedule_by_time_warms_up_by_steps_and_decays_with_progress(
             schedule = make_schedule(config, num_steps=10**6, progress=progress)
             np.testing.assert_allclose(schedule(1000), rate, rtol=1e-5)
             np.testing.assert_allclose(schedule(1), min(0.5, rate), rtol=1e-5)
+
+
+def test_schedule_free_without_an_average_is_refused(tiny_config: ConfigDict) -> None:
+    config = tiny_config.optimizer
+    config.name, config.beta1 = "schedule_free", 0.0
+    with pytest.raises(UserError, match="beta1 is 0; for schedule_free it must be above 0"):
+        make_optimizer(config, num_steps=1)

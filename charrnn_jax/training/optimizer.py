@@ -12,9 +12,11 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from charrnn_jax.errors import UserError
 from charrnn_jax.registry import OPTIMIZERS
 from charrnn_jax.training.adan import scale_by_adan
 from charrnn_jax.training.muon import is_cell_kernel, scale_by_muon
+from charrnn_jax.training.schedule_free import average_iterates
 from charrnn_jax.training.schedules import Number, make_schedule
 
 Transformations = Sequence[optax.GradientTransformation]
@@ -138,6 +140,25 @@ def muon(
     ]
 
 
+def schedule_free(
+    config: ConfigDict, *, learning_rate: optax.Schedule, weight_decay: Number
+) -> Transformations:
+    """Schedule-Free AdamW; see `schedule_free`. The schedule should be constant, after a warm-up.
+
+    beta1 is the share of the average in the weights at which the gradient is taken.
+    """
+    if not config.beta1:
+        raise UserError("config.optimizer.beta1 is 0; for schedule_free it must be above 0")
+    adamw_without_momentum = optax.chain(
+        optax.scale_by_rms(config.beta2, config.epsilon, eps_in_sqrt=False, bias_correction=True),
+        _decay(config, weight_decay),
+        _learn(learning_rate),
+    )
+    return [
+        average_iterates(adamw_without_momentum, learning_rate=learning_rate, beta=config.beta1)
+    ]
+
+
 def _scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
     return optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
 
@@ -157,5 +178,5 @@ def is_matrix(params: optax.Params) -> optax.Params:
     return jax.tree.map(lambda param: param.ndim > 1, params)
 
 
-for _make in (adam, adamw, rmsprop, sgd, lion, adan, muon):
+for _make in (adam, adamw, rmsprop, sgd, lion, adan, muon, schedule_free):
     OPTIMIZERS.provide(_make.__name__, _make)

@@ -16,6 +16,7 @@ from charrnn_jax.data.batches import Batch
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
 from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward, initialize_params
 from charrnn_jax.registry import TRAIN_STEPS
+from charrnn_jax.training.schedule_free import averaged_weights
 
 # (logits [B, T, V], targets [B, T]) -> losses [B, T] in nats
 LossFn = Callable[[jax.Array, Any], jax.Array]
@@ -66,9 +67,13 @@ class TrainState:
     def evaluated_params(self) -> Params:
         """Returns the parameters to evaluate, sample from and export: the average, if there is one.
 
+        The optimizer "schedule_free" has one of its own.
+
         Parameters that are not averaged are returned as they are, not as copies.
         """
-        return self.params if self.average is None else self.average.params
+        if self.average is None:
+            return averaged_weights(self.params, self.opt_state)
+        return self.average.params
 
     def to_trees(self) -> tuple[Any, dict[str, Any]]:
         """Returns (evaluated parameters, everything else) as in checkpoints.
