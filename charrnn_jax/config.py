@@ -55,9 +55,7 @@ def default_config() -> ConfigDict:
     config.model.dtype = "float32"  # type of the operands of products: "float32" or "bfloat16"
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = (
-        "adam"  # "adam", "adamw", "lion", ... (see docs/methods.md), or a registered one
-    )
+    config.optimizer.name = "adam"  # "adam", "adamw", "lion" (all in docs/methods.md), or your own
     config.optimizer.learning_rate = 1e-3  # peak learning rate; above 0
     config.optimizer.schedule = "constant"  # after warm-up: "constant", "linear", "cosine", "wsd"
     config.optimizer.warmup_steps = 0  # training steps of linear warm-up to the peak; 0: none
@@ -87,6 +85,7 @@ def default_config() -> ConfigDict:
     config.train.model_devices = 1  # devices that share the hidden units; at least 1
     config.train.steps_per_call = 0  # training steps in one call of the device; 0: chosen by size
     config.train.log_every_steps = 50  # steps averaged in one row of metrics.jsonl; at least 1
+    config.train.gradient_noise = "off"  # "on": measured at each evaluation, for one step's time
     config.train.evaluate_every_steps = 0  # steps between evaluations, which save too; 0: one epoch
     config.train.sample_every_steps = 0  # steps between samples; 0: one epoch
     config.train.checkpoint_every_steps = 0  # steps between checkpoints; 0: one epoch
@@ -183,6 +182,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.model_devices": _at_least(1),
     "train.steps_per_call": _at_least(0),
     "train.log_every_steps": _at_least(1),
+    "train.gradient_noise": _one_of("off", "on"),
     "train.evaluate_every_steps": _at_least(0),
     "train.sample_every_steps": _at_least(0),
     "train.checkpoint_every_steps": _at_least(0),
@@ -261,6 +261,11 @@ def validate(config: ConfigDict) -> None:
         for name in known.names_in(flat[known.field]):
             if name not in known:
                 raise known.missing(name)
+    if config.train.gradient_noise == "on" and config.data.batch_size == 1:
+        raise UserError(
+            "config.train.gradient_noise compares parts of a batch, and config.data.batch_size is "
+            "1: it must be at least 2"
+        )
     held_out = config.data.validation_fraction + config.data.test_fraction
     if held_out >= 1:
         raise UserError(

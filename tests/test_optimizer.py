@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from helpers import assert_bitwise_equal, assert_same_run, signal_at, slow
+from helpers import assert_bitwise_equal, assert_same_run, signal_at
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import override_values
@@ -274,7 +274,8 @@ def test_schedule_free_equals_a_few_lines_of_numpy_and_its_average_is_what_is_ev
         jax.tree.map(close, averaged_weights(params, opt_state), x)
 
 
-@pytest.mark.parametrize("name", ["schedule_free", *map(slow, ("lion", "adan", "muon"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["schedule_free", "lion", "adan", "muon"])
 def test_a_run_that_is_resumed_or_a_replica_is_the_undisturbed_run_with_any_optimizer(
     tiny_config: ConfigDict, tmp_path: Path, heeded_signals: None, name: str
 ) -> None:

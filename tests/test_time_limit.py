@@ -97,6 +97,7 @@ def test_steps_end_so_that_the_last_evaluation_and_checkpoint_fit_and_the_rate_h
     assert last + 10 < int(state.step) < last + 20
 
 
+@pytest.mark.slow
 def test_the_rate_that_is_recorded_is_the_one_that_was_applied(
     limited: ConfigDict, tmp_path: Path, clock: list[float]
 ) -> None:
@@ -111,6 +112,7 @@ def test_the_rate_that_is_recorded_is_the_one_that_was_applied(
     np.testing.assert_allclose(np.divide(sizes, sizes[0]), np.divide(rates, rates[0]), rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_time_that_is_left(
     limited: ConfigDict, tmp_path: Path, clock: list[float], heeded_signals: None
 ) -> None:

@@ -428,6 +428,7 @@ OTHER_VALUES = {
     "train.loss": "other",
     "train.step": "other",
     "train.hooks": "other",
+    "train.gradient_noise": "on",
     "evaluation.protocol": "carried",
     "sample.prompt": "fox",
     "sample.rules": "other",

@@ -21,6 +21,7 @@ from charrnn_jax.evaluation.protocols import make_protocol
 from charrnn_jax.generation.sampler import generate
 from charrnn_jax.registry import RULES, describe_registered
 from charrnn_jax.training.devices import gather
+from charrnn_jax.training.gradient_noise import WriteGradientNoise
 from charrnn_jax.training.progress import Progress
 from charrnn_jax.training.recorder import Recorder
 from charrnn_jax.training.setup import Setup
@@ -185,9 +186,11 @@ def make_hooks(
     files = metrics, samples
     # Every evaluated step is saved; otherwise the best loss might have no checkpoint.
     save_every = sorted({evaluate_every, every.checkpoint_every_steps or epoch})
+    measures_noise = every.gradient_noise == "on"
     return [
         EndEpoch(epoch, recorder),
         Evaluate(evaluate_every, setup, recorder, progress),
+        *([WriteGradientNoise(evaluate_every, setup, recorder)] if measures_noise else []),
         Sample(every.sample_every_steps or epoch, setup, progress, samples),
         *(Save(steps, setup, recorder, checkpoints, files) for steps in save_every),
         *setup.hooks,
