@@ -157,8 +157,10 @@ class Recorder:
             return
         (stop, count, metrics, self._progress_of_call), self._pending = self._pending, None
         metrics = jax.device_get(metrics)
-        self.limit.call_seconds = self._lap()
-        seconds = self.limit.call_seconds / count
+        of_call = self._lap()
+        seconds = of_call / count
+        if self._compiled:
+            self.limit.call_seconds = of_call
         for index in range(count):
             step_metrics = jax.tree.map(lambda values, i=index: values[i], metrics)
             self._add_step(

@@ -17,7 +17,7 @@ class TimeLimit:
       max_seconds: seconds of the whole training; 0: there is no limit.
       hook_seconds: seconds that each hook took the last time, by name. A hook that has not been
         called yet counts as nothing.
-      call_seconds: seconds of the last call of the device.
+      call_seconds: seconds of the last call of the device, unless it compiled.
       ended: the limit that ended training; 0: none has.
     """
 
