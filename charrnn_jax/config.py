@@ -56,18 +56,20 @@ def default_config() -> ConfigDict:
     config.model.dtype = "float32"  # type of the operands of products: "float32" or "bfloat16"
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"  # "adam", "adamw", "rmsprop", "sgd", or a registered optimizer
+    config.optimizer.name = "adam"  # "adam", "adamw", "lion" (all in docs/methods.md), or your own
     config.optimizer.learning_rate = 1e-3  # peak learning rate; above 0
-    config.optimizer.schedule = "constant"  # after warm-up: "constant", "linear" or "cosine"
+    config.optimizer.schedule = "constant"  # after warm-up: "constant", "linear", "cosine", "wsd"
     config.optimizer.warmup_steps = 0  # training steps of linear warm-up to the peak; 0: none
-    config.optimizer.final_fraction = 0.0  # linear, cosine: last rate / peak; from 0 to below 1
+    config.optimizer.final_fraction = 0.0  # unless constant: last rate / peak; from 0 to below 1
+    config.optimizer.decay_fraction = 0.2  # wsd: share of the training that decays; above 0, to 1
     config.optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0: no clipping
-    config.optimizer.weight_decay = 0.0  # of matrices; decoupled in adamw, otherwise L2; 0: none
+    config.optimizer.weight_decay = 0.0  # of matrices; L2 in adam, rmsprop, sgd; 0: none
     config.optimizer.beta1 = 0.9  # adam, adamw: decay rate of the mean gradient; from 0 to below 1
     config.optimizer.beta2 = 0.999  # adam, adamw: decay rate of the squared gradient; 0 to below 1
     config.optimizer.epsilon = 1e-7  # adam, adamw, rmsprop: added to the denominator; above 0
     config.optimizer.rms_decay = 0.9  # rmsprop: decay rate of the squared gradient; 0 to below 1
     config.optimizer.momentum = 0.0  # sgd: momentum, from 0 to below 1; 0: none
+    config.optimizer.muon_ratio = 0.2  # muon: RMS of a kernel's update / learning rate; above 0
 
     config.train = ConfigDict()
     config.train.init_from = ""  # workdir of a run whose best weights to start from; "": none
@@ -76,6 +78,7 @@ def default_config() -> ConfigDict:
     config.train.hooks = ""  # names of registered hooks, separated by commas; "": none
     config.train.num_epochs = 20  # passes over the training split; at least 1
     config.train.num_steps = 0  # training steps in all; 0: as many as num_epochs takes
+    config.train.max_seconds = 0.0  # seconds after which training ends, if its steps last; 0: off
     config.train.on_nonfinite = "stop"  # a step with a NaN is never applied: "stop", or "skip" it
     config.train.max_skipped_steps = 10  # "skip": training stops after more than this in a row
     config.train.max_loss_ratio = 3.0  # stops if a row's loss is above this x the first; 0: off
@@ -83,6 +86,7 @@ def default_config() -> ConfigDict:
     config.train.model_devices = 1  # devices that share the hidden units; at least 1
     config.train.steps_per_call = 0  # training steps in one call of the device; 0: chosen by size
     config.train.log_every_steps = 50  # steps averaged in one row of metrics.jsonl; at least 1
+    config.train.gradient_noise = "off"  # "on": measured at each evaluation, for one step's time
     config.train.evaluate_every_steps = 0  # steps between evaluations, which save too; 0: one epoch
     config.train.sample_every_steps = 0  # steps between samples; 0: one epoch
     config.train.checkpoint_every_steps = 0  # steps between checkpoints; 0: one epoch
@@ -154,9 +158,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.dtype": _one_of("float32", "bfloat16"),
     "optimizer.name": _ANY,
     "optimizer.learning_rate": _POSITIVE,
-    "optimizer.schedule": _one_of("constant", "linear", "cosine"),
+    "optimizer.schedule": _one_of("constant", "linear", "cosine", "wsd"),
     "optimizer.warmup_steps": _at_least(0),
     "optimizer.final_fraction": _between(0, 1),
+    "optimizer.decay_fraction": (lambda value: 0 < value <= 1, "above 0, and at most 1"),
     "optimizer.clip_norm": _at_least(0),
     "optimizer.weight_decay": _at_least(0),
     "optimizer.beta1": _between(0, 1),
@@ -164,12 +169,14 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.epsilon": _POSITIVE,
     "optimizer.rms_decay": _between(0, 1),
     "optimizer.momentum": _between(0, 1),
+    "optimizer.muon_ratio": _POSITIVE,
     "train.init_from": _PATH,
     "train.loss": _ANY,
     "train.step": _ANY,
     "train.hooks": _ANY,
     "train.num_epochs": _at_least(1),
     "train.num_steps": _at_least(0),
+    "train.max_seconds": _at_least(0),
     "train.on_nonfinite": _one_of("stop", "skip"),
     "train.max_skipped_steps": _at_least(0),
     "train.max_loss_ratio": _at_least(0),
@@ -177,6 +184,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.model_devices": _at_least(1),
     "train.steps_per_call": _at_least(0),
     "train.log_every_steps": _at_least(1),
+    "train.gradient_noise": _one_of("off", "on"),
     "train.evaluate_every_steps": _at_least(0),
     "train.sample_every_steps": _at_least(0),
     "train.checkpoint_every_steps": _at_least(0),
@@ -255,6 +263,11 @@ def validate(config: ConfigDict) -> None:
         for name in known.names_in(flat[known.field]):
             if name not in known:
                 raise known.missing(name)
+    if config.train.gradient_noise == "on" and config.data.batch_size == 1:
+        raise UserError(
+            "config.train.gradient_noise compares parts of a batch, and config.data.batch_size is "
+            "1: it must be at least 2"
+        )
     held_out = config.data.validation_fraction + config.data.test_fraction
     if held_out >= 1:
         raise UserError(

@@ -161,7 +161,9 @@ CELLS: Registry[Any] = Registry(
     ],
 )
 OPTIMIZERS: Registry[Any] = Registry(
-    "optimizer", field="optimizer.name", built_in=["adam", "adamw", "rmsprop", "sgd"]
+    "optimizer",
+    field="optimizer.name",
+    built_in=["adam", "adamw", "rmsprop", "sgd", "lion", "adan", "muon", "schedule_free"],
 )
 LOSSES: Registry[Any] = Registry("loss", field="train.loss", built_in=["cross_entropy"])
 TRAIN_STEPS: Registry[Any] = Registry("train step", field="train.step", built_in=["standard"])
@@ -189,7 +191,7 @@ def register_optimizer(name: str, make: Callable[..., Any]) -> None:
     Args:
       name: name that the config uses.
       make: function (config.optimizer, learning_rate=, weight_decay=) -> sequence of Optax
-        transformations, such as [optax.lion(learning_rate)]. The learning rate is the config's
+        transformations, such as [optax.nadam(learning_rate)]. The learning rate is the config's
         schedule, a function of the step. The gradient is already clipped as the config says.
     """
     OPTIMIZERS.register(name, make, depth=2)

@@ -399,6 +399,7 @@ MAY_CHANGE = {
     "model.implementation",
     "optimizer.learning_rate",
     "optimizer.schedule",
+    "optimizer.decay_fraction",
     "evaluation.batch_size",
     *(f"sample.{name}" for name in default_config().sample),
     *(
@@ -420,12 +421,14 @@ OTHER_VALUES = {
     "optimizer.schedule": "linear",
     "train.init_from": "elsewhere",
     "train.num_steps": 3,
+    "train.max_seconds": 1e6,
     "train.on_nonfinite": "skip",
     "train.data_devices": 2,
     "train.model_devices": 1,  # there are two in all
     "train.loss": "other",
     "train.step": "other",
     "train.hooks": "other",
+    "train.gradient_noise": "on",
     "evaluation.protocol": "carried",
     "sample.prompt": "fox",
     "sample.rules": "other",

@@ -67,10 +67,13 @@ _MEMORY_FRACTION = 0.6  # share of the free memory that a group may take, by est
 def program_key(config: ConfigDict) -> str:
     """Returns what runs must have in common to be replicas: all but the values of traced numbers.
 
-    A registered train step does not take traced numbers, and a registered optimizer may read them
-    from the config, so such runs must have everything in common.
+    A registered train step does not take traced numbers, a registered optimizer may read them from
+    the config, and a run with a time limit must not wait for others, so such runs must have
+    everything in common.
     """
     key = config.copy_and_resolve_references()
+    if config.train.max_seconds:
+        return to_json(key)
     if config.train.step in TRAIN_STEPS.sources or config.optimizer.name in OPTIMIZERS.sources:
         return to_json(key)
     fields = flatten(config)
@@ -97,6 +100,10 @@ def train_replicas(
       UserError: the configs differ in more than the numbers that replicas may differ in.
       Interrupted: there was a signal; the states are saved.
     """
+    if any(config.train.max_seconds for config in configs):
+        raise UserError(
+            "config.train.max_seconds is set: a run with a time limit must be trained alone"
+        )
     if len({program_key(config) for config in configs}) > 1:
         raise UserError(f"replicas may differ only in {', '.join(TRACED_FIELDS)}")
     if configs and configs[0].train.step in TRAIN_STEPS.sources:

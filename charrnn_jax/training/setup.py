@@ -3,8 +3,9 @@
 Errors in either are reported here, before anything is written.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Setup:
       origin: run whose weights this one starts from; None: it starts from random weights.
       resumes: whether the workdir has a checkpoint of the run.
       label: name of the run, if it is one of several in this process; otherwise "".
+      started: when this process began with the run, by `time.perf_counter`.
     """
 
     config: ConfigDict
@@ -64,6 +66,7 @@ class Setup:
     origin: Origin | None = None
     resumes: bool = False
     label: str = ""
+    started: float = field(default_factory=time.perf_counter)
 
 
 def make_setup(
@@ -80,6 +83,7 @@ def make_setup(
     Raises:
       UserError: the config, text or workdir cannot be used.
     """
+    started = time.perf_counter()
     _check_dtype(config.model.dtype)
     saved = _find_saved(config, workdir)
     dataset = _load_dataset(config, saved, dataset)
@@ -100,7 +104,7 @@ def make_setup(
     )
     state = create_train_state(
         make_model(config.model, vocabulary_size=dataset.vocabulary.size),
-        make_optimizer(config.optimizer, num_steps=num_steps),
+        make_optimizer(config.optimizer, num_steps=num_steps, hidden_size=config.model.hidden_size),
         seed=config.seed,
         batch_size=config.data.batch_size,
         reset_every_steps=batches.reset_every_steps,
@@ -125,6 +129,7 @@ def make_setup(
         origin=origin,
         resumes=saved is not None,
         label=label,
+        started=started,
     )
 
 

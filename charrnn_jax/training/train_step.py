@@ -16,14 +16,31 @@ from charrnn_jax.data.batches import Batch
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
 from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward, initialize_params
 from charrnn_jax.registry import TRAIN_STEPS
+from charrnn_jax.training.schedule_free import averaged_weights
 
 # (logits [B, T, V], targets [B, T]) -> losses [B, T] in nats
 LossFn = Callable[[jax.Array, Any], jax.Array]
 
 
 @struct.dataclass
+class Average:
+    """Averaged parameters, see `averaging`.
+
+    Attributes:
+      params: the average, a tree like the parameters.
+      count: number of steps that it has averaged.
+    """
+
+    params: Params
+    count: jax.Array
+
+
+@struct.dataclass
 class TrainState:
     """Everything that training carries from step to step; with a batch, it gives the next state.
+
+    `params` are trained. `evaluated_params()` are what is evaluated, sampled from and exported;
+    they are the same unless the weights are averaged.
 
     Attributes:
       step: number of steps done.
@@ -34,6 +51,7 @@ class TrainState:
       model: the model; static.
       optimizer: the optimizer; static.
       reset_every_steps: number of steps from one reset of the carry to the next; static.
+      average: average of the parameters; None: they are not averaged.
     """
 
     step: jax.Array
@@ -44,17 +62,46 @@ class TrainState:
     model: CharRNN = struct.field(pytree_node=False)
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
     reset_every_steps: int = struct.field(pytree_node=False)
+    average: Average | None = None
+
+    def evaluated_params(self) -> Params:
+        """Returns the parameters to evaluate, sample from and export: the average, if there is one.
+
+        The optimizer "schedule_free" has one of its own.
+
+        Parameters that are not averaged are returned as they are, not as copies.
+        """
+        if self.average is None:
+            return averaged_weights(self.params, self.opt_state)
+        return self.average.params
 
     def to_trees(self) -> tuple[Any, dict[str, Any]]:
-        """Returns (params, everything else) as in checkpoints; sampling reads only params."""
+        """Returns (evaluated parameters, everything else) as in checkpoints.
+
+        Whoever uses the model reads only the first. The second has the trained parameters as
+        "raw_params" if they are others.
+        """
+        evaluated = self.evaluated_params()
         rest = {name: getattr(self, name) for name in ("step", "opt_state", "carry")}
         # The key as plain numbers, since Orbax before 0.12 cannot restore typed keys.
-        return self.params, {**rest, "key": jax.random.key_data(self.key)}
+        rest["key"] = jax.random.key_data(self.key)
+        if evaluated is not self.params:
+            rest["raw_params"] = self.params
+        if self.average is not None:
+            rest["average_count"] = self.average.count
+        return evaluated, rest
 
     def with_trees(self, params: Params, rest: dict[str, Any]) -> "TrainState":
         """Returns the state with the trees of `to_trees` in place of its own."""
+        average = None if self.average is None else Average(params, rest["average_count"])
         return replace(
-            self, **{**rest, "params": params, "key": jax.random.wrap_key_data(rest["key"])}
+            self,
+            step=rest["step"],
+            params=rest.get("raw_params", params),
+            opt_state=rest["opt_state"],
+            carry=rest["carry"],
+            key=jax.random.wrap_key_data(rest["key"]),
+            average=average,
         )
 
 
@@ -109,7 +156,7 @@ class TracedHyperparameters:
         return cls(numbers["model"], numbers["optimizer"])
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+TrainStep = Callable[..., tuple[TrainState, dict[str, Any]]]  # (state, batch, maybe hyper=)
 
 
 def create_train_state(
@@ -165,7 +212,8 @@ def train_step(
 
     Returns:
       (state after the step, metrics). The metrics are "loss", before the update, as a
-      `CrossEntropy`, and "gradient_norm", before clipping.
+      `CrossEntropy`, "gradient_norm", before clipping, and "update_ratio", the norm of the update
+      divided by the norm of the parameters before it.
     """
     reset = state.step % state.reset_every_steps == 0
     first_carry = state.model.initialize_carry(batch.inputs.shape[0])
@@ -192,7 +240,11 @@ def train_step(
         opt_state=opt_state,
         carry=new_carry,
     )
-    return new_state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+    return new_state, {
+        "loss": loss,
+        "gradient_norm": optax.tree.norm(gradient),
+        "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
+    }
 
 
 def apply_if_finite(train_step: TrainStep) -> TrainStep:

@@ -23,6 +23,13 @@ class SavedTally(TypedDict):
     seconds: Finite
 
 
+class SavedTimeLimit(TypedDict):
+    """`TimeLimit.to_dict()`."""
+
+    hook_seconds: dict[str, Finite]
+    ended: Finite
+
+
 class SavedRecorder(TypedDict):
     """`Recorder.to_dict()`."""
 
@@ -31,6 +38,7 @@ class SavedRecorder(TypedDict):
     seconds: Finite
     first_loss: NotRequired[Finite | None]  # earlier versions lack this, and the next
     skipped_in_a_row: NotRequired[Count]
+    time_limit: NotRequired[SavedTimeLimit]  # only runs with such a limit have this
 
 
 def digest_of(entry: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ _MAY_CHANGE = (
     "evaluation.batch_size",
     "optimizer.learning_rate",
     "optimizer.schedule",
+    "optimizer.decay_fraction",
 )
 _MAY_NOT_CHANGE = ("train.init_from", "train.loss", "train.step")
 
