@@ -184,8 +184,8 @@ def write_page(
 
 def _layout(cell: str) -> dict[str, Any]:
     """Returns what network.js needs to know about the layout of a cell's weights."""
-    fused = CELLS[cell].fused
-    return {"num_gates": len(fused.gates), "last_gate_has_bias": bool(fused.last_bias)}
+    gates = CELLS[cell].gates
+    return {"num_gates": len(gates.names), "last_gate_has_bias": bool(gates.last_bias)}
 
 
 def _read(name: str) -> str:
