@@ -121,7 +121,8 @@ class Gates:
     """The layout of a cell whose parameters are dense layers, two per gate, as Flax names them.
 
     The layers of gate g are "i" + g, for the input, and "h" + g, for the carry. The fused form has
-    the gates side by side: with G gates, its kernels are "i" [E, G H] and "h" [H, G H].
+    the gates side by side: with G gates, its kernels are "i" [E, G H] and "h" [H, G H], or with
+    heads "h" [heads, K, G K].
 
     Attributes:
       names: names of the gates, in the order of the blocks.
@@ -140,7 +141,7 @@ class Gates:
 
         def kernel(side: str) -> jax.Array:
             kernels = [params[side + gate]["kernel"] for gate in self.names]
-            return jnp.concatenate(kernels, axis=1)
+            return jnp.concatenate(kernels, axis=-1)
 
         bias = jnp.concatenate([params[self.biased + gate]["bias"] for gate in self.names])
         last = {"h": params[self.last_bias]["bias"]} if self.last_bias else {}

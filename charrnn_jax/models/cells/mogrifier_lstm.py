@@ -24,23 +24,53 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from charrnn_jax.models.cells.cell import Cell
+from charrnn_jax.models.cells import lstm
+from charrnn_jax.models.cells.cell import Cell, CellWeights, Fused, Operations, Weights
+from charrnn_jax.models.cells.lstm import LSTMCarry
 
-NUM_ROUNDS = 5
+ROUNDS = ("q1", "r2", "q3", "r4", "q5")
+
+
+def gather(params: Any) -> CellWeights:
+    """Returns the weights of a step; there are no others, since the carry gates the input."""
+    inputs, recurrent = lstm.GATES.gather(params)
+    kernels = {name: params[name]["kernel"] for name in ROUNDS}
+    vectors = {name: params[name]["bias"] for name in ROUNDS}
+    step = Weights(
+        {**inputs.kernels, **recurrent.kernels, **kernels}, {**inputs.vectors, **vectors}
+    )
+    return CellWeights(Weights({}, {}), step)
+
+
+def read(ops: Operations, x: jax.Array) -> jax.Array:
+    return x
+
+
+def step(ops: Operations, carry: LSTMCarry, x: jax.Array) -> tuple[LSTMCarry, jax.Array]:
+    def gate(name: str, by: jax.Array) -> jax.Array:
+        return 2 * ops.sigmoid(ops.times(name, by) + ops.vectors[name])
+
+    c, h = carry
+    for name in ROUNDS:
+        if name.startswith("q"):
+            x = gate(name, h) * x
+        else:
+            h = gate(name, x) * h
+    return lstm.step(ops, (c, h), lstm.GATES.read(ops, x))
 
 
 class MogrifierLSTMCell(nn.OptimizedLSTMCell):
     """The cell as a Flax module; the parameters of the LSTM have the names that they have there."""
 
     @nn.compact
-    def __call__(self, carry: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+    def __call__(self, carry: LSTMCarry, x: jax.Array) -> tuple[LSTMCarry, jax.Array]:
         c, h = carry
-        for number in range(1, NUM_ROUNDS + 1):
-            if number % 2:
-                x = 2 * nn.sigmoid(nn.Dense(x.shape[-1], name=f"q{number}")(h)) * x
+        for name in ROUNDS:
+            if name.startswith("q"):
+                x = 2 * nn.sigmoid(nn.Dense(x.shape[-1], name=name)(h)) * x
             else:
-                h = 2 * nn.sigmoid(nn.Dense(h.shape[-1], name=f"r{number}")(x)) * h
-        result: tuple[Any, jax.Array] = super().__call__((c, h), x)
+                h = 2 * nn.sigmoid(nn.Dense(h.shape[-1], name=name)(x)) * h
+        result: tuple[LSTMCarry, jax.Array] = super().__call__((c, h), x)
         return result
 
 
@@ -61,4 +91,5 @@ c = f * c + i * g
 h = o * tanh(c)""",
     recurrent=("q1", "q3", "q5", "hi", "hf", "hg", "ho"),
     carry="(c, h)",
+    fused=Fused(gather, read, step),
 )

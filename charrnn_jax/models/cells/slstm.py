@@ -34,14 +34,32 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from charrnn_jax.models.cells.cell import Blocks, Cell
+from charrnn_jax.models.cells.cell import Cell, Elementwise, Fused, Gates, Operations
 
-GATES = ("i", "f", "z", "o")
+SLSTMCarry = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # (c, n, m, h)
+GATES = Gates(("i", "f", "z", "o"), "i")
+LOG_SIGMOID = Elementwise(jax.nn.log_sigmoid, lambda y: -jnp.expm1(y))
 
 
 def num_heads(hidden_size: int) -> int:
-    """Returns N, the number of heads of H units."""
+    """Returns the number of heads of H units."""
     return 1 if hidden_size % 4 else 4
+
+
+def step(ops: Operations, carry: SLSTMCarry, a: jax.Array) -> tuple[SLSTMCarry, jax.Array]:
+    c, n, m, h = carry
+    batch_size, hidden_size = h.shape
+    heads = num_heads(hidden_size)
+    q = ops.times("h", h.reshape(batch_size, heads, -1))  # [B, heads, 4 H / heads]
+    q = q.reshape(batch_size, heads, 4, -1).swapaxes(1, 2).reshape(batch_size, -1)
+    a_i, a_f, a_z, a_o = jnp.split(a + q, 4, axis=-1)
+    log_f = jnp.where(n == 0, -jnp.inf, ops.apply(LOG_SIGMOID, a_f) + m)
+    m = lax.stop_gradient(jnp.maximum(log_f, a_i))
+    i, f = ops.exp(a_i - m), ops.exp(log_f - m)
+    c = f * c + i * ops.tanh(a_z)
+    n = f * n + i
+    h = ops.sigmoid(a_o) * c / n
+    return (c, n, m, h), h
 
 
 def forget_biases(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
@@ -51,19 +69,8 @@ def forget_biases(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
     return jnp.tile(in_head, heads)
 
 
-def forward(a: Blocks, carry: Any) -> Any:
-    """Runs the elementwise part of a step; `a` has the blocks [B, H] of i, f, z and o."""
-    (a_i, a_f, a_z, a_o), (c, n, m, _) = a, carry
-    log_f = jnp.where(n == 0, -jnp.inf, jax.nn.log_sigmoid(a_f) + m)
-    m = lax.stop_gradient(jnp.maximum(log_f, a_i))
-    i, f = jnp.exp(a_i - m), jnp.exp(log_f - m)
-    c = f * c + i * jnp.tanh(a_z)
-    n = f * n + i
-    return c, n, m, jax.nn.sigmoid(a_o) * c / n
-
-
 class SLSTMCell(nn.RNNCellBase):
-    """The cell as a Flax module.
+    """The cell as a Flax module: the parameters of each gate, and `step`.
 
     Attributes:
       features: H, units.
@@ -72,30 +79,38 @@ class SLSTMCell(nn.RNNCellBase):
     features: int
 
     @nn.compact
-    def __call__(self, carry: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+    def __call__(self, carry: SLSTMCarry, x: jax.Array) -> tuple[SLSTMCarry, jax.Array]:
         heads = num_heads(self.features)
         size = self.features // heads
-        h = carry[-1].reshape(-1, heads, size)
-        a = []
-        for gate in GATES:
-            of_input = nn.Dense(
+        small = nn.initializers.variance_scaling(0.4, "fan_in", "normal")
+        zeros = nn.initializers.zeros
+        of_input = [
+            nn.Dense(
                 self.features,
-                kernel_init=nn.initializers.variance_scaling(0.4, "fan_in", "normal"),
-                bias_init=forget_biases if gate == "f" else nn.initializers.zeros,
+                kernel_init=small,
+                bias_init=forget_biases if gate == "f" else zeros,
                 name=f"i{gate}",
             )
-            of_carry = nn.Einsum(
+            for gate in GATES.names
+        ]
+        of_carry = [
+            nn.Einsum(
                 (heads, size, size),
                 "bnk,nkl->bnl",
                 use_bias=False,
-                kernel_init=nn.initializers.zeros,
+                kernel_init=zeros,
                 name=f"h{gate}",
             )
-            a.append(of_input(x) + of_carry(h).reshape(-1, self.features))
-        carry = forward(tuple(a), carry)
-        return carry, carry[-1]
+            for gate in GATES.names
+        ]
 
-    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
+        def times(_: str, h: jax.Array) -> jax.Array:
+            return jnp.concatenate([gate(h) for gate in of_carry], axis=-1)
+
+        a = jnp.concatenate([gate(x) for gate in of_input], axis=-1)
+        return step(Operations(times, {}), carry, a)
+
+    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> SLSTMCarry:
         zeros = jnp.zeros((*input_shape[:-1], self.features))
         return zeros, zeros, zeros, zeros
 
@@ -120,4 +135,5 @@ n = exp(f - m) * n + exp(i - m)
 h = o * c / n""",
     recurrent=("hi", "hf", "hz", "ho"),
     carry="(c, n, m, h)",
+    fused=Fused(GATES.gather, GATES.read, step),
 )
