@@ -230,7 +230,9 @@ def _recurrence_bwd(fused: Fused, dtype: str, residuals: Any, gradients: Any) ->
     if table is None:
         d_xs = jax.tree.map(lambda d, x: d.astype(x.dtype), d_a, xs)
         return None, d_xs, d_carry, d_kernels, d_vectors
-    d_table = jax.tree.map(lambda d, rows: _sum_rows(xs, d, num_rows=len(rows)), d_a, table)
+    d_table = jax.tree.map(
+        lambda d, rows: _sum_rows(xs, d, num_rows=len(rows), dtype=dtype), d_a, table
+    )
     return d_table, None, d_carry, d_kernels, d_vectors
 
 
@@ -283,12 +285,12 @@ class _Once:
         return jax.tree.map(lambda index: arrays[index], self._positions)
 
 
-def _sum_rows(tokens: jax.Array, d: jax.Array, *, num_rows: int) -> jax.Array:
+def _sum_rows(tokens: jax.Array, d: jax.Array, *, num_rows: int, dtype: str) -> jax.Array:
     """Sums d [T, B, N] by token; returns [V, N]."""
     if num_rows > 256:
         return jnp.zeros((num_rows, d.shape[-1])).at[tokens].add(d)
     # On a CPU a product is faster than scattered additions.
-    return dot(jax.nn.one_hot(tokens, num_rows, dtype=d.dtype), d, ((0, 1), (0, 1)))
+    return dot(jax.nn.one_hot(tokens, num_rows), d.astype(dtype), ((0, 1), (0, 1)))
 
 
 @jax.custom_jvp
