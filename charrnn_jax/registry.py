@@ -150,7 +150,15 @@ def _source(file: str) -> Source:
 CELLS: Registry[Any] = Registry(
     "cell",
     field="model.cell",
-    built_in=["gru", "lstm", "rnn", "mogrifier_lstm", "slstm"],
+    built_in=[
+        "gru",
+        "lstm",
+        "rnn",
+        "layer_norm_gru",
+        "layer_norm_lstm",
+        "mogrifier_lstm",
+        "slstm",
+    ],
 )
 OPTIMIZERS: Registry[Any] = Registry(
     "optimizer", field="optimizer.name", built_in=["adam", "adamw", "rmsprop", "sgd"]

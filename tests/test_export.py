@@ -213,6 +213,11 @@ def test_equations_of_the_card_are_what_the_model_computes(cell: str) -> None:
     names = {
         **{name: getattr(np, name) for name in ("tanh", "exp", "log", "where", "maximum", "inf")},
         "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+        "joined": lambda *v: np.concatenate(v, axis=-1),
+        "split": lambda v, parts: np.split(v, parts, axis=-1),
+        "norm": lambda v: (
+            (v - v.mean(-1, keepdims=True)) / np.sqrt(v.var(-1, keepdims=True) + 1e-5)
+        ),
         "heads": lambda h, k: np.hstack(
             [part @ one for part, one in zip(np.split(h, len(k), axis=1), k, strict=True)]
         ),
@@ -226,7 +231,7 @@ def test_equations_of_the_card_are_what_the_model_computes(cell: str) -> None:
             )
         )
         equations = CELLS[cell].equations
-        equations = re.sub(r"(\w+/(kernel|bias))", rf"p['layers_{layer}/cell/\1']", equations)
+        equations = re.sub(r"(\w+/(kernel|bias|scale))", rf"p['layers_{layer}/cell/\1']", equations)
         exec(equations, scope := {**names, **state, "x": x})
         x = scope["h"]
     logits = x @ weights["dense/kernel"] + weights["dense/bias"][None]

@@ -64,7 +64,8 @@ def make(cell: str, num_layers: int, *, seed: int = 0, **attributes):
         ("gru", 2),
         ("lstm", 1),
         ("rnn", 1),
-        *(slow(*case) for case in (("gru", 1), ("lstm", 2), ("rnn", 2))),
+        ("layer_norm_lstm", 2),
+        *(slow(*case) for case in (("gru", 1), ("lstm", 2), ("rnn", 2), ("layer_norm_gru", 2))),
     ],
 )
 @given(
