@@ -32,7 +32,13 @@ LOSSES_AGREE, ARRAYS_AGREE = 1e-6, 1e-5
 
 @pytest.mark.parametrize(
     ("cell", "implementation"),
-    [("lstm", "fused"), slow("rnn", "scan")],
+    [
+        ("lstm", "fused"),
+        slow("rnn", "scan"),
+        slow("mogrifier_lstm", "fused"),
+        slow("slstm", "fused"),
+        slow("slstm", "scan"),
+    ],
 )
 def test_two_devices_train_the_model_of_one(cell: str, implementation: str) -> None:
     """They share the batch, or the hidden units; what is dropped out is the same."""

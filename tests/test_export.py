@@ -74,6 +74,8 @@ def export_tiny(folder: Path, params, **changes) -> None:
         ("lstm", 2, (1,), {"dtype": "bfloat16"}),
         ("rnn", 2, (5,), {}),
         ("gru", 2, (5,), {"implementation": "scan"}),
+        slow("mogrifier_lstm", 2, (5,), {}),
+        slow("slstm", 2, (5,), {}),
     ],
 )
 def test_exported_step_equals_ours_bit_for_bit(

@@ -12,15 +12,16 @@ from charrnn_jax.models.recurrence import Recurrence
 CELL = "mogrifier_lstm"
 
 
-def test_values_and_gradients_equal_pytorchs_lstm_after_five_rounds() -> None:
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+def test_values_and_gradients_equal_pytorchs_lstm_after_five_rounds(implementation: str) -> None:
     torch = pytest.importorskip("torch")
     _, params, (carry,), _ = make(CELL)
     params = params["layers_0"]["cell"]
     inputs = jnp.asarray(np.random.default_rng(3).normal(size=(B, T, E)), jnp.float32)
 
     def loss(params, carry, inputs):
-        variables = {"params": {"cell": params}}
-        last, outputs = Recurrence(CELL, H, "scan").apply(variables, carry, inputs)
+        layer = Recurrence(CELL, H, implementation)
+        last, outputs = layer.apply({"params": {"cell": params}}, carry, inputs)
         return jnp.sin(outputs).sum() + jnp.sin(last[0]).sum(), (last, outputs)
 
     gradients, (last, outputs) = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(

@@ -64,7 +64,9 @@ def params_of(workdir: Path) -> Any:
     return load_run(workdir, checkpoint="latest").params
 
 
-@pytest.mark.parametrize(("batching", "cell"), [("chunks", "gru"), slow("lanes", "rnn")])
+@pytest.mark.parametrize(
+    ("batching", "cell"), [("chunks", "gru"), slow("lanes", "rnn"), slow("lanes", "slstm")]
+)
 def test_mapped_replicas_are_bit_for_bit_what_they_are_alone(
     tiny_config: ConfigDict,
     tmp_path: Path,

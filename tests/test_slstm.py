@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from helpers import B, E, H, T, make
 
+import charrnn_jax.models.fused
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.recurrence import Recurrence
 
 HEADS = 4
 
 
-def run(params, carry, inputs, implementation: str = "scan"):
+def run(params, carry, inputs, implementation: str):
     """Returns (last carry, outputs) of one layer."""
     size = carry[-1].shape[-1]
     return Recurrence("slstm", size, implementation).apply(
@@ -29,19 +30,25 @@ def some_inputs(scale: float = 1.0) -> jax.Array:
 
 
 def some_carry() -> tuple[jax.Array, ...]:
-    """A carry (c, n, m, h) in which the first sequence has stored nothing yet."""
-    c, n, m, h = np.random.default_rng(4).normal(size=(4, B, H)).astype("f")
-    n = 1 + np.abs(n)
-    return tuple(jnp.asarray(leaf).at[0].set(0) for leaf in (c, n, m, h))
+    """A carry in which the first sequence has stored nothing yet."""
+    _, _, (carry,), _ = make("slstm")
+    return tuple(leaf.at[0].set(0) for leaf in carry)
 
 
-def test_values_and_gradients_equal_the_formula_without_a_stabiliser() -> None:
-    """The paper's equations 8 to 14, in float64, on c exp(m) and n exp(m)."""
+@pytest.mark.parametrize(
+    ("implementation", "large_bytes"), [("scan", 0), ("fused", 1 << 20), ("fused", 0)]
+)
+def test_values_and_gradients_equal_the_formula_without_a_stabiliser(
+    implementation: str, large_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paper's equations 8 to 14, in float64, on c exp(m) and n exp(m); fused also with kernels
+    that are transposed for their size."""
     torch = pytest.importorskip("torch")
+    monkeypatch.setattr(charrnn_jax.models.fused, "_LARGE_BYTES", large_bytes)
     params, carry, inputs = cell_params(), some_carry(), some_inputs()
 
     def loss(params, carry, inputs):
-        outputs = run(params, carry, inputs)[1]
+        outputs = run(params, carry, inputs, implementation)[1]
         return jnp.sin(outputs).sum(), outputs
 
     gradients, outputs = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(params, carry, inputs)
@@ -78,9 +85,12 @@ def test_values_and_gradients_equal_the_formula_without_a_stabiliser() -> None:
 
 
 # float32 keeps a sum of 1e4 to 1e-3, and exp of it to a part in a thousand.
-@pytest.mark.parametrize(("scale", "exactness"), [(1.0, 1e-5), (1e4, 1e-2)])
+@pytest.mark.parametrize(
+    ("implementation", "scale", "exactness"),
+    [("fused", 1.0, 1e-5), ("scan", 1e4, 1e-2), ("fused", 1e4, 1e-2)],
+)
 def test_c_over_n_is_a_mean_and_stays_finite_for_gates_of_any_size(
-    scale: float, exactness: float
+    implementation: str, scale: float, exactness: float
 ) -> None:
     """Without recurrent weights h is o times a mean of z, whose weights are a softmax over time.
 
@@ -92,7 +102,7 @@ def test_c_over_n_is_a_mean_and_stays_finite_for_gates_of_any_size(
     carry = CELLS["slstm"].initialize_carry(B, H)
 
     def total(params, inputs):
-        last, outputs = run(params, carry, inputs)
+        last, outputs = run(params, carry, inputs, implementation)
         return jnp.sin(outputs).sum(), (last, outputs)
 
     gradients, (last, outputs) = jax.jit(jax.grad(total, (0, 1), has_aux=True))(params, inputs)

@@ -123,7 +123,6 @@ SLSTM = Cell(
     name="slstm",
     module=SLSTMCell,
     equations="""\
-# heads(h, k): the units of h in equal parts, part j times the matrix k[j], side by side again
 i = x @ ii/kernel + ii/bias + heads(h, hi/kernel)
 f = log(sigmoid(x @ if/kernel + if/bias + heads(h, hf/kernel))) + m
 f = where(n == 0, -inf, f)
@@ -132,7 +131,8 @@ o = sigmoid(x @ io/kernel + io/bias + heads(h, ho/kernel))
 m = maximum(f, i)
 c = exp(f - m) * c + exp(i - m) * z
 n = exp(f - m) * n + exp(i - m)
-h = o * c / n""",
+h = o * c / n
+# heads(h, k): h in as many equal parts as k has matrices, part j times k[j], side by side""",
     recurrent=("hi", "hf", "hz", "ho"),
     carry="(c, n, m, h)",
     fused=Fused(GATES.gather, GATES.read, step),
