@@ -15,6 +15,7 @@ from conftest import ROOT
 
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.generation.sampler import Sampler
+from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 from charrnn_jax.models.char_rnn import forward as unjitted_forward
 from charrnn_jax.training.train_step import TrainState
@@ -33,6 +34,9 @@ def slow(*values: Any) -> Any:
 
 
 # --- models -------------------------------------------------------------------------------------
+
+# For tests of many cases a cell; without `-m slow`, of the first cells only.
+EVERY_CELL = [cell if cell in ("gru", "lstm", "rnn") else slow(cell) for cell in CELLS]
 
 
 def make(cell: str, num_layers: int = 1, seed: int = 0):

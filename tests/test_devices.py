@@ -31,18 +31,20 @@ LOSSES_AGREE, ARRAYS_AGREE = 1e-6, 1e-5
 
 
 @pytest.mark.parametrize(
-    ("cell", "implementation"),
+    ("cell", "implementation", "optimizer"),
     [
-        ("lstm", "fused"),
-        slow("rnn", "scan"),
-        slow("mogrifier_lstm", "fused"),
-        slow("slstm", "fused"),
-        slow("slstm", "scan"),
+        ("lstm", "fused", "adam"),
+        slow("rnn", "scan", "adam"),
+        slow("mogrifier_lstm", "fused", "adam"),
+        # The bias of the sLSTM's input gate has a gradient of nothing but rounding, which Adam
+        # would make a whole step of.
+        slow("slstm", "fused", "sgd"),
+        slow("slstm", "scan", "sgd"),
     ],
 )
-def test_two_devices_train_the_model_of_one(cell: str, implementation: str) -> None:
+def test_two_devices_train_the_model_of_one(cell: str, implementation: str, optimizer: str) -> None:
     """They share the batch, or the hidden units; what is dropped out is the same."""
-    case = {"cell": cell, "implementation": implementation, "dropout": 0.3}
+    case = {"cell": cell, "implementation": implementation, "optimizer": optimizer, "dropout": 0.3}
     losses, state = device_runs.train_on(1, 1, **case)
     for mesh in ((2, 1), (1, 2)):
         of_losses, of_arrays = device_runs.differences(*mesh, losses=losses, state=state, **case)

@@ -12,8 +12,8 @@ With x [B, E], c, n, m and h [B, H], s the logistic function and * elementwise:
 
 c / n is the mean of all tanh(a_z) so far, weighted by what the gates let through. c and n are
 scaled by exp(-m), which keeps them finite for gates of any size. The scale cancels in h, so m is a
-constant for gradients. Where n = 0, as in a carry of zeros, nothing is stored yet: m' is a_i, and f
-is 0. After the first step n is at least 1.
+constant for gradients; for the same reason the bias of i has next to no effect. Where n = 0, as in
+a carry of zeros, nothing is stored yet: m' is a_i, and f is 0. After a step n is at least 1.
 
 The recurrent matrices R are block-diagonal: the units are in four heads (in one, if four do not
 divide H), and a head reads the h of its own units only. The forget gate is the logistic function,
