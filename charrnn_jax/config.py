@@ -50,6 +50,7 @@ def default_config() -> ConfigDict:
     config.model.input_dropout = 0.0  # dropout rate on the embedding; from 0 to below 1
     config.model.dropout = 0.0  # dropout rate on the output of each recurrent layer; 0 to below 1
     config.model.dropout_noise = "step"  # "step": drawn per character; "locked": once per sequence
+    config.model.zoneout = 0.0  # rate at which units of the carry keep their value; 0 to below 1
     config.model.implementation = "auto"  # "auto" (the cell's best), "scan", "fused" or "parallel"
     config.model.init_scale = 1.0  # factor of all matrices at initialisation; above 0
     config.model.dtype = "float32"  # type of the operands of products: "float32" or "bfloat16"
@@ -147,6 +148,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.input_dropout": _between(0, 1),
     "model.dropout": _between(0, 1),
     "model.dropout_noise": _one_of("step", "locked"),
+    "model.zoneout": _between(0, 1),
     "model.implementation": _one_of("auto", "scan", "fused", "parallel"),
     "model.init_scale": _POSITIVE,
     "model.dtype": _one_of("float32", "bfloat16"),

@@ -31,7 +31,13 @@ from charrnn_jax.workdir.run import load_run
 VARIANTS: list[dict[str, Any]] = [
     {"seed": 0},
     {"seed": 1, "optimizer.learning_rate": 3e-3, "optimizer.weight_decay": 0.3},
-    {"seed": 2, "model.dropout": 0.5, "model.input_dropout": 0.3, "model.init_scale": 0.5},
+    {
+        "seed": 2,
+        "model.dropout": 0.5,
+        "model.input_dropout": 0.3,
+        "model.zoneout": 0.4,
+        "model.init_scale": 0.5,
+    },
 ]
 
 
@@ -39,7 +45,12 @@ def variants(config: ConfigDict) -> list[ConfigDict]:
     """Configs that differ in every field that replicas may differ in."""
     config = override_values(
         config,
-        {"model.dropout": 0.2, "model.input_dropout": 0.1, "optimizer.weight_decay": 0.1},
+        {
+            "model.dropout": 0.2,
+            "model.input_dropout": 0.1,
+            "model.zoneout": 0.2,
+            "optimizer.weight_decay": 0.1,
+        },
     )
     config = override_values(config, {"optimizer.name": "adamw", "optimizer.schedule": "cosine"})
     return [override_values(config, variant) for variant in VARIANTS]

@@ -7,8 +7,9 @@ import pytest
 from helpers import B, E, H, T, make
 
 import charrnn_jax.models.fused
+from charrnn_jax.errors import UserError
 from charrnn_jax.models.cells import CELLS
-from charrnn_jax.models.recurrence import Recurrence
+from charrnn_jax.models.recurrence import Recurrence, choose_form
 
 HEADS = 4
 
@@ -153,3 +154,9 @@ def test_units_of_a_head_begin_with_different_rates_of_forgetting() -> None:
     head = [5 - 12 * (k / 2) ** 0.3 for k in range(3)]
     np.testing.assert_allclose(params["if"]["bias"], head * HEADS, rtol=1e-6, atol=1e-6)
     assert not any(np.any(params["h" + gate]["kernel"]) for gate in "ifzo")
+
+
+def test_zoneout_is_refused_in_one_line() -> None:
+    """c and n are scaled by the m beside them, and none can be held without the others."""
+    with pytest.raises(UserError, match="'slstm' has no zoneout"):
+        choose_form(CELLS["slstm"], implementation="auto", dtype="float32", zoneout=0.1)

@@ -139,7 +139,12 @@ def test_every_traced_number_has_a_taker_that_uses_it(tiny_config: ConfigDict) -
     """The table alone says what replicas may differ in, so none of its rows may lead nowhere."""
     config = override_values(
         tiny_config,
-        {"model.dropout": 0.5, "model.input_dropout": 0.5, "optimizer.weight_decay": 0.5},
+        {
+            "model.dropout": 0.5,
+            "model.input_dropout": 0.5,
+            "model.zoneout": 0.5,
+            "optimizer.weight_decay": 0.5,
+        },
     )
     takers = {
         "model": set(CharRNN.__dataclass_fields__),
@@ -170,6 +175,7 @@ def test_a_traced_number_does_what_it_does_in_the_config(tiny_config: ConfigDict
     base = {
         "model.dropout": 0.2,
         "model.input_dropout": 0.2,
+        "model.zoneout": 0.2,
         "optimizer.weight_decay": 0.1,
         "optimizer.learning_rate": 0.01,
         "model.init_scale": 1.0,

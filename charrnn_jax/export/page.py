@@ -44,8 +44,8 @@ def export_page(run: Run, file: str | Path, *, dtype: str = "int8") -> None:
 
     Raises:
       ValueError: `dtype` is not one of `PAGE_DTYPES`.
-      UserError: the page does not support the cell, the weights are not finite or are too large for
-        float16, or `evaluation.json` is damaged.
+      UserError: the page does not support the cell or zoneout, the weights are not finite or are
+        too large for float16, or `evaluation.json` is damaged.
     """
     card = make_card(run)
     write_page(
@@ -148,13 +148,18 @@ def write_page(
 
     Raises:
       ValueError: `dtype` is not one of `PAGE_DTYPES`.
-      UserError: the page does not support the cell, or the weights are not finite or are too large
-        for float16.
+      UserError: the page does not support the cell or zoneout, or the weights are not finite or are
+        too large for float16.
     """
     if model.cell not in PAGE_CELLS:
         raise UserError(
             f"a web page can run the cells {', '.join(PAGE_CELLS)}, not {model.cell}: export a "
             "folder instead, with --format=folder"
+        )
+    if model.zoneout:
+        raise UserError(
+            "a web page cannot run a model with zoneout: export a folder instead, with "
+            "--format=folder"
         )
     data = {
         "title": title,

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from charrnn_jax.models.cells import CELLS
-from charrnn_jax.models.dropout import Dropout
+from charrnn_jax.models.dropout import Dropout, drops
 from charrnn_jax.models.products import product
 from charrnn_jax.models.recurrence import Recurrence, choose_form
 
@@ -36,6 +36,7 @@ class CharRNN(nn.Module):
       dropout: dropout rate on the output of every recurrent layer.
       dropout_noise: "step": drawn at every time step; "locked": drawn once per sequence and unit,
         for all time steps (Gal & Ghahramani 2016, arXiv:1512.05287).
+      zoneout: rate at which units of the carry keep their values, see `zoneout`.
       implementation: form of the recurrence, see `recurrence`.
       dtype: type of the operands of products, "float32" or "bfloat16"; parameters, sums, carry and
         everything elementwise are float32.
@@ -50,6 +51,7 @@ class CharRNN(nn.Module):
     input_dropout: float = 0.0
     dropout: float = 0.0
     dropout_noise: str = "step"
+    zoneout: float = 0.0
     implementation: str = "auto"
     dtype: str = "float32"
     init_scale: float = 1.0
@@ -57,7 +59,7 @@ class CharRNN(nn.Module):
     def setup(self) -> None:
         self.embedding = nn.Embed(self.vocabulary_size, self.embedding_size)
         self.layers = [
-            Recurrence(self.cell, self.hidden_size, self.implementation, self.dtype)
+            Recurrence(self.cell, self.hidden_size, self.implementation, self.dtype, self.zoneout)
             for _ in range(self.num_layers)
         ]
         shared_axes = (1,) if self.dropout_noise == "locked" else ()
@@ -77,7 +79,8 @@ class CharRNN(nn.Module):
           carry: carry before the first token, from `initialize_carry` or from the call on the text
             before.
           tokens: [B, T] ids, for any B and T.
-          deterministic: whether dropout is off; if it is on, an rng named "dropout" is needed.
+          deterministic: whether dropout is off, and zoneout its expectation; if not, an rng named
+            "dropout" is needed.
 
         Returns:
           (carry after the last token, logits [B, T, V] for the token after each).
@@ -99,15 +102,19 @@ class CharRNN(nn.Module):
         outputs: list[jax.Array] = []
         for layer, layer_carry in zip(self.layers, carry, strict=True):
             if outputs:
-                layer_carry, x = layer(layer_carry, outputs[-1])  # [B, T, H]
-            elif _drops(self.input_dropout):
+                layer_carry, x = layer(
+                    layer_carry, outputs[-1], deterministic=deterministic
+                )  # [B, T, H]
+            elif drops(self.input_dropout):
                 embedded = self.embedding(tokens)
                 x = self.input_dropout_layer(embedded, deterministic=deterministic)
-                layer_carry, x = layer(layer_carry, x)
+                layer_carry, x = layer(layer_carry, x, deterministic=deterministic)
             else:
                 table = self.embedding.embedding
-                layer_carry, x = layer.on_tokens(layer_carry, tokens, table=table)
-            if _drops(self.dropout):
+                layer_carry, x = layer.on_tokens(
+                    layer_carry, tokens, table=table, deterministic=deterministic
+                )
+            if drops(self.dropout):
                 x = self.dropout_layer(x, deterministic=deterministic)
             new_carry.append(layer_carry)
             outputs.append(x)
@@ -119,11 +126,6 @@ class CharRNN(nn.Module):
         return tuple(
             cell.initialize_carry(batch_size, self.hidden_size) for _ in range(self.num_layers)
         )
-
-
-def _drops(rate: ArrayLike) -> bool:
-    """Returns whether there is dropout. Only replicas that all have dropout have a traced rate."""
-    return isinstance(rate, jax.Array) or rate != 0
 
 
 def make_model(config: ConfigDict, *, vocabulary_size: int) -> CharRNN:
@@ -142,7 +144,12 @@ def make_model(config: ConfigDict, *, vocabulary_size: int) -> CharRNN:
 
 def check_model(config: ConfigDict) -> None:
     """Raises UserError if a `config.model` section has an unknown cell, or a form that it lacks."""
-    choose_form(CELLS[config.cell], implementation=config.implementation, dtype=config.dtype)
+    choose_form(
+        CELLS[config.cell],
+        implementation=config.implementation,
+        dtype=config.dtype,
+        zoneout=config.zoneout,
+    )
 
 
 def initialize_params(model: CharRNN, key: jax.Array) -> Params:
@@ -200,7 +207,8 @@ def forward(
       carry: carry before the first token, for B sequences.
       tokens: [B, T] ids.
       model: the model.
-      dropout_key: random key for dropout; None: no dropout.
+      dropout_key: random key for dropout and zoneout; None: no dropout, and the expectation of
+        zoneout.
 
     Returns:
       (carry after the last token, logits [B, T, V] for the token after each).
@@ -249,6 +257,11 @@ def summary(model: CharRNN) -> str:
         ("total", "", f"{total:,}", ""),
     ]
     lines = (f"{a:20}{b:16}{c:>14}{d:>8}".rstrip() for a, b, c, d in table)
-    form = choose_form(CELLS[model.cell], implementation=model.implementation, dtype=model.dtype)
+    form = choose_form(
+        CELLS[model.cell],
+        implementation=model.implementation,
+        dtype=model.dtype,
+        zoneout=model.zoneout,
+    )
     auto = " (auto)" if model.implementation == "auto" else ""
     return "\n".join([*lines, f"Recurrence: {form}{auto}, products of {model.dtype}\n"])

@@ -36,7 +36,13 @@ _LARGE_BYTES = 8 << 20
 
 
 def run_fused(
-    params: Any, carry: Any, inputs: jax.Array, *, fused: Fused, dtype: str = "float32"
+    params: Any,
+    carry: Any,
+    inputs: jax.Array,
+    *,
+    fused: Fused,
+    dtype: str = "float32",
+    held: Any = None,
 ) -> tuple[Any, jax.Array]:
     """Runs one layer over time.
 
@@ -46,6 +52,8 @@ def run_fused(
       inputs: [B, T, E] inputs of the layer.
       fused: fused form of the cell.
       dtype: type of the operands of products, "float32" or "bfloat16".
+      held: a tree of arrays [T, ...] without gradients that the step reads beside a, as (a, held of
+        the step); None: it reads a.
 
     Returns:
       (carry after the last step, outputs [B, T, H]).
@@ -53,7 +61,7 @@ def run_fused(
     weights = fused.gather(params)
     a = fused_read(fused, weights.inputs, inputs, dtype=dtype)
     a = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), a)  # [T, B, N]
-    return _run(fused, dtype, None, a, carry, weights.recurrent, inputs.shape[0])
+    return _run(fused, dtype, None, a, held, carry, weights.recurrent, inputs.shape[0])
 
 
 def run_fused_on_tokens(
@@ -64,6 +72,7 @@ def run_fused_on_tokens(
     table: jax.Array,
     fused: Fused,
     dtype: str = "float32",
+    held: Any = None,
 ) -> tuple[Any, jax.Array]:
     """Runs one layer over the embeddings of tokens; equals `run_fused` on table[tokens].
 
@@ -74,16 +83,18 @@ def run_fused_on_tokens(
       table: [V, E] embeddings.
       fused: fused form of the cell.
       dtype: type of the operands of products, "float32" or "bfloat16".
+      held: a tree of arrays [T, ...] without gradients that the step reads beside a, as (a, held of
+        the step); None: it reads a.
 
     Returns:
       (carry after the last token, outputs [B, T, H]).
     """
     # Projecting a table with more rows than there are tokens would be the larger product.
     if table.shape[0] > tokens.size:
-        return run_fused(params, carry, table[tokens], fused=fused, dtype=dtype)
+        return run_fused(params, carry, table[tokens], fused=fused, dtype=dtype, held=held)
     weights = fused.gather(params)
     rows = fused_read(fused, weights.inputs, table, dtype=dtype)  # [V, N]
-    return _run(fused, dtype, rows, tokens.T, carry, weights.recurrent, tokens.shape[0])
+    return _run(fused, dtype, rows, tokens.T, held, carry, weights.recurrent, tokens.shape[0])
 
 
 def fused_read(fused: Fused, weights: Weights, x: jax.Array, *, dtype: str) -> Any:
@@ -125,12 +136,19 @@ def _of_heads(multiply: Callable[..., Any], kernel: jax.Array, *, axis: int) -> 
 
 
 def _run(
-    fused: Fused, dtype: str, table: Any, xs: Any, carry: Any, weights: Weights, batch_size: int
+    fused: Fused,
+    dtype: str,
+    table: Any,
+    xs: Any,
+    held: Any,
+    carry: Any,
+    weights: Weights,
+    batch_size: int,
 ) -> tuple[Any, jax.Array]:
     # Repeated here, so that the loop adds up a gradient for each sequence: elementwise, without a
     # sum over devices at every step.
     vectors = repeat(weights.vectors, batch_size)
-    carry, outputs = _recurrence(fused, dtype, table, xs, carry, weights.kernels, vectors)
+    carry, outputs = _recurrence(fused, dtype, table, xs, held, carry, weights.kernels, vectors)
     return carry, outputs.swapaxes(0, 1)
 
 
@@ -139,8 +157,12 @@ def _rows(table: Any, x: Any) -> Any:
     return x if table is None else jax.tree.map(lambda rows: rows[x], table)
 
 
+def _beside(held: Any, a: Any) -> Any:
+    return a if held is None else (a, held)
+
+
 def _forward(
-    fused: Fused, dtype: str, table: Any, xs: Any, carry: Any, kernels: Any, vectors: Any
+    fused: Fused, dtype: str, table: Any, xs: Any, held: Any, carry: Any, kernels: Any, vectors: Any
 ) -> tuple[tuple[Any, jax.Array], Any]:
     """Returns ((last carry, outputs [T, B, H]), kept).
 
@@ -153,7 +175,8 @@ def _forward(
         cast[name] = lax.optimization_barrier(cast[name].swapaxes(-1, -2))
     once = _Once()
 
-    def step(carry: Any, x: Any) -> tuple[Any, Any]:
+    def step(carry: Any, now: Any) -> tuple[Any, Any]:
+        x, held = now
         operands, results, values = [], [], []
 
         def times(name: str, x: jax.Array) -> jax.Array:
@@ -167,10 +190,10 @@ def _forward(
             return values[-1]
 
         ops = Operations(times, vectors, apply)
-        new_carry, y = fused.step(ops, carry, _rows(table, x))
+        new_carry, y = fused.step(ops, carry, _beside(held, _rows(table, x)))
         return new_carry, (y, once.pack((carry, operands, results, values)))
 
-    carry, (outputs, kept) = lax.scan(step, carry, xs)
+    carry, (outputs, kept) = lax.scan(step, carry, (xs, held))
     return (carry, outputs), once.unpack(kept)
 
 
@@ -185,14 +208,14 @@ def _recurrence_fwd(fused: Fused, dtype: str, *args: Any) -> tuple[tuple[Any, ja
 
 
 def _recurrence_bwd(fused: Fused, dtype: str, residuals: Any, gradients: Any) -> tuple[Any, ...]:
-    (carries, operands, results, values), table, xs, _, kernels, vectors = residuals
+    (carries, operands, results, values), table, xs, held, _, kernels, vectors = residuals
     d_carry, d_outputs = gradients
     cast = {name: kernel.astype(dtype) for name, kernel in kernels.items()}
     once, names = _Once(), [""] * len(results)  # names: of the kernels of the products
 
     def step(sums: Any, now: Any) -> tuple[Any, Any]:
         d_carry, d_vectors = sums
-        d_output, x, carry, results, values = now
+        d_output, x, held, carry, results, values = now
 
         def replay(vectors: Any, carry: Any, a: Any, results: Any) -> Any:
             results_left, values_left = iter(enumerate(results)), iter(values)
@@ -205,7 +228,7 @@ def _recurrence_bwd(fused: Fused, dtype: str, residuals: Any, gradients: Any) ->
             def apply(function: Elementwise, x: jax.Array) -> jax.Array:
                 return _replayed_function(function, x, next(values_left))
 
-            return fused.step(Operations(times, vectors, apply), carry, a)
+            return fused.step(Operations(times, vectors, apply), carry, _beside(held, a))
 
         _, pull_back = jax.vjp(replay, vectors, carry, _rows(table, x), results)
         d_vectors_now, d_carry, d_a, d_results = pull_back((d_carry, d_output))
@@ -216,7 +239,7 @@ def _recurrence_bwd(fused: Fused, dtype: str, residuals: Any, gradients: Any) ->
         return (d_carry, d_vectors), once.pack(d)
 
     zeros = jax.tree.map(jnp.zeros_like, vectors)
-    steps = d_outputs, xs, carries, results, values
+    steps = d_outputs, xs, held, carries, results, values
     (d_carry, d_vectors), kept = lax.scan(step, (d_carry, zeros), steps, reverse=True)
     d_results, d_a = jax.tree.map(_from_bits, once.unpack(kept))
 
@@ -229,11 +252,11 @@ def _recurrence_bwd(fused: Fused, dtype: str, residuals: Any, gradients: Any) ->
 
     if table is None:
         d_xs = jax.tree.map(lambda d, x: d.astype(x.dtype), d_a, xs)
-        return None, d_xs, d_carry, d_kernels, d_vectors
+        return None, d_xs, None, d_carry, d_kernels, d_vectors
     d_table = jax.tree.map(
         lambda d, rows: _sum_rows(xs, d, num_rows=len(rows), dtype=dtype), d_a, table
     )
-    return d_table, None, d_carry, d_kernels, d_vectors
+    return d_table, None, None, d_carry, d_kernels, d_vectors
 
 
 _recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)

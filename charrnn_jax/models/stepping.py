@@ -17,8 +17,10 @@ from flax import struct
 
 from charrnn_jax.models.cells import CELLS, CellWeights, Operations, Weights
 from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward
+from charrnn_jax.models.dropout import drops
 from charrnn_jax.models.fused import fused_read, repeat, times_kernel
 from charrnn_jax.models.recurrence import choose_form
+from charrnn_jax.models.zoneout import expected_held, with_zoneout
 
 
 @struct.dataclass
@@ -78,7 +80,9 @@ def prepare(params: Params, *, model: CharRNN, transposed: bool, dtype: str | No
 
 def check_dtype(dtype: str, *, model: CharRNN) -> str:
     """Returns the form in which a model steps with products of `dtype`; see `choose_form`."""
-    return choose_form(CELLS[model.cell], implementation=model.implementation, dtype=dtype)
+    return choose_form(
+        CELLS[model.cell], implementation=model.implementation, dtype=dtype, zoneout=model.zoneout
+    )
 
 
 @partial(jax.jit, static_argnames=("model", "dtype", "transposed"))
@@ -126,13 +130,16 @@ def step(
         vectors = repeat(of.vectors, tokens.shape[0])
         return Operations(lambda name, x: times(x, of.kernels[name]), vectors)
 
-    fused = CELLS[model.cell].fused
+    cell = CELLS[model.cell]
+    fused = with_zoneout(cell) if drops(model.zoneout) else cell.fused
     a = jax.tree.map(lambda rows: rows[tokens], weights.table)
     new_carry: list[Any] = []
     outputs: list[jax.Array] = []
     for layer, layer_carry in zip(weights.layers, carry, strict=True):
         if outputs:
             a = fused.read(operations(layer.inputs), outputs[-1])
+        if drops(model.zoneout):
+            a = a, expected_held(layer_carry, rate=model.zoneout)
         layer_carry, y = fused.step(operations(layer.recurrent), layer_carry, a)
         new_carry.append(layer_carry)
         outputs.append(y)

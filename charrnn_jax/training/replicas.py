@@ -220,7 +220,11 @@ def _train_group(
                 try:
                     training.recorder.add(call.stop, _take(metrics, place), count=call.num_steps)
                     if due:
-                        own_state = _take(state, place)
+                        # Zoneout acts outside of training, too, where its rate is not in `hyper`.
+                        own_rate = setups[index].state.model.zoneout
+                        own_state = replace(
+                            _take(state, place), model=first.state.model.clone(zoneout=own_rate)
+                        )
                         training.call_hooks(own_state, call.stop, signal_number=signal_number)
                 except DivergedError as error:
                     training.progress.say(str(error))

@@ -80,6 +80,7 @@ TRACED_FIELDS = {
     "model.init_scale": Traced("start"),
     "model.dropout": Traced("model", zero_is_another_program=True),
     "model.input_dropout": Traced("model", zero_is_another_program=True),
+    "model.zoneout": Traced("model", zero_is_another_program=True),
     "optimizer.learning_rate": Traced("optimizer"),
     "optimizer.weight_decay": Traced("optimizer", zero_is_another_program=True),
 }
@@ -131,7 +132,7 @@ def create_train_state(
     params_key, key = jax.random.split(jax.random.key(seed))
     # Jitted, since one program starts faster than one for each operation. Dropout is not needed
     # here; without it, runs with different rates share the program.
-    plain = model.clone(dropout=0.0, input_dropout=0.0)
+    plain = model.clone(dropout=0.0, input_dropout=0.0, zoneout=0.0)
     params = jax.jit(initialize_params, static_argnums=0)(plain, params_key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

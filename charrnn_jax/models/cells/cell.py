@@ -181,6 +181,9 @@ class Cell:
         the matrix product.
       recurrent: names of the parameters that multiply the carry, at the top of the module's tree.
       carry: what the carry contains, in the letters of the equations.
+      output: function from a carry to the output y that it contains, by default its last array.
+        Zoneout needs it. None: the carry does not contain y, or its arrays have a meaning only
+        together; then the cell has no zoneout.
       fused: fused form of the cell; None: there is none.
       parallel: parallel form of the cell; None: there is none.
       gates: layout of the parameters, if it is that of Flax's own cells; models of other libraries
@@ -192,6 +195,7 @@ class Cell:
     equations: str
     recurrent: tuple[str, ...]
     carry: str = "h"
+    output: Callable[[Any], jax.Array] | None = lambda carry: jax.tree.leaves(carry)[-1]
     fused: Fused | None = None
     parallel: Parallel | None = None
     gates: Gates | None = None
