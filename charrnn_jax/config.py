@@ -43,7 +43,7 @@ def default_config() -> ConfigDict:
     config.data.sequence_length = 100  # characters predicted per sequence; at least 1
 
     config.model = ConfigDict()
-    config.model.cell = "gru"  # "gru", "lstm", "rnn", or a registered cell
+    config.model.cell = "gru"  # name of a built-in cell, see docs/cells.md, or of a registered one
     config.model.embedding_size = 256  # units of the embedding of a character; 1 to 2**20
     config.model.hidden_size = 1024  # units of each recurrent layer; from 1 to 2**20
     config.model.num_layers = 1  # recurrent layers; from 1 to 100

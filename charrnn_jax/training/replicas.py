@@ -316,8 +316,8 @@ def _most_replicas(setup: Setup) -> dict[str, int]:
     data, model = setup.config.data, setup.state.model
     state = 2 * sum(x.nbytes for x in jax.tree.leaves((setup.state.params, setup.state.opt_state)))
     kept = model.embedding_size + 3 * model.vocabulary_size
-    _, recurrent = CELLS[model.cell].count_weights(model.hidden_size, model.hidden_size)
-    num_gates = -(-recurrent // model.hidden_size**2)
+    weights = max(CELLS[model.cell].count_weights(model.hidden_size, model.hidden_size))
+    num_gates = -(-weights // model.hidden_size**2)
     kept += model.num_layers * model.hidden_size * (2 + 2 * num_gates)
     activations = 4 * data.batch_size * data.sequence_length * kept
     room = _MEMORY_FRACTION * _memory_bytes()
