@@ -102,9 +102,7 @@ class CharRNN(nn.Module):
         outputs: list[jax.Array] = []
         for layer, layer_carry in zip(self.layers, carry, strict=True):
             if outputs:
-                layer_carry, x = layer(
-                    layer_carry, outputs[-1], deterministic=deterministic
-                )  # [B, T, H]
+                layer_carry, x = layer(layer_carry, outputs[-1], deterministic=deterministic)
             elif drops(self.input_dropout):
                 embedded = self.embedding(tokens)
                 x = self.input_dropout_layer(embedded, deterministic=deterministic)

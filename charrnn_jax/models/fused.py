@@ -19,7 +19,7 @@ Letters: a is the input side; d_y is the gradient of the loss with respect to y.
 Source: products moved out of the loop, Appleyard et al. 2016 (arXiv:1604.01946).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -127,12 +127,10 @@ def times_kernel(x: jax.Array, kernel: jax.Array, *, transposed: bool = False) -
       transposed: whether the kernel is transposed.
     """
     multiply = times_transposed if transposed else partial(dot, contracting=((1,), (0,)))
-    return _of_heads(multiply, kernel, axis=1)(x, kernel)
-
-
-def _of_heads(multiply: Callable[..., Any], kernel: jax.Array, *, axis: int) -> Callable[..., Any]:
-    """Returns a product for each head on its own, if the kernel has heads, at `axis` of x."""
-    return multiply if kernel.ndim == 2 else jax.vmap(multiply, (axis, 0), axis)
+    if kernel.ndim > 2:
+        multiply = jax.vmap(multiply, in_axes=(1, 0), out_axes=1)
+    product_of_rows: jax.Array = multiply(x, kernel)
+    return product_of_rows
 
 
 def _run(
@@ -247,7 +245,7 @@ def _recurrence_bwd(fused: Fused, dtype: str, residuals: Any, gradients: Any) ->
     for name, x, d_y in zip(names, operands, d_results, strict=True):
         sum_of_outer = partial(dot, contracting=((0, 1), (0, 1)))
         if kernels[name].ndim > 2:
-            sum_of_outer = jax.vmap(sum_of_outer, (2, 2))  # of each head on its own
+            sum_of_outer = jax.vmap(sum_of_outer, in_axes=(2, 2))
         d_kernels[name] += sum_of_outer(x, d_y)
 
     if table is None:
