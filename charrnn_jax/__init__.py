@@ -20,6 +20,8 @@ Models
   activations          outputs of every recurrent unit after every token
   summary              table of layers and parameter counts
   Cell                 what the package knows of a recurrent cell
+  Fused, CellWeights, Weights, Operations
+                       its fused form, and what this gets and gives
 
 Training
   train                trains a config in a workdir, or resumes the run there
@@ -104,6 +106,10 @@ if TYPE_CHECKING:
     from charrnn_jax.generation.sampler import prime as prime
     from charrnn_jax.generation.sampler import sample_step as sample_step
     from charrnn_jax.models.cells.cell import Cell as Cell
+    from charrnn_jax.models.cells.cell import CellWeights as CellWeights
+    from charrnn_jax.models.cells.cell import Fused as Fused
+    from charrnn_jax.models.cells.cell import Operations as Operations
+    from charrnn_jax.models.cells.cell import Weights as Weights
     from charrnn_jax.models.char_rnn import CharRNN as CharRNN
     from charrnn_jax.models.char_rnn import activations as activations
     from charrnn_jax.models.char_rnn import forward as forward
@@ -150,7 +156,7 @@ _NAMES = {
     "generation.continuation": ["Continuation"],
     "generation.rules": ["Rule"],
     "generation.sampler": ["generate", "prime", "sample_step", "Sampler"],
-    "models.cells.cell": ["Cell"],
+    "models.cells.cell": ["Cell", "CellWeights", "Fused", "Operations", "Weights"],
     "models.char_rnn": [
         "activations",
         "CharRNN",
