@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from helpers import E, H, forward, make
 
+from charrnn_jax.models.cells import CELLS
+
 CELL = "mogrifier_lstm"
 
 
@@ -28,3 +30,4 @@ def test_number_of_its_parameters_is_the_lstms_and_that_of_five_dense_layers() -
         _, params, _, _ = make(cell)
         sizes[cell] = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert sizes[CELL] - sizes["lstm"] == 5 * E * H + 3 * E + 2 * H
+    assert CELLS[CELL].count_weights(E, H) == (6 * E * H, 3 * E * H + 4 * H * H)
