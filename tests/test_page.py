@@ -596,7 +596,7 @@ def test_weights_that_a_page_cannot_hold_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gru, lstm, rnn, not other: .* --format=folder"):
         write_page(tmp_path / "page.html", params, **{**settings, "model": other})
     holding = model.clone(zoneout=0.1)
-    with pytest.raises(UserError, match="with zoneout: .* --format=folder"):
+    with pytest.raises(UserError, match=r"with zoneout: .* --format=folder"):
         write_page(tmp_path / "page.html", params, **{**settings, "model": holding})
     with pytest.raises(UserError, match="not all finite in int8"):
         write_page(tmp_path / "page.html", with_weight(np.nan), **settings)
