@@ -200,7 +200,7 @@ def test_scan_and_fused_write_the_same_text_and_only_fused_rounds() -> None:
     with pytest.raises(ValueError, match="float32 or bfloat16"):
         Sampler(params, model=kwargs["model"], vocabulary=VOCABULARY, dtype="float16")
     rounded = Sampler(params, model=kwargs["model"], vocabulary=VOCABULARY, dtype="bfloat16")
-    assert rounded._prepare(transposed=False).layers[0].kernel.dtype == jnp.bfloat16
+    assert rounded._prepare(transposed=False).layers[0].recurrent.kernels["h"].dtype == jnp.bfloat16
     assert len(rounded.generate(["bad"], num_chars=10)[0].text) == 10
 
 

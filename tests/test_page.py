@@ -595,6 +595,9 @@ def test_weights_that_a_page_cannot_hold_are_refused(tmp_path: Path) -> None:
     other = model.clone(cell="other")
     with pytest.raises(UserError, match=r"gru, lstm, rnn, not other: .* --format=folder"):
         write_page(tmp_path / "page.html", params, **{**settings, "model": other})
+    holding = model.clone(zoneout=0.1)
+    with pytest.raises(UserError, match=r"with zoneout: .* --format=folder"):
+        write_page(tmp_path / "page.html", params, **{**settings, "model": holding})
     with pytest.raises(UserError, match="not all finite in int8"):
         write_page(tmp_path / "page.html", with_weight(np.nan), **settings)
     assert not list(tmp_path.iterdir())
