@@ -78,7 +78,7 @@ def default_config() -> ConfigDict:
     config.train.hooks = ""  # names of registered hooks, separated by commas; "": none
     config.train.num_epochs = 20  # passes over the training split; at least 1
     config.train.num_steps = 0  # training steps in all; 0: as many as num_epochs takes
-    config.train.max_seconds = 0.0  # seconds after which training ends, if its steps last; 0: off
+    config.train.max_seconds = 0.0  # training ends after this time, or its steps if earlier; 0: off
     config.train.on_nonfinite = "stop"  # a step with a NaN is never applied: "stop", or "skip" it
     config.train.max_skipped_steps = 10  # "skip": training stops after more than this in a row
     config.train.max_loss_ratio = 3.0  # stops if a row's loss is above this x the first; 0: off
