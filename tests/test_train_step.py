@@ -15,6 +15,7 @@ from charrnn_jax.config import flatten, override_values
 from charrnn_jax.data.batches import Batch, make_batches
 from charrnn_jax.evaluation.metrics import cross_entropy
 from charrnn_jax.models.char_rnn import CharRNN, make_model
+from charrnn_jax.models.regularisers import make_regularisers
 from charrnn_jax.training.optimizer import make_optimizer
 from charrnn_jax.training.train_step import (
     TRACED_FIELDS,
@@ -143,6 +144,11 @@ def test_every_traced_number_has_a_taker_that_uses_it(tiny_config: ConfigDict) -
             "model.dropout": 0.5,
             "model.input_dropout": 0.5,
             "model.zoneout": 0.5,
+            "model.embedding_dropout": 0.5,
+            "model.output_dropout": 0.5,
+            "model.weight_dropout": 0.5,
+            "train.activation_penalty": 0.5,
+            "train.temporal_penalty": 0.5,
             "optimizer.weight_decay": 0.5,
         },
     )
@@ -151,6 +157,7 @@ def test_every_traced_number_has_a_taker_that_uses_it(tiny_config: ConfigDict) -
         "optimizer": set(
             inspect.signature(make_optimizer(config.optimizer, num_steps=9).update).parameters
         ),
+        "regularisers": {"activation_penalty", "temporal_penalty"},
     }
     hyper = TracedHyperparameters.from_config(config)
     for name, traced in TRACED_FIELDS.items():
@@ -161,12 +168,15 @@ def test_every_traced_number_has_a_taker_that_uses_it(tiny_config: ConfigDict) -
             continue
         assert field in takers[traced.goes_to]
         assert float(getattr(hyper, traced.goes_to)[field]) == np.float32(flatten(config)[name])
-    assert len(hyper.model) + len(hyper.optimizer) == sum(
+    assert len(hyper.model) + len(hyper.optimizer) + len(hyper.regularisers) == sum(
         traced.goes_to != "start" for traced in TRACED_FIELDS.values()
     )
 
 
-SMALL = {"model.cell": "rnn", "model.implementation": "scan", "optimizer.name": "sgd"}
+SMALL = {
+    **{"model.cell": "rnn", "model.implementation": "scan", "model.num_layers": 2},
+    "optimizer.name": "sgd",
+}
 
 
 @pytest.mark.slow
@@ -176,6 +186,11 @@ def test_a_traced_number_does_what_it_does_in_the_config(tiny_config: ConfigDict
         "model.dropout": 0.2,
         "model.input_dropout": 0.2,
         "model.zoneout": 0.2,
+        "model.embedding_dropout": 0.2,
+        "model.output_dropout": 0.2,
+        "model.weight_dropout": 0.2,
+        "train.activation_penalty": 0.2,
+        "train.temporal_penalty": 0.2,
         "optimizer.weight_decay": 0.1,
         "optimizer.learning_rate": 0.01,
         "model.init_scale": 1.0,
@@ -192,6 +207,7 @@ def test_a_traced_number_does_what_it_does_in_the_config(tiny_config: ConfigDict
             make_optimizer(config.optimizer, num_steps=9),
             seed=config.seed,
             batch_size=4,
+            regularisers=make_regularisers(config),
         )
 
     step = jax.jit(train_step)
