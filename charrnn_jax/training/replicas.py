@@ -198,12 +198,7 @@ def _train_group(
         group: dict[int, Training] = {}
         for index, setup in setups.items():
             # Static fields must be the same; numbers that differ go into `hyper`.
-            shared = replace(
-                setup.state,
-                model=first.state.model,
-                optimizer=first.state.optimizer,
-                regularisers=first.state.regularisers,
-            )
+            shared = replace(setup.state, model=first.state.model, optimizer=first.state.optimizer)
             with _keeping_errors(ended, index):
                 _, is_standard = choose_train_step(setup.config)
                 opened = start_training(

@@ -22,7 +22,7 @@ from charrnn_jax.models.char_rnn import (
     forward_in_training,
     initialize_params,
 )
-from charrnn_jax.models.regularisers import Regularisers, with_weights
+from charrnn_jax.models.regularisers import Regularisers
 from charrnn_jax.registry import TRAIN_STEPS
 from charrnn_jax.training.schedule_free import averaged_weights
 
@@ -60,7 +60,8 @@ class TrainState:
       optimizer: the optimizer; static.
       reset_every_steps: number of steps from one reset of the carry to the next; static.
       average: average of the parameters; None: they are not averaged.
-      regularisers: regularisers other than those that are fields of the model; static.
+      regularisers: regularisers other than those that are fields of the model; their numbers are
+        arrays, which do not change.
     """
 
     step: jax.Array
@@ -72,7 +73,7 @@ class TrainState:
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
     reset_every_steps: int = struct.field(pytree_node=False)
     average: Average | None = None
-    regularisers: Regularisers = struct.field(pytree_node=False, default=())
+    regularisers: Regularisers = ()
 
     def evaluated_params(self) -> Params:
         """Returns the parameters to evaluate, sample from and export: the average, if there is one.
@@ -121,8 +122,7 @@ class Traced:
 
     Attributes:
       goes_to: what uses it: "start" (only the state before the first step), "model" (it is a field
-        of `CharRNN`), "optimizer" (it is an argument of the optimizer's update) or "regularisers"
-        (it is the weight of a penalty).
+        of `CharRNN`) or "optimizer" (it is an argument of the optimizer's update).
       zero_is_another_program: whether the program leaves something out if the number is zero (or
         negative). If so, zero cannot be traced.
     """
@@ -144,8 +144,8 @@ TRACED_FIELDS = {
     "model.zoneout": Traced("model", zero_is_another_program=True),
     "optimizer.learning_rate": Traced("optimizer"),
     "optimizer.weight_decay": Traced("optimizer", zero_is_another_program=True),
-    "train.activation_penalty": Traced("regularisers", zero_is_another_program=True),
-    "train.temporal_penalty": Traced("regularisers", zero_is_another_program=True),
+    "train.activation_penalty": Traced("start", zero_is_another_program=True),
+    "train.temporal_penalty": Traced("start", zero_is_another_program=True),
 }
 
 
@@ -159,12 +159,10 @@ class TracedHyperparameters:
     Attributes:
       model: numbers in place of fields of the model.
       optimizer: numbers in place of those that the optimizer was made with.
-      regularisers: numbers in place of the weights of the penalties.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
-    regularisers: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "TracedHyperparameters":
@@ -174,7 +172,7 @@ class TracedHyperparameters:
             traced = TRACED_FIELDS.get(name)
             if traced and (value > 0 or not traced.zero_is_another_program):
                 numbers[traced.goes_to][name.split(".")[-1]] = jnp.float32(value)
-        return cls(numbers["model"], numbers["optimizer"], numbers["regularisers"])
+        return cls(numbers["model"], numbers["optimizer"])
 
 
 TrainStep = Callable[..., tuple[TrainState, dict[str, Any]]]  # (state, batch, maybe hyper=)
@@ -214,7 +212,7 @@ def create_train_state(
         model=model,
         optimizer=optimizer,
         reset_every_steps=reset_every_steps,
-        regularisers=regularisers,
+        regularisers=jax.tree.map(jnp.array, regularisers),
     )
 
 
@@ -232,8 +230,7 @@ def train_step(
       batch: inputs and targets, [B, T] each.
       loss_fn: function from logits [B, T, V] and targets [B, T] to losses [B, T]; their mean and
         the penalties of the regularisers are minimised.
-      hyper: numbers in place of those that the model, the optimizer and the regularisers were made
-        with.
+      hyper: numbers in place of those that the model and the optimizer were made with.
 
     Returns:
       (state after the step, metrics). The metrics are "loss", before the update and without
@@ -246,7 +243,6 @@ def train_step(
     dropout_key = jax.random.fold_in(state.key, state.step)
     hyper = hyper or TracedHyperparameters()
     model = state.model.clone(**hyper.model)
-    regularisers = with_weights(state.regularisers, hyper.regularisers)
 
     def mean_loss(params: Params) -> tuple[jax.Array, tuple[Carry, CrossEntropy]]:
         new_carry, activations = forward_in_training(
@@ -255,12 +251,12 @@ def train_step(
             batch.inputs,
             model=model,
             key=dropout_key,
-            regularisers=regularisers,
+            regularisers=state.regularisers,
         )
         losses = loss_fn(activations.logits, batch.targets)
         loss = CrossEntropy(losses.sum(), jnp.asarray(losses.size))
         minimised = losses.mean()
-        for regulariser in regularisers:
+        for regulariser in state.regularisers:
             minimised += regulariser.penalty(activations, params=params)
         return minimised, (new_carry, loss)
 
