@@ -59,7 +59,6 @@ def test_lanes_read_the_text_without_gaps(
 ) -> None:
     batches = Lanes(np.arange(num_chars), batch_size=batch_size, sequence_length=sequence_length)
     steps = batches.steps_per_epoch
-    assert batches.reset_every_steps == steps
     inputs = np.concatenate([batches[step].inputs for step in range(steps)], axis=1)
     targets = np.concatenate([batches[step].targets for step in range(steps)], axis=1)
     lane_length = (num_chars - 1) // batch_size

@@ -92,9 +92,9 @@ def train(
             f"{setup.mesh.size} device(s) of kind {jax.devices()[0].device_kind!r}, "
             f"{setup.steps_per_call} steps a call, {setup.batches.steps_per_epoch} an epoch"
         )
-        run_steps = make_run_steps(
+        make_program = partial(
+            make_run_steps,
             apply_if_finite(step_fn),
-            sequence_length=config.data.sequence_length,
             num_steps=setup.steps_per_call,
             shardings=state_shardings(setup.state, setup.mesh),
         )
@@ -106,9 +106,13 @@ def train(
             state = training.state
             tokens = put_on_device(setup.dataset.splits["train"], setup.mesh)
             queue = training.calls(on_device=tokens is not None)
+            length = 0
             for call, where in prefetch(queue, lambda c: (c, place_rows(c.where, setup.mesh))):
+                if is_new := call.sequence_length != length:  # they only grow
+                    length = call.sequence_length
+                    run_steps = make_program(sequence_length=length)
                 state, metrics = run_steps(state, tokens, where, np.int32(call.num_steps))
-                training.recorder.add(call.stop, metrics, count=call.num_steps)
+                training.recorder.add(call.stop, metrics, count=call.num_steps, compiles=is_new)
                 signal_number = agree(interrupt.signal_number)
                 if training.is_due(call.stop) or signal_number:
                     training.call_hooks(state, call.stop, signal_number=signal_number)

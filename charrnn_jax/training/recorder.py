@@ -104,7 +104,7 @@ class Recorder:
         self._skipped_in_a_row = saved.get("skipped_in_a_row", 0) if saved else 0
         self._mark = time.perf_counter()  # seconds are counted up to here
         self._pending: tuple[int, int, dict[str, Any]] | None = None
-        self._compiled = False
+        self._is_timed = False  # whether the time since the mark is that of steps only
         self.last: dict[str, float] = {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,17 +117,21 @@ class Recorder:
             "skipped_in_a_row": self._skipped_in_a_row,
         }
 
-    def add(self, stop: int, metrics: dict[str, Any], *, count: int) -> None:
+    def add(
+        self, stop: int, metrics: dict[str, Any], *, count: int, compiles: bool = False
+    ) -> None:
         """Takes the metrics of a call that was just started, and reads those of the call before it.
 
         Args:
           stop: number of steps done after the call.
           metrics: metrics of its steps, with a leading axis of steps.
           count: number of steps in the call; later entries of the metrics are ignored.
+          compiles: whether starting the call has compiled a program, which is no time of steps.
 
         Raises:
           DivergedError: a loss or gradient of the call before it is not finite, or too large.
         """
+        self._is_timed &= not compiles
         self.flush()
         self._pending = stop, count, metrics
 
@@ -141,9 +145,9 @@ class Recorder:
         for index in range(count):
             step_metrics = jax.tree.map(lambda values, i=index: values[i], metrics)
             self._add_step(
-                stop - count + 1 + index, step_metrics, seconds if self._compiled else None
+                stop - count + 1 + index, step_metrics, seconds if self._is_timed else None
             )
-        self._compiled = True  # the first call of a process compiles, so its time does not count
+        self._is_timed = True
 
     def _add_step(self, step: int, metrics: dict[str, Any], seconds: float | None) -> None:
         loss: CrossEntropy = metrics.pop("loss")

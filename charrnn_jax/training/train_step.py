@@ -1,5 +1,6 @@
 """`TrainState` and `train_step`: everything that one training step needs, and the step itself."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +17,7 @@ from charrnn_jax.data.batches import Batch
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
 from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward, initialize_params
 from charrnn_jax.registry import TRAIN_STEPS
+from charrnn_jax.training.open_loop import OpenLoop
 
 # (logits [B, T, V], targets [B, T]) -> losses [B, T] in nats
 LossFn = Callable[[jax.Array, Any], jax.Array]
@@ -33,7 +35,7 @@ class TrainState:
       key: random key, which never changes; step k uses fold_in(key, k).
       model: the model; static.
       optimizer: the optimizer; static.
-      reset_every_steps: number of steps from one reset of the carry to the next; static.
+      open_loop: which inputs are the model's own characters; None: none; static.
     """
 
     step: jax.Array
@@ -43,7 +45,7 @@ class TrainState:
     key: jax.Array
     model: CharRNN = struct.field(pytree_node=False)
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
-    reset_every_steps: int = struct.field(pytree_node=False)
+    open_loop: OpenLoop | None = struct.field(pytree_node=False, default=None)
 
     def to_trees(self) -> tuple[Any, dict[str, Any]]:
         """Returns (params, everything else) as in checkpoints; sampling reads only params."""
@@ -63,8 +65,9 @@ class Traced:
     """How a number of the config can be an argument of a compiled program.
 
     Attributes:
-      goes_to: what uses it: "start" (only the state before the first step), "model" (it is a field
-        of `CharRNN`) or "optimizer" (it is an argument of the optimizer's update).
+      goes_to: what uses it: "start" (only what a run starts from: its first state and its
+        batches), "model" (it is a field of `CharRNN`), "optimizer" (it is an argument of the
+        optimizer's update) or "open_loop" (it is a field of `OpenLoop`).
       zero_is_another_program: whether the program leaves something out if the number is zero. If
         so, zero cannot be traced.
     """
@@ -77,11 +80,14 @@ class Traced:
 # program takes as arguments, and where these go.
 TRACED_FIELDS = {
     "seed": Traced("start"),
+    "data.carry_reset_rate": Traced("start"),
     "model.init_scale": Traced("start"),
     "model.dropout": Traced("model", zero_is_another_program=True),
     "model.input_dropout": Traced("model", zero_is_another_program=True),
     "optimizer.learning_rate": Traced("optimizer"),
     "optimizer.weight_decay": Traced("optimizer", zero_is_another_program=True),
+    "train.sampled_share": Traced("open_loop", zero_is_another_program=True),
+    "train.rollout_length": Traced("open_loop", zero_is_another_program=True),
 }
 
 
@@ -92,20 +98,22 @@ class TracedHyperparameters:
     Attributes:
       model: numbers in place of fields of the model.
       optimizer: numbers in place of those that the optimizer was made with.
+      open_loop: numbers in place of fields of the state's `OpenLoop`, if it has one.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    open_loop: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "TracedHyperparameters":
         """Returns the numbers of a config as arrays, without zeros that cannot be traced."""
-        numbers: dict[str, dict[str, Any]] = {"start": {}, "model": {}, "optimizer": {}}
+        numbers: dict[str, dict[str, Any]] = defaultdict(dict)
         for name, value in flatten(config).items():
             traced = TRACED_FIELDS.get(name)
             if traced and (value or not traced.zero_is_another_program):
                 numbers[traced.goes_to][name.split(".")[-1]] = jnp.float32(value)
-        return cls(numbers["model"], numbers["optimizer"])
+        return cls(numbers["model"], numbers["optimizer"], numbers["open_loop"])
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
@@ -117,7 +125,7 @@ def create_train_state(
     *,
     seed: int,
     batch_size: int,
-    reset_every_steps: int = 1,
+    open_loop: OpenLoop | None = None,
 ) -> TrainState:
     """Draws the parameters and returns the state before the first step.
 
@@ -126,7 +134,7 @@ def create_train_state(
       optimizer: the optimizer.
       seed: seed of the parameters and of the state's key.
       batch_size: B, in sequences.
-      reset_every_steps: number of steps from one reset of the carry to the next.
+      open_loop: which inputs are the model's own characters; None: none.
     """
     params_key, key = jax.random.split(jax.random.key(seed))
     # Jitted, since one program starts faster than one for each operation. Dropout is not needed
@@ -142,7 +150,7 @@ def create_train_state(
         key=key,
         model=model,
         optimizer=optimizer,
-        reset_every_steps=reset_every_steps,
+        open_loop=open_loop,
     )
 
 
@@ -157,7 +165,7 @@ def train_step(
 
     Args:
       state: state before the step.
-      batch: inputs and targets, [B, T] each.
+      batch: inputs and targets, [B, T] each, and which sequences start from the zero carry.
       loss_fn: function from logits [B, T, V] and targets [B, T] to losses [B, T]; their mean is
         minimised.
       hyper: numbers in place of those that the model and the optimizer were made with.
@@ -166,19 +174,20 @@ def train_step(
       (state after the step, metrics). The metrics are "loss", before the update, as a
       `CrossEntropy`, and "gradient_norm", before clipping.
     """
-    reset = state.step % state.reset_every_steps == 0
-    first_carry = state.model.initialize_carry(batch.inputs.shape[0])
-    carry = jax.tree.map(partial(jnp.where, reset), first_carry, state.carry)
-    dropout_key = jax.random.fold_in(state.key, state.step)
     hyper = hyper or TracedHyperparameters()
     model = state.model.clone(**hyper.model)
+    key = jax.random.fold_in(state.key, state.step)
+    carry = reset_carry(state.carry, batch.resets, model=state.model)
+    if state.open_loop:
+        open_loop = replace(state.open_loop, **hyper.open_loop)
+        batch = open_loop.replace_inputs(
+            batch, params=state.params, carry=carry, model=state.model, step=state.step, key=key
+        )
 
     def mean_loss(params: Params) -> tuple[jax.Array, tuple[Carry, CrossEntropy]]:
-        new_carry, logits = forward(
-            params, carry, batch.inputs, model=model, dropout_key=dropout_key
-        )
-        losses = loss_fn(logits, batch.targets)
-        return losses.mean(), (new_carry, CrossEntropy(losses.sum(), jnp.asarray(losses.size)))
+        new_carry, logits = forward(params, carry, batch.inputs, model=model, dropout_key=key)
+        loss = counted_loss(loss_fn(logits, batch.targets), batch.counted)
+        return loss.total / loss.count, (new_carry, loss)
 
     gradient, (new_carry, loss) = jax.grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = state.optimizer.update(
@@ -192,6 +201,31 @@ def train_step(
         carry=new_carry,
     )
     return new_state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+
+
+def reset_carry(carry: Carry, resets: Any, *, model: CharRNN) -> Carry:
+    """Returns a carry with zeros, or what else the cell starts from, where `resets` says so.
+
+    Args:
+      carry: carry of B sequences.
+      resets: [B] bool, see `Batch.resets`; None: all are reset.
+      model: the model.
+    """
+    first = model.initialize_carry(jax.tree.leaves(carry)[0].shape[0])
+    if resets is None:
+        return first
+
+    def choose_rows(first: jax.Array, kept: jax.Array) -> jax.Array:
+        return jnp.where(resets.reshape(-1, *[1] * (kept.ndim - 1)), first, kept)
+
+    return jax.tree.map(choose_rows, first, carry)
+
+
+def counted_loss(losses: jax.Array, counted: jax.Array | None) -> CrossEntropy:
+    """Returns the sum and the count of the losses [B, T] that count, see `Batch.counted`."""
+    if counted is None:
+        return CrossEntropy(losses.sum(), jnp.asarray(losses.size))
+    return CrossEntropy(jnp.where(counted, losses, 0.0).sum(), counted.sum())
 
 
 def apply_if_finite(train_step: TrainStep) -> TrainStep:
