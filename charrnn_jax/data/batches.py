@@ -102,7 +102,7 @@ def make_stages(
         share = warmup_steps * (length - initial_length), sequence_length - initial_length
         stages.append(Stage(-(-share[0] // share[1]), length))
         length *= 2
-    return (*stages, Stage(warmup_steps, sequence_length))
+    return (*stages, Stage(warmup_steps if stages else 0, sequence_length))
 
 
 def chars_per_row(stages: Sequence[Stage], step: int) -> int:
