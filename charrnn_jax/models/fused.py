@@ -19,7 +19,7 @@ Letters: a is the input side; d_y is the gradient of the loss with respect to y.
 Source: products moved out of the loop, Appleyard et al. 2016 (arXiv:1604.01946).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -107,9 +107,8 @@ def fused_read(fused: Fused, weights: Weights, x: jax.Array, *, dtype: str) -> A
       dtype: type of the operands of products, "float32" or "bfloat16".
     """
 
-    def times(name: str, x: jax.Array, num_parts: int) -> list[jax.Array]:
-        y = product(x, weights.kernels[name], dtype=dtype)
-        return jnp.split(y, num_parts, axis=-1)
+    def times(name: str, x: jax.Array) -> jax.Array:
+        return product(x, weights.kernels[name], dtype=dtype)
 
     return fused.read(Operations(times, repeat(weights.vectors, *x.shape[:-1])), x)
 
@@ -163,6 +162,15 @@ def input_of_step(fused: Fused, table: Any, x: Any) -> Any:
     return a if fused.input_parts == 1 else jnp.split(a, fused.input_parts, axis=-1)
 
 
+def _operations(
+    multiply: Callable[[str, jax.Array, int], list[jax.Array]],
+    vectors: Mapping[str, jax.Array],
+    apply: Callable[[Elementwise, jax.Array], jax.Array],
+) -> Operations:
+    """Returns operations whose whole products are those in one part."""
+    return Operations(lambda name, x: multiply(name, x, 1)[0], vectors, apply, multiply)
+
+
 def _beside(held: Any, a: Any) -> Any:
     return a if held is None else (a, held)
 
@@ -185,7 +193,7 @@ def _forward(
         x, held = now
         operands, results, values = [], [], []
 
-        def times(name: str, x: jax.Array, num_parts: int) -> list[jax.Array]:
+        def multiply(name: str, x: jax.Array, num_parts: int) -> list[jax.Array]:
             y = times_kernel(x, cast[name], transposed=name in transposed)
             operands.append(x)
             results.append(jnp.split(y, num_parts, axis=-1))
@@ -195,7 +203,7 @@ def _forward(
             values.append(function.f(x))
             return values[-1]
 
-        ops = Operations(times, vectors, apply)
+        ops = _operations(multiply, vectors, apply)
         new_carry, y = fused.step(ops, carry, _beside(held, input_of_step(fused, table, x)))
         return new_carry, (y, once.pack((carry, operands, results, values)))
 
@@ -226,7 +234,7 @@ def _recurrence_bwd(fused: Fused, dtype: str, residuals: Any, gradients: Any) ->
         def replay(vectors: Any, carry: Any, a: Any, results: Any) -> Any:
             results_left, values_left = iter(enumerate(results)), iter(values)
 
-            def times(name: str, x: jax.Array, num_parts: int) -> list[jax.Array]:
+            def multiply(name: str, x: jax.Array, num_parts: int) -> list[jax.Array]:
                 index, parts = next(results_left)
                 names[index] = name
                 return _replayed_product(x, parts, cast[name])
@@ -234,7 +242,7 @@ def _recurrence_bwd(fused: Fused, dtype: str, residuals: Any, gradients: Any) ->
             def apply(function: Elementwise, x: jax.Array) -> jax.Array:
                 return _replayed_function(function, x, next(values_left))
 
-            return fused.step(Operations(times, vectors, apply), carry, _beside(held, a))
+            return fused.step(_operations(multiply, vectors, apply), carry, _beside(held, a))
 
         _, pull_back = jax.vjp(replay, vectors, carry, input_of_step(fused, table, x), results)
         d_vectors_now, d_carry, d_a, d_results = pull_back((d_carry, d_output))

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 
 from charrnn_jax.models.cells import CELLS, CellWeights, Operations, Weights
@@ -129,11 +128,7 @@ def step(
 
     def operations(of: Weights) -> Operations:
         vectors = repeat(of.vectors, tokens.shape[0])
-
-        def multiply(name: str, x: jax.Array, num_parts: int) -> list[jax.Array]:
-            return jnp.split(times(x, of.kernels[name]), num_parts, axis=-1)
-
-        return Operations(multiply, vectors)
+        return Operations(lambda name, x: times(x, of.kernels[name]), vectors)
 
     cell = CELLS[model.cell]
     fused = with_zoneout(cell) if drops(model.zoneout) else cell.fused

@@ -73,20 +73,16 @@ class Operations:
     not compute them again.
 
     Attributes:
-      multiply: function (name, x [..., K], number of parts) -> the product of x and the kernel of
-        this name, [..., N], in equal parts of its last axis.
+      times: function (name, x [..., K]) -> [..., N], the product of x and the kernel of this name.
       vectors: the vectors by name, repeated for every row of x: [..., N].
       apply: function (`Elementwise`, x) -> its values.
+      multiply: function (name, x, number of parts) -> a product in parts; None: `times` is split.
     """
 
-    multiply: Callable[[str, jax.Array, int], list[jax.Array]]
+    times: Callable[[str, jax.Array], jax.Array]
     vectors: Mapping[str, jax.Array]
     apply: Callable[[Elementwise, jax.Array], jax.Array] = lambda function, x: function.f(x)
-
-    def times(self, name: str, x: jax.Array) -> jax.Array:
-        """Returns the product of x [..., K] and the kernel of this name, [..., N]."""
-        (y,) = self.multiply(name, x, 1)
-        return y
+    multiply: Callable[[str, jax.Array, int], list[jax.Array]] | None = None
 
     def times_parts(self, name: str, x: jax.Array, num_parts: int) -> list[jax.Array]:
         """Returns a product in equal parts [..., N / num_parts].
@@ -95,7 +91,9 @@ class Operations:
         and only if it is needed; and a part that is only added to a part of a has its gradient,
         which is then kept once. With one part, this is so for the whole.
         """
-        return self.multiply(name, x, num_parts)
+        if self.multiply:
+            return self.multiply(name, x, num_parts)
+        return jnp.split(self.times(name, x), num_parts, axis=-1)
 
     def sigmoid(self, x: jax.Array) -> jax.Array:
         return self.apply(SIGMOID, x)
