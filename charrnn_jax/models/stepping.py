@@ -18,7 +18,7 @@ from flax import struct
 from charrnn_jax.models.cells import CELLS, CellWeights, Operations, Weights
 from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward
 from charrnn_jax.models.dropout import drops
-from charrnn_jax.models.fused import fused_read, repeat, times_kernel
+from charrnn_jax.models.fused import fused_read, input_of_step, repeat, times_kernel
 from charrnn_jax.models.recurrence import choose_form
 from charrnn_jax.models.zoneout import expected_held, with_zoneout
 
@@ -132,12 +132,13 @@ def step(
 
     cell = CELLS[model.cell]
     fused = with_zoneout(cell) if drops(model.zoneout) else cell.fused
-    a = jax.tree.map(lambda rows: rows[tokens], weights.table)
+    a = input_of_step(fused, weights.table, tokens)
     new_carry: list[Any] = []
     outputs: list[jax.Array] = []
     for layer, layer_carry in zip(weights.layers, carry, strict=True):
         if outputs:
             a = fused.read(operations(layer.inputs), outputs[-1])
+            a = input_of_step(fused, None, a)
         if drops(model.zoneout):
             a = a, expected_held(layer_carry, rate=model.zoneout)
         layer_carry, y = fused.step(operations(layer.recurrent), layer_carry, a)
