@@ -67,9 +67,8 @@ class TrainState:
     def evaluated_params(self) -> Params:
         """Returns the parameters to evaluate, sample from and export: the average, if there is one.
 
-        The optimizer "schedule_free" has one of its own.
-
-        Parameters that are not averaged are returned as they are, not as copies.
+        The optimizer "schedule_free" has an average of its own. Parameters that are not averaged
+        are returned as they are, not as copies.
         """
         if self.average is None:
             return averaged_weights(self.params, self.opt_state)
@@ -111,7 +110,7 @@ class Traced:
 
     Attributes:
       goes_to: what uses it: "start" (only the state before the first step), "model" (it is a field
-        of `CharRNN`) or "optimizer" (it is an argument of the optimizer's update).
+        of `CharRNN`), "optimizer" (it is an argument of the optimizer's update) or "averaging".
       zero_is_another_program: whether the program leaves something out if the number is zero. If
         so, zero cannot be traced.
     """
@@ -130,6 +129,8 @@ TRACED_FIELDS = {
     "model.zoneout": Traced("model", zero_is_another_program=True),
     "optimizer.learning_rate": Traced("optimizer"),
     "optimizer.weight_decay": Traced("optimizer", zero_is_another_program=True),
+    "train.ema_decay": Traced("averaging"),
+    "train.tail_fraction": Traced("averaging"),
 }
 
 
@@ -140,20 +141,23 @@ class TracedHyperparameters:
     Attributes:
       model: numbers in place of fields of the model.
       optimizer: numbers in place of those that the optimizer was made with.
+      averaging: numbers in place of the config's, see `averaging`.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    averaging: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "TracedHyperparameters":
         """Returns the numbers of a config as arrays, without zeros that cannot be traced."""
-        numbers: dict[str, dict[str, Any]] = {"start": {}, "model": {}, "optimizer": {}}
+        numbers: dict[str, dict[str, Any]]
+        numbers = {"start": {}, "model": {}, "optimizer": {}, "averaging": {}}
         for name, value in flatten(config).items():
             traced = TRACED_FIELDS.get(name)
             if traced and (value or not traced.zero_is_another_program):
                 numbers[traced.goes_to][name.split(".")[-1]] = jnp.float32(value)
-        return cls(numbers["model"], numbers["optimizer"])
+        return cls(numbers["model"], numbers["optimizer"], numbers["averaging"])
 
 
 TrainStep = Callable[..., tuple[TrainState, dict[str, Any]]]  # (state, batch, maybe hyper=)

@@ -31,7 +31,7 @@ _MAY_CHANGE = (
     "optimizer.schedule",
     "optimizer.decay_fraction",
 )
-_MAY_NOT_CHANGE = ("train.init_from", "train.loss", "train.step")
+_MAY_NOT_CHANGE = ("train.init_from", "train.loss", "train.step", "train.averaging")
 
 
 @contextmanager
