@@ -27,7 +27,7 @@ from charrnn_jax.training.setup import make_setup
 from charrnn_jax.training.train_step import apply_if_finite
 
 RESULTS = Path(__file__).parent / "results" / "methods"
-BASE = {
+BASE: dict[str, Any] = {
     "data.corpus": "python-stdlib",
     "data.batching": "lanes",
     "data.batch_size": 16,
@@ -40,8 +40,9 @@ BASE = {
     "train.num_steps": 1000,
     "sample.prompt": "def ",
 }
-LOCKED = {"model.dropout": 0.3, "model.input_dropout": 0.1, "model.dropout_noise": "locked"}
-REGULARISERS = {
+Fields = dict[str, Any]
+LOCKED: Fields = {"model.dropout": 0.3, "model.input_dropout": 0.1, "model.dropout_noise": "locked"}
+REGULARISERS: dict[str, Fields] = {
     "dropout": {"model.dropout": 0.3, "model.input_dropout": 0.1},
     "locked dropout": LOCKED,
     "weight dropout": {"model.weight_dropout": 0.3},
@@ -50,7 +51,7 @@ REGULARISERS = {
     "activation penalties": {"train.activation_penalty": 2.0, "train.temporal_penalty": 1.0},
     "average": {"train.averaging": "ema"},
 }
-METHODS: dict[str, dict[str, Any]] = {
+METHODS: dict[str, Fields] = {
     "base": {},
     "bfloat16": {"model.dtype": "bfloat16"},
     **{f"cell {name}": {"model.cell": name} for name in ("lstm", "rnn", "layer_norm_gru")},
@@ -78,7 +79,8 @@ def main() -> None:
     keep_freed_memory()
     names = ["base", *filter(None, args.only.split(","))] if args.only else list(METHODS)
     with tempfile.TemporaryDirectory() as place:
-        runs = {name: make_step(METHODS[name], Path(place) / str(i)) for i, name in enumerate(names)}
+        workdirs = (Path(place) / str(index) for index in range(len(names)))
+        runs = {name: make_step(METHODS[name], next(workdirs)) for name in names}
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(args.rounds):
             for name, run in runs.items():

@@ -91,6 +91,10 @@ def default_config() -> ConfigDict:
     config.train.num_epochs = 20  # passes over the training split; at least 1
     config.train.num_steps = 0  # training steps in all; 0: as many as num_epochs takes
     config.train.max_seconds = 0.0  # training ends after this time, or its steps if earlier; 0: off
+    config.train.patience = 0  # training ends after so many evaluations without a new best; 0: off
+    config.train.averaging = "none"  # evaluated weights: "none" (the last ones), "ema" or "tail"
+    config.train.ema_decay = 0.999  # ema: share of the average that a step keeps; 0 to below 1
+    config.train.tail_fraction = 0.25  # tail: share of the training that is averaged; above 0, to 1
     config.train.on_nonfinite = "stop"  # a step with a NaN is never applied: "stop", or "skip" it
     config.train.max_skipped_steps = 10  # "skip": training stops after more than this in a row
     config.train.max_loss_ratio = 3.0  # stops if a row's loss is above this x the first; 0: off
@@ -202,6 +206,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.num_epochs": _at_least(1),
     "train.num_steps": _at_least(0),
     "train.max_seconds": _at_least(0),
+    "train.patience": _at_least(0),
+    "train.averaging": _one_of("none", "ema", "tail"),
+    "train.ema_decay": _between(0, 1),
+    "train.tail_fraction": (lambda value: 0 < value <= 1, "above 0, and at most 1"),
     "train.on_nonfinite": _one_of("stop", "skip"),
     "train.max_skipped_steps": _at_least(0),
     "train.max_loss_ratio": _at_least(0),
@@ -292,6 +300,11 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             "config.train.gradient_noise compares parts of a batch, and config.data.batch_size is "
             "1: it must be at least 2"
+        )
+    if config.train.averaging != "none" and config.optimizer.name == "schedule_free":
+        raise UserError(
+            f"config.train.averaging is {config.train.averaging!r}, but the optimizer "
+            "'schedule_free' has an average of its own: set --config.train.averaging=none"
         )
     held_out = config.data.validation_fraction + config.data.test_fraction
     if held_out >= 1:

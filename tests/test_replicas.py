@@ -31,7 +31,13 @@ from charrnn_jax.workdir.run import load_run
 
 VARIANTS: list[dict[str, Any]] = [
     {"seed": 0},
-    {"seed": 1, "optimizer.learning_rate": 3e-3, "optimizer.weight_decay": 0.3},
+    {
+        "seed": 1,
+        "optimizer.learning_rate": 3e-3,
+        "optimizer.weight_decay": 0.3,
+        "train.ema_decay": 0.9,
+        "train.tail_fraction": 0.5,
+    },
     {
         "seed": 2,
         "model.dropout": 0.5,
@@ -51,6 +57,7 @@ def variants(config: ConfigDict) -> list[ConfigDict]:
             "model.input_dropout": 0.1,
             "model.zoneout": 0.2,
             "optimizer.weight_decay": 0.1,
+            "train.averaging": "ema",
         },
     )
     config = override_values(config, {"optimizer.name": "adamw", "optimizer.schedule": "cosine"})

@@ -301,7 +301,7 @@ def test_skipped_steps_change_nothing_but_the_count_and_too_many_end_training(
 ) -> None:
     """The first step alone, then only poisoned ones: the state is that after one step."""
     tiny_config.train.on_nonfinite, tiny_config.train.num_steps = "skip", 9
-    tiny_config.train.max_skipped_steps = 8
+    tiny_config.train.max_skipped_steps, tiny_config.train.averaging = 8, "ema"
     bad = poisoned(*range(2, 30))
     state = train(tiny_config, tmp_path / "skipped", train_step=bad)
     tiny_config.train.num_steps = 1

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from charrnn_jax.errors import DivergedError
 from charrnn_jax.evaluation.metrics import CrossEntropy
+from charrnn_jax.training.early_stopping import EarlyStopping
 from charrnn_jax.training.progress import Progress, describe_initial_loss, format_seconds
 from charrnn_jax.training.schedules import RateAt
 from charrnn_jax.training.time_limit import TimeLimit
@@ -70,6 +71,7 @@ class Recorder:
       config: the `config.train` section.
       rate_at: function from the step and the progress to the learning rate.
       limit: time limit of the run.
+      early_stopping: best validation loss of the run.
       started: when this process began with the run, by `time.perf_counter`.
       steps_per_epoch: number of steps in an epoch.
       vocabulary_size: V, to check the initial loss; None: the loss is not checked.
@@ -78,6 +80,7 @@ class Recorder:
     Attributes:
       last: metrics of the last step that was read, named as in the rows.
       limit: time limit of the run.
+      early_stopping: best validation loss of the run.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Recorder:
         config: ConfigDict,
         rate_at: RateAt,
         limit: TimeLimit,
+        early_stopping: EarlyStopping,
         started: float,
         steps_per_epoch: int,
         vocabulary_size: int | None,
@@ -100,6 +104,7 @@ class Recorder:
         self._config = config
         self._rate_at = rate_at
         self.limit = limit
+        self.early_stopping = early_stopping
         self._steps_per_epoch = steps_per_epoch
         self._vocabulary_size = vocabulary_size
         self._window = Tally(**saved["window"]) if saved else Tally()  # since the last row
@@ -123,6 +128,7 @@ class Recorder:
             "seconds": self._seconds,
             "first_loss": self._first_loss,
             "skipped_in_a_row": self._skipped_in_a_row,
+            "early_stopping": self.early_stopping.to_dict(),
             **({"time_limit": self.limit.to_dict()} if self.limit.max_seconds else {}),
         }
 

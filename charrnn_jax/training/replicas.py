@@ -40,6 +40,7 @@ from charrnn_jax.messages import PROGRESS
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.reading import read_json
 from charrnn_jax.registry import OPTIMIZERS, TRAIN_STEPS
+from charrnn_jax.training.averaging import average_weights
 from charrnn_jax.training.dispatch import Call, make_run_steps, put_on_device
 from charrnn_jax.training.interrupt import InterruptRequest
 from charrnn_jax.training.loop import Training, choose_train_step, start_training
@@ -209,7 +210,9 @@ def _train_group(
                 opened = start_training(
                     replace(setup, state=shared), at=start, checks_initial_loss=is_standard
                 )
-                group[index] = stack.enter_context(opened)
+                training = stack.enter_context(opened)
+                if training.start < training.stop:
+                    group[index] = training
         if not group:
             return
         leader = next(iter(group.values()))
@@ -229,7 +232,7 @@ def _train_group(
             due = leader.is_due(call.stop) or interrupt.signal_number is not None
             signal_number = interrupt.signal_number if due else None
             for place, (index, training) in enumerate(group.items()):
-                if ended[index]:
+                if ended[index] or training.stops_early:
                     continue
                 try:
                     training.recorder.add(call.stop, _take(metrics, place), count=call.num_steps)
@@ -250,13 +253,15 @@ def _train_group(
                     ended[index] = error
             if signal_number is not None:
                 raise Interrupted(signal_number, call.stop)
-            if all(ended[index] for index in group):
+            if all(ended[index] or training.stops_early for index, training in group.items()):
                 break
 
 
 def _make_program(setup: Setup, *, mapping: str) -> RunReplicas:
     """Returns the program that runs a call of all replicas; the states are donated."""
-    train_step: Any = apply_if_finite(choose_train_step(setup.config)[0])
+    step_fn = choose_train_step(setup.config)[0]
+    averaged = average_weights(step_fn, config=setup.config.train, num_steps=setup.num_steps)
+    train_step: Any = apply_if_finite(averaged)
 
     def run_steps(
         state: TrainState, hyper: TracedHyperparameters, tokens: Any, where: Any, count: Any
@@ -324,11 +329,12 @@ def _measure(program: RunReplicas, arguments: tuple[Any, ...]) -> float:
 def _most_replicas(setup: Setup) -> dict[str, int]:
     """Returns how many replicas fit in memory with each mapping, at least one.
 
-    A state counts twice, for the gradient and the new arrays of the optimizer. In addition there
-    are the activations that a step keeps: of all replicas with "vmap", of one with "map".
+    A state counts twice, for the gradient and the new arrays. In addition there are the activations
+    that a step keeps: of all replicas with "vmap", of one with "map".
     """
     data, model = setup.config.data, setup.state.model
-    state = 2 * sum(x.nbytes for x in jax.tree.leaves((setup.state.params, setup.state.opt_state)))
+    arrays = setup.state.params, setup.state.opt_state, setup.state.average
+    state = 2 * sum(x.nbytes for x in jax.tree.leaves(arrays))
     kept = model.embedding_size + 3 * model.vocabulary_size
     weights = max(CELLS[model.cell].count_weights(model.hidden_size, model.hidden_size))
     num_gates = -(-weights // model.hidden_size**2)

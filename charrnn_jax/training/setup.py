@@ -26,6 +26,7 @@ from charrnn_jax.models.products import can_train_in_bfloat16
 from charrnn_jax.models.regularisers import make_regularisers
 from charrnn_jax.processes import first_then_others, from_first, say_once
 from charrnn_jax.registry import HOOKS, RULES, compare_registered
+from charrnn_jax.training.averaging import start_average
 from charrnn_jax.training.devices import make_mesh, place_state
 from charrnn_jax.training.dispatch import choose_steps_per_call
 from charrnn_jax.training.optimizer import make_optimizer
@@ -96,6 +97,11 @@ def make_setup(
         dataset.splits["train"], batching=config.data.batching, seed=config.seed, **size
     )
     _check_names(config, dataset.vocabulary)
+    if config.train.patience and not len(dataset.splits["validation"]):
+        raise UserError(
+            f"config.train.patience is {config.train.patience}, but there is no validation split "
+            "to judge by: set --config.data.validation_fraction=0.1, or --config.train.patience=0"
+        )
     num_steps = config.train.num_steps or config.train.num_epochs * batches.steps_per_epoch
     mesh = make_mesh(
         data_devices=config.train.data_devices,
@@ -118,6 +124,8 @@ def make_setup(
             state.params, source, config=config.model, vocabulary=vocabulary
         )
         state = replace(state, params=params)
+    if config.train.averaging != "none":
+        state = start_average(state)
     return Setup(
         config=config,
         workdir=workdir,

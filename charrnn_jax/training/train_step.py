@@ -77,9 +77,8 @@ class TrainState:
     def evaluated_params(self) -> Params:
         """Returns the parameters to evaluate, sample from and export: the average, if there is one.
 
-        The optimizer "schedule_free" has one of its own.
-
-        Parameters that are not averaged are returned as they are, not as copies.
+        The optimizer "schedule_free" has an average of its own. Parameters that are not averaged
+        are returned as they are, not as copies.
         """
         if self.average is None:
             return averaged_weights(self.params, self.opt_state)
@@ -121,8 +120,8 @@ class Traced:
 
     Attributes:
       goes_to: what uses it: "start" (only the state before the first step), "model" (it is a field
-        of `CharRNN`), "optimizer" (it is an argument of the optimizer's update) or "regularisers"
-        (it is the weight of a penalty).
+        of `CharRNN`), "optimizer" (it is an argument of the optimizer's update), "regularisers" (it
+        is the weight of a penalty) or "averaging".
       zero_is_another_program: whether the program leaves something out if the number is zero (or
         negative). If so, zero cannot be traced.
     """
@@ -146,6 +145,8 @@ TRACED_FIELDS = {
     "optimizer.weight_decay": Traced("optimizer", zero_is_another_program=True),
     "train.activation_penalty": Traced("regularisers", zero_is_another_program=True),
     "train.temporal_penalty": Traced("regularisers", zero_is_another_program=True),
+    "train.ema_decay": Traced("averaging"),
+    "train.tail_fraction": Traced("averaging"),
 }
 
 
@@ -160,11 +161,13 @@ class TracedHyperparameters:
       model: numbers in place of fields of the model.
       optimizer: numbers in place of those that the optimizer was made with.
       regularisers: numbers in place of the weights of the penalties.
+      averaging: numbers in place of the config's, see `averaging`.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     regularisers: dict[str, Any] = field(default_factory=dict)
+    averaging: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "TracedHyperparameters":
@@ -174,7 +177,8 @@ class TracedHyperparameters:
             traced = TRACED_FIELDS.get(name)
             if traced and (value > 0 or not traced.zero_is_another_program):
                 numbers[traced.goes_to][name.split(".")[-1]] = jnp.float32(value)
-        return cls(numbers["model"], numbers["optimizer"], numbers["regularisers"])
+        numbers.pop("start", None)
+        return cls(**numbers)
 
 
 TrainStep = Callable[..., tuple[TrainState, dict[str, Any]]]  # (state, batch, maybe hyper=)

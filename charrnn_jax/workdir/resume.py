@@ -33,7 +33,7 @@ _MAY_CHANGE = (
 )
 _MAY_NOT_CHANGE = (
     *("train.init_from", "train.loss", "train.step", "train.regularisers"),
-    *("train.activation_penalty", "train.temporal_penalty"),
+    *("train.activation_penalty", "train.temporal_penalty", "train.averaging"),
 )
 
 
