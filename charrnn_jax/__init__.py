@@ -20,6 +20,8 @@ Models
   activations          outputs of every recurrent unit after every token
   summary              table of layers and parameter counts
   Cell                 what the package knows of a recurrent cell
+  Fused, CellWeights, Weights, Operations
+                       its fused form, and what this gets and gives
 
 Training
   train                trains a config in a workdir, or resumes the run there
@@ -27,6 +29,8 @@ Training
   TrainState           everything that training continues from
   create_train_state   the state before the first step
   train_step           (state, batch) -> (state, metrics)
+  Regulariser          what a regulariser may change in a train step
+  Activations          what it sees of the forward pass
   make_optimizer       a `config.optimizer` section -> Optax optimizer
   cross_entropy        loss of every prediction, in nats
   CrossEntropy         a sum of losses and its count
@@ -65,7 +69,7 @@ Runs on disk
 
 Your own code, by a name for the config
   register_cell, register_loss, register_optimizer, register_train_step, register_hook,
-  register_rule, register_protocol
+  register_regulariser, register_rule, register_protocol
 """
 
 from importlib import import_module
@@ -104,18 +108,25 @@ if TYPE_CHECKING:
     from charrnn_jax.generation.sampler import prime as prime
     from charrnn_jax.generation.sampler import sample_step as sample_step
     from charrnn_jax.models.cells.cell import Cell as Cell
+    from charrnn_jax.models.cells.cell import CellWeights as CellWeights
+    from charrnn_jax.models.cells.cell import Fused as Fused
+    from charrnn_jax.models.cells.cell import Operations as Operations
+    from charrnn_jax.models.cells.cell import Weights as Weights
     from charrnn_jax.models.char_rnn import CharRNN as CharRNN
     from charrnn_jax.models.char_rnn import activations as activations
     from charrnn_jax.models.char_rnn import forward as forward
     from charrnn_jax.models.char_rnn import initialize_params as initialize_params
     from charrnn_jax.models.char_rnn import make_model as make_model
     from charrnn_jax.models.char_rnn import summary as summary
+    from charrnn_jax.models.regularisers.regulariser import Activations as Activations
+    from charrnn_jax.models.regularisers.regulariser import Regulariser as Regulariser
     from charrnn_jax.models.stepping import prepare as prepare
     from charrnn_jax.registry import register_cell as register_cell
     from charrnn_jax.registry import register_hook as register_hook
     from charrnn_jax.registry import register_loss as register_loss
     from charrnn_jax.registry import register_optimizer as register_optimizer
     from charrnn_jax.registry import register_protocol as register_protocol
+    from charrnn_jax.registry import register_regulariser as register_regulariser
     from charrnn_jax.registry import register_rule as register_rule
     from charrnn_jax.registry import register_train_step as register_train_step
     from charrnn_jax.sweeps.units import load_sweep as load_sweep
@@ -150,7 +161,7 @@ _NAMES = {
     "generation.continuation": ["Continuation"],
     "generation.rules": ["Rule"],
     "generation.sampler": ["generate", "prime", "sample_step", "Sampler"],
-    "models.cells.cell": ["Cell"],
+    "models.cells.cell": ["Cell", "CellWeights", "Fused", "Operations", "Weights"],
     "models.char_rnn": [
         "activations",
         "CharRNN",
@@ -159,6 +170,7 @@ _NAMES = {
         "make_model",
         "summary",
     ],
+    "models.regularisers.regulariser": ["Activations", "Regulariser"],
     "models.stepping": ["prepare"],
     "registry": [
         "register_cell",
@@ -166,6 +178,7 @@ _NAMES = {
         "register_loss",
         "register_optimizer",
         "register_protocol",
+        "register_regulariser",
         "register_rule",
         "register_train_step",
     ],

@@ -45,34 +45,47 @@ def default_config() -> ConfigDict:
     config.data.carry_reset_rate = 0.0  # lanes: how often a lane's carry is reset; 0 to below 1
 
     config.model = ConfigDict()
-    config.model.cell = "gru"  # "gru", "lstm", "rnn", or a registered cell
+    config.model.cell = "gru"  # name of a built-in cell, see docs/cells.md, or of a registered one
     config.model.embedding_size = 256  # units of the embedding of a character; 1 to 2**20
     config.model.hidden_size = 1024  # units of each recurrent layer; from 1 to 2**20
     config.model.num_layers = 1  # recurrent layers; from 1 to 100
+    config.model.residual = "none"  # "none"; "add": each layer above the first adds what it reads
+    config.model.readout = "last"  # layers that the dense layer reads: "last" or "all"
+    config.model.output_embedding = "own"  # "own" kernel; "tied": the dense layer shares the table
+    config.model.embedding_rank = 0  # columns of the first factor of the table; 0: not factored
+    config.model.embedding_dropout = 0.0  # rate of dropping a character, once per training step
     config.model.input_dropout = 0.0  # dropout rate on the embedding; from 0 to below 1
     config.model.dropout = 0.0  # dropout rate on the output of each recurrent layer; 0 to below 1
+    config.model.output_dropout = -1.0  # the same for the last layer alone; -1: as model.dropout
     config.model.dropout_noise = "step"  # "step": drawn per character; "locked": once per sequence
+    config.model.weight_dropout = 0.0  # dropout rate on recurrent kernels, once per training step
+    config.model.zoneout = 0.0  # rate at which units of the carry keep their value; 0 to below 1
     config.model.implementation = "auto"  # "auto" (the cell's best), "scan", "fused" or "parallel"
     config.model.init_scale = 1.0  # factor of all matrices at initialisation; above 0
     config.model.dtype = "float32"  # type of the operands of products: "float32" or "bfloat16"
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"  # "adam", "adamw", "rmsprop", "sgd", or a registered optimizer
+    config.optimizer.name = "adam"  # "adam", "adamw", "lion" (all in docs/methods.md), or your own
     config.optimizer.learning_rate = 1e-3  # peak learning rate; above 0
-    config.optimizer.schedule = "constant"  # after warm-up: "constant", "linear" or "cosine"
+    config.optimizer.schedule = "constant"  # after warm-up: "constant", "linear", "cosine", "wsd"
     config.optimizer.warmup_steps = 0  # training steps of linear warm-up to the peak; 0: none
-    config.optimizer.final_fraction = 0.0  # linear, cosine: last rate / peak; from 0 to below 1
+    config.optimizer.final_fraction = 0.0  # unless constant: last rate / peak; from 0 to below 1
+    config.optimizer.decay_fraction = 0.2  # wsd: share of the training that decays; above 0, to 1
     config.optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0: no clipping
-    config.optimizer.weight_decay = 0.0  # of matrices; decoupled in adamw, otherwise L2; 0: none
+    config.optimizer.weight_decay = 0.0  # of matrices; L2 in adam, rmsprop, sgd; 0: none
     config.optimizer.beta1 = 0.9  # adam, adamw: decay rate of the mean gradient; from 0 to below 1
     config.optimizer.beta2 = 0.999  # adam, adamw: decay rate of the squared gradient; 0 to below 1
     config.optimizer.epsilon = 1e-7  # adam, adamw, rmsprop: added to the denominator; above 0
     config.optimizer.rms_decay = 0.9  # rmsprop: decay rate of the squared gradient; 0 to below 1
     config.optimizer.momentum = 0.0  # sgd: momentum, from 0 to below 1; 0: none
+    config.optimizer.muon_ratio = 0.2  # muon: RMS of a kernel's update / learning rate; above 0
 
     config.train = ConfigDict()
     config.train.init_from = ""  # workdir of a run whose best weights to start from; "": none
     config.train.loss = "cross_entropy"  # loss to minimise: "cross_entropy", or a registered loss
+    config.train.regularisers = ""  # registered regularisers, separated by commas; "": none
+    config.train.activation_penalty = 0.0  # weight of the mean square of the last outputs; 0: none
+    config.train.temporal_penalty = 0.0  # weight of the mean square of their changes; 0: none
     config.train.step = "standard"  # "standard", or a registered train step
     config.train.hooks = ""  # names of registered hooks, separated by commas; "": none
     config.train.num_epochs = 20  # passes over the training split; at least 1
@@ -82,6 +95,11 @@ def default_config() -> ConfigDict:
     config.train.sampled_inputs = "none"  # own inputs: "none", "linear" or "inverse_sigmoid" growth
     config.train.sampled_share = 0.5  # share of inputs that are the model's own at the end; 0 to 1
     config.train.rollout_length = 0  # characters that the model writes in each sequence; 0: none
+    config.train.max_seconds = 0.0  # training ends after this time, or its steps if earlier; 0: off
+    config.train.patience = 0  # training ends after so many evaluations without a new best; 0: off
+    config.train.averaging = "none"  # evaluated weights: "none" (the last ones), "ema" or "tail"
+    config.train.ema_decay = 0.999  # ema: share of the average that a step keeps; 0 to below 1
+    config.train.tail_fraction = 0.25  # tail: share of the training that is averaged; above 0, to 1
     config.train.on_nonfinite = "stop"  # a step with a NaN is never applied: "stop", or "skip" it
     config.train.max_skipped_steps = 10  # "skip": training stops after more than this in a row
     config.train.max_loss_ratio = 3.0  # stops if a row's loss is above this x the first; 0: off
@@ -89,6 +107,7 @@ def default_config() -> ConfigDict:
     config.train.model_devices = 1  # devices that share the hidden units; at least 1
     config.train.steps_per_call = 0  # training steps in one call of the device; 0: chosen by size
     config.train.log_every_steps = 50  # steps averaged in one row of metrics.jsonl; at least 1
+    config.train.gradient_noise = "off"  # "on": measured at each evaluation, for one step's time
     config.train.evaluate_every_steps = 0  # steps between evaluations, which save too; 0: one epoch
     config.train.sample_every_steps = 0  # steps between samples; 0: one epoch
     config.train.checkpoint_every_steps = 0  # steps between checkpoints; 0: one epoch
@@ -153,17 +172,29 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.embedding_size": _from_to(1, 2**20),
     "model.hidden_size": _from_to(1, 2**20),
     "model.num_layers": _from_to(1, 100),
+    "model.residual": _one_of("none", "add"),
+    "model.readout": _one_of("last", "all"),
+    "model.output_embedding": _one_of("own", "tied"),
+    "model.embedding_rank": _from_to(0, 2**20),
+    "model.embedding_dropout": _between(0, 1),
     "model.input_dropout": _between(0, 1),
     "model.dropout": _between(0, 1),
+    "model.output_dropout": (
+        lambda value: value == -1 or 0 <= value < 1,
+        "-1, or at least 0 and below 1",
+    ),
     "model.dropout_noise": _one_of("step", "locked"),
+    "model.weight_dropout": _between(0, 1),
+    "model.zoneout": _between(0, 1),
     "model.implementation": _one_of("auto", "scan", "fused", "parallel"),
     "model.init_scale": _POSITIVE,
     "model.dtype": _one_of("float32", "bfloat16"),
     "optimizer.name": _ANY,
     "optimizer.learning_rate": _POSITIVE,
-    "optimizer.schedule": _one_of("constant", "linear", "cosine"),
+    "optimizer.schedule": _one_of("constant", "linear", "cosine", "wsd"),
     "optimizer.warmup_steps": _at_least(0),
     "optimizer.final_fraction": _between(0, 1),
+    "optimizer.decay_fraction": (lambda value: 0 < value <= 1, "above 0, and at most 1"),
     "optimizer.clip_norm": _at_least(0),
     "optimizer.weight_decay": _at_least(0),
     "optimizer.beta1": _between(0, 1),
@@ -171,8 +202,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.epsilon": _POSITIVE,
     "optimizer.rms_decay": _between(0, 1),
     "optimizer.momentum": _between(0, 1),
+    "optimizer.muon_ratio": _POSITIVE,
     "train.init_from": _PATH,
     "train.loss": _ANY,
+    "train.regularisers": _ANY,
+    "train.activation_penalty": _at_least(0),
+    "train.temporal_penalty": _at_least(0),
     "train.step": _ANY,
     "train.hooks": _ANY,
     "train.num_epochs": _at_least(1),
@@ -182,6 +217,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.sampled_inputs": _one_of("none", "linear", "inverse_sigmoid"),
     "train.sampled_share": _from_to(0, 1),
     "train.rollout_length": _at_least(0),
+    "train.max_seconds": _at_least(0),
+    "train.patience": _at_least(0),
+    "train.averaging": _one_of("none", "ema", "tail"),
+    "train.ema_decay": _between(0, 1),
+    "train.tail_fraction": (lambda value: 0 < value <= 1, "above 0, and at most 1"),
     "train.on_nonfinite": _one_of("stop", "skip"),
     "train.max_skipped_steps": _at_least(0),
     "train.max_loss_ratio": _at_least(0),
@@ -189,6 +229,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.model_devices": _at_least(1),
     "train.steps_per_call": _at_least(0),
     "train.log_every_steps": _at_least(1),
+    "train.gradient_noise": _one_of("off", "on"),
     "train.evaluate_every_steps": _at_least(0),
     "train.sample_every_steps": _at_least(0),
     "train.checkpoint_every_steps": _at_least(0),
@@ -267,6 +308,16 @@ def validate(config: ConfigDict) -> None:
         for name in known.names_in(flat[known.field]):
             if name not in known:
                 raise known.missing(name)
+    if config.train.gradient_noise == "on" and config.data.batch_size == 1:
+        raise UserError(
+            "config.train.gradient_noise compares parts of a batch, and config.data.batch_size is "
+            "1: it must be at least 2"
+        )
+    if config.train.averaging != "none" and config.optimizer.name == "schedule_free":
+        raise UserError(
+            f"config.train.averaging is {config.train.averaging!r}, but the optimizer "
+            "'schedule_free' has an average of its own: set --config.train.averaging=none"
+        )
     held_out = config.data.validation_fraction + config.data.test_fraction
     if held_out >= 1:
         raise UserError(

@@ -147,11 +147,28 @@ def _source(file: str) -> Source:
     return Source(str(path.resolve()), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-CELLS: Registry[Any] = Registry("cell", field="model.cell", built_in=["gru", "lstm", "rnn"])
+CELLS: Registry[Any] = Registry(
+    "cell",
+    field="model.cell",
+    built_in=[
+        "gru",
+        "lstm",
+        "rnn",
+        "layer_norm_gru",
+        "layer_norm_lstm",
+        "mogrifier_lstm",
+        "slstm",
+    ],
+)
 OPTIMIZERS: Registry[Any] = Registry(
-    "optimizer", field="optimizer.name", built_in=["adam", "adamw", "rmsprop", "sgd"]
+    "optimizer",
+    field="optimizer.name",
+    built_in=["adam", "adamw", "rmsprop", "sgd", "lion", "adan", "muon", "schedule_free"],
 )
 LOSSES: Registry[Any] = Registry("loss", field="train.loss", built_in=["cross_entropy"])
+REGULARISERS: Registry[Any] = Registry(
+    "regulariser", field="train.regularisers", built_in=[], several=True
+)
 TRAIN_STEPS: Registry[Any] = Registry("train step", field="train.step", built_in=["standard"])
 HOOKS: Registry[Any] = Registry("hook", field="train.hooks", built_in=[], several=True)
 PROTOCOLS: Registry[Any] = Registry(
@@ -159,7 +176,7 @@ PROTOCOLS: Registry[Any] = Registry(
 )
 RULES: Registry[Any] = Registry("rule", field="sample.rules", built_in=[], several=True)
 
-ALL = (CELLS, OPTIMIZERS, LOSSES, TRAIN_STEPS, HOOKS, PROTOCOLS, RULES)
+ALL = (CELLS, OPTIMIZERS, LOSSES, REGULARISERS, TRAIN_STEPS, HOOKS, PROTOCOLS, RULES)
 
 
 def register_cell(cell: Any) -> None:
@@ -177,7 +194,7 @@ def register_optimizer(name: str, make: Callable[..., Any]) -> None:
     Args:
       name: name that the config uses.
       make: function (config.optimizer, learning_rate=, weight_decay=) -> sequence of Optax
-        transformations, such as [optax.lion(learning_rate)]. The learning rate is the config's
+        transformations, such as [optax.nadam(learning_rate)]. The learning rate is the config's
         schedule, a function of the step. The gradient is already clipped as the config says.
     """
     OPTIMIZERS.register(name, make, depth=2)
@@ -192,6 +209,16 @@ def register_loss(name: str, loss_fn: Callable[..., Any]) -> None:
         minimised.
     """
     LOSSES.register(name, loss_fn, depth=2)
+
+
+def register_regulariser(name: str, make: Callable[..., Any]) -> None:
+    """Registers a regulariser for `config.train.regularisers`.
+
+    Args:
+      name: name that the config uses.
+      make: function (config) -> `Regulariser`.
+    """
+    REGULARISERS.register(name, make, depth=2)
 
 
 def register_train_step(name: str, train_step: Callable[..., Any]) -> None:

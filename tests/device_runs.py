@@ -37,14 +37,16 @@ BATCHES = make_batches(
 )
 
 
-def new_state(mesh, *, cell: str, implementation: str, dropout: float) -> TrainState:
+def new_state(
+    mesh, *, cell: str, implementation: str, dropout: float, optimizer: str = "adam"
+) -> TrainState:
     config = default_config().model
     config.cell, config.implementation = cell, implementation
     config.embedding_size, config.hidden_size = 8, HIDDEN_SIZE
     config.dropout = config.input_dropout = dropout
     state = create_train_state(
         make_model(config, vocabulary_size=20),
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)),
+        optax.chain(optax.clip_by_global_norm(1.0), getattr(optax, optimizer)(1e-2)),
         seed=0,
         batch_size=BATCH_SIZE,
     )

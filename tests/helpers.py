@@ -15,6 +15,7 @@ from conftest import ROOT
 
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.generation.sampler import Sampler
+from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 from charrnn_jax.models.char_rnn import forward as unjitted_forward
 from charrnn_jax.training.train_step import TrainState
@@ -34,6 +35,9 @@ def slow(*values: Any) -> Any:
 
 # --- models -------------------------------------------------------------------------------------
 
+# For tests of many cases a cell; without `-m slow`, of the first cells only.
+EVERY_CELL = [cell if cell in ("gru", "lstm", "rnn") else slow(cell) for cell in CELLS]
+
 
 def make(cell: str, num_layers: int = 1, seed: int = 0):
     """A model, parameters with no zeros in them, a carry that is not zero, and tokens."""
@@ -47,7 +51,17 @@ def make(cell: str, num_layers: int = 1, seed: int = 0):
     carry = jax.tree.map(
         lambda c: jnp.asarray(rng.normal(size=c.shape), jnp.float32), model.initialize_carry(B)
     )
+    carry = tuple(possible(cell, layer_carry) for layer_carry in carry)
     return model, params, carry, jnp.asarray(rng.integers(0, V, (B, T)))
+
+
+def possible(cell: str, carry: Any) -> Any:
+    """The carry of a layer, with numbers of any size made such as the cell can have after a step:
+    the sLSTM divides by its n, which is then at least 1."""
+    if cell != "slstm":
+        return carry
+    c, n, m, h = carry
+    return c, jnp.where(n == 0, 0, 1 + abs(n)), m, h
 
 
 def sampler(**changes) -> Sampler:

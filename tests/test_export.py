@@ -74,6 +74,8 @@ def export_tiny(folder: Path, params, **changes) -> None:
         ("lstm", 2, (1,), {"dtype": "bfloat16"}),
         ("rnn", 2, (5,), {}),
         ("gru", 2, (5,), {"implementation": "scan"}),
+        slow("mogrifier_lstm", 2, (5,), {}),
+        slow("slstm", 2, (5,), {}),
     ],
 )
 def test_exported_step_equals_ours_bit_for_bit(
@@ -210,7 +212,19 @@ def test_equations_of_the_card_are_what_the_model_computes(cell: str) -> None:
     """Run as Python, with the parameters that they name."""
     model, params, carry, tokens = jax.device_get(make(cell, num_layers=2))
     weights = flatten_dict(params, sep="/")
-    names = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "tanh": np.tanh, "p": weights}
+    names = {
+        **{name: getattr(np, name) for name in ("tanh", "exp", "log", "where", "maximum", "inf")},
+        "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+        "joined": lambda *v: np.concatenate(v, axis=-1),
+        "split": lambda v, parts: np.split(v, parts, axis=-1),
+        "norm": lambda v: (
+            (v - v.mean(-1, keepdims=True)) / np.sqrt(v.var(-1, keepdims=True) + 1e-5)
+        ),
+        "heads": lambda h, k: np.hstack(
+            [part @ one for part, one in zip(np.split(h, len(k), axis=1), k, strict=True)]
+        ),
+        "p": weights,
+    }
     x = weights["embedding/embedding"][tokens[:, 0]]
     for layer, layer_carry in enumerate(carry):
         state = dict(
@@ -219,7 +233,7 @@ def test_equations_of_the_card_are_what_the_model_computes(cell: str) -> None:
             )
         )
         equations = CELLS[cell].equations
-        equations = re.sub(r"(\w+/(kernel|bias))", rf"p['layers_{layer}/cell/\1']", equations)
+        equations = re.sub(r"(\w+/(kernel|bias|scale))", rf"p['layers_{layer}/cell/\1']", equations)
         exec(equations, scope := {**names, **state, "x": x})
         x = scope["h"]
     logits = x @ weights["dense/kernel"] + weights["dense/bias"][None]

@@ -56,6 +56,6 @@ def test_every_example_of_the_page_runs_as_it_is_written(
     assert "warm-64" in evaluated
     assert "unit " in outputs["python units.py"]
     measured = (folder / "runs" / "methods-train.step=measured" / "metrics.jsonl").read_text()
-    assert "train/update_ratio" in measured
+    assert "train/carry_norm" in measured
     sampled = outputs["charrnn sample --config=letters.py --rule=fewer_letters --num_chars=100"]
     assert "characters/s" in sampled

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import VOCABULARY, E, H, forward, make, slow
+from helpers import EVERY_CELL, VOCABULARY, E, H, forward, make, slow
 
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
@@ -20,7 +20,6 @@ from charrnn_jax.generation.sampler import (
     sample_step,
 )
 from charrnn_jax.generation.writer import Sample
-from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 from charrnn_jax.models.stepping import prepare, step
 
@@ -174,7 +173,7 @@ def test_a_chunk_equals_single_steps() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3, 20])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", EVERY_CELL)
 def test_prepared_step_equals_the_model(
     cell: str, batch_size: int, transposed: bool, dtype: str
 ) -> None:
@@ -201,7 +200,7 @@ def test_scan_and_fused_write_the_same_text_and_only_fused_rounds() -> None:
     with pytest.raises(ValueError, match="float32 or bfloat16"):
         Sampler(params, model=kwargs["model"], vocabulary=VOCABULARY, dtype="float16")
     rounded = Sampler(params, model=kwargs["model"], vocabulary=VOCABULARY, dtype="bfloat16")
-    assert rounded._prepare(transposed=False).layers[0].kernel.dtype == jnp.bfloat16
+    assert rounded._prepare(transposed=False).layers[0].recurrent.kernels["h"].dtype == jnp.bfloat16
     assert len(rounded.generate(["bad"], num_chars=10)[0].text) == 10
 
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import B, E, H, T, V, forward, make
+from helpers import EVERY_CELL, B, E, H, T, V, forward, make
 
 from charrnn_jax.evaluation.metrics import cross_entropy
 from charrnn_jax.models.cells import CELLS
@@ -10,7 +10,7 @@ from charrnn_jax.models.char_rnn import CharRNN, initialize_params, summary
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", EVERY_CELL)
 def test_model_equals_a_python_loop_over_cells(cell: str, num_layers: int) -> None:
     model, params, carry, tokens = make(cell, num_layers)
     new_carry, logits = forward(params, carry, tokens, model=model)
@@ -30,7 +30,7 @@ def test_model_equals_a_python_loop_over_cells(cell: str, num_layers: int) -> No
     )
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", EVERY_CELL)
 def test_text_in_two_pieces_equals_text_in_one(cell: str) -> None:
     model, params, carry, tokens = make(cell, num_layers=2)
     end, logits = forward(params, carry, tokens, model=model)

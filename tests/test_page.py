@@ -23,7 +23,6 @@ from charrnn_jax.errors import UserError
 from charrnn_jax.export.page import PAGE_DTYPES, page_weights, write_page
 from charrnn_jax.generation.sampler import encode_prompt
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
-from charrnn_jax.models.fused import output
 from charrnn_jax.models.stepping import StepWeights, prepare, step
 
 LETTERS = Vocabulary("\n abcdefghi")
@@ -64,7 +63,7 @@ def greedy(
     def read(carry: Any, token: jax.Array) -> Any:
         carry, logits = step(weights, carry, token[None], model=model)
         probabilities = jax.nn.softmax(logits[0].at[UNK_ID].set(-jnp.inf))
-        return carry, probabilities, jnp.stack([output(layer)[0] for layer in carry])
+        return carry, probabilities, jnp.stack([jax.tree.leaves(layer)[-1][0] for layer in carry])
 
     carry, tokens, read_so_far = model.initialize_carry(1), prompt.tolist(), []
     for index in range(len(prompt) + num_tokens):
@@ -596,6 +595,9 @@ def test_weights_that_a_page_cannot_hold_are_refused(tmp_path: Path) -> None:
     other = model.clone(cell="other")
     with pytest.raises(UserError, match=r"gru, lstm, rnn, not other: .* --format=folder"):
         write_page(tmp_path / "page.html", params, **{**settings, "model": other})
+    holding = model.clone(zoneout=0.1)
+    with pytest.raises(UserError, match=r"with zoneout: .* --format=folder"):
+        write_page(tmp_path / "page.html", params, **{**settings, "model": holding})
     with pytest.raises(UserError, match="not all finite in int8"):
         write_page(tmp_path / "page.html", with_weight(np.nan), **settings)
     assert not list(tmp_path.iterdir())

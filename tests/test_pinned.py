@@ -16,6 +16,10 @@ PINNED = {
     "gru": (2.2492679, 0.37467727),
     "lstm": (2.2831601, 0.30950797),
     "rnn": (2.2571564, 0.49061135),
+    "mogrifier_lstm": (2.2736602, 0.2988747),
+    "slstm": (2.2858113, 0.3379358),
+    "layer_norm_gru": (2.2579335, 1.8008692),
+    "layer_norm_lstm": (2.3185303, 0.77614775),
 }
 WHEN_TO_CHANGE = (
     "a step of {cell} has changed: loss {loss:.7f}, gradient norm {norm:.7f}, pinned {pinned}. "

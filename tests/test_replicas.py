@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from charrnn_jax.config import override_values, to_json
 from charrnn_jax.errors import BusyError, DivergedError, Interrupted, UserError
 from charrnn_jax.files import locked
+from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.dropout import Dropout
 from charrnn_jax.training import replicas
 from charrnn_jax.training.loop import train
@@ -30,8 +31,20 @@ from charrnn_jax.workdir.run import load_run
 
 VARIANTS: list[dict[str, Any]] = [
     {"seed": 0},
-    {"seed": 1, "optimizer.learning_rate": 3e-3, "optimizer.weight_decay": 0.3},
-    {"seed": 2, "model.dropout": 0.5, "model.input_dropout": 0.3, "model.init_scale": 0.5},
+    {
+        "seed": 1,
+        "optimizer.learning_rate": 3e-3,
+        "optimizer.weight_decay": 0.3,
+        "train.ema_decay": 0.9,
+        "train.tail_fraction": 0.5,
+    },
+    {
+        "seed": 2,
+        "model.dropout": 0.5,
+        "model.input_dropout": 0.3,
+        "model.zoneout": 0.4,
+        "model.init_scale": 0.5,
+    },
 ]
 
 
@@ -39,9 +52,16 @@ def variants(config: ConfigDict) -> list[ConfigDict]:
     """Configs that differ in every field that replicas may differ in."""
     config = override_values(
         config,
-        {"model.dropout": 0.2, "model.input_dropout": 0.1, "optimizer.weight_decay": 0.1},
+        {
+            "model.dropout": 0.2,
+            "model.input_dropout": 0.1,
+            "model.zoneout": 0.2,
+            "optimizer.weight_decay": 0.1,
+            "train.averaging": "ema",
+        },
     )
     config = override_values(config, {"optimizer.name": "adamw", "optimizer.schedule": "cosine"})
+    config.optimizer.warmup_steps = 7
     return [override_values(config, variant) for variant in VARIANTS]
 
 
@@ -64,7 +84,9 @@ def params_of(workdir: Path) -> Any:
     return load_run(workdir, checkpoint="latest").params
 
 
-@pytest.mark.parametrize(("batching", "cell"), [("chunks", "gru"), slow("lanes", "rnn")])
+@pytest.mark.parametrize(
+    ("batching", "cell"), [("chunks", "gru"), slow("lanes", "rnn"), slow("lanes", "slstm")]
+)
 def test_mapped_replicas_are_bit_for_bit_what_they_are_alone(
     tiny_config: ConfigDict,
     tmp_path: Path,
@@ -74,6 +96,8 @@ def test_mapped_replicas_are_bit_for_bit_what_they_are_alone(
 ) -> None:
     tiny_config.data.batching, tiny_config.model.cell = batching, cell
     configs = variants(tiny_config)
+    if CELLS[cell].output is None:
+        configs = [override_values(config, {"model.zoneout": 0.0}) for config in configs]
     workdirs = [tmp_path / str(index) for index in range(len(configs))]
     assert train_replicas(configs, workdirs, mapping="map") == [None] * len(configs)
     for config, workdir in zip(configs, workdirs, strict=True):

@@ -143,9 +143,7 @@ def test_every_traced_number_has_a_taker_that_uses_it(tiny_config: ConfigDict) -
     config = override_values(
         tiny_config,
         {
-            "model.dropout": 0.5,
-            "model.input_dropout": 0.5,
-            "optimizer.weight_decay": 0.5,
+            **{name: 0.5 for name, of in TRACED_FIELDS.items() if of.zero_is_another_program},
             "train.rollout_length": 3,
         },
     )
@@ -155,6 +153,8 @@ def test_every_traced_number_has_a_taker_that_uses_it(tiny_config: ConfigDict) -
         "optimizer": set(
             inspect.signature(make_optimizer(config.optimizer, num_steps=9).update).parameters
         ),
+        "regularisers": {"activation_penalty", "temporal_penalty"},
+        "averaging": {"ema_decay", "tail_fraction"},
     }
     hyper = TracedHyperparameters.from_config(config)
     for name, traced in TRACED_FIELDS.items():
@@ -184,6 +184,7 @@ def test_a_traced_number_does_what_it_does_in_the_config(tiny_config: ConfigDict
     base = {
         "model.dropout": 0.2,
         "model.input_dropout": 0.2,
+        "model.zoneout": 0.2,
         "optimizer.weight_decay": 0.1,
         "optimizer.learning_rate": 0.01,
         "model.init_scale": 1.0,

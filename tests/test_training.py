@@ -301,7 +301,7 @@ def test_skipped_steps_change_nothing_but_the_count_and_too_many_end_training(
 ) -> None:
     """The first step alone, then only poisoned ones: the state is that after one step."""
     tiny_config.train.on_nonfinite, tiny_config.train.num_steps = "skip", 9
-    tiny_config.train.max_skipped_steps = 8
+    tiny_config.train.max_skipped_steps, tiny_config.train.averaging = 8, "ema"
     bad = poisoned(*range(2, 30))
     state = train(tiny_config, tmp_path / "skipped", train_step=bad)
     tiny_config.train.num_steps = 1
@@ -399,6 +399,7 @@ MAY_CHANGE = {
     "model.implementation",
     "optimizer.learning_rate",
     "optimizer.schedule",
+    "optimizer.decay_fraction",
     "evaluation.batch_size",
     *(f"sample.{name}" for name in default_config().sample),
     *(
@@ -420,12 +421,14 @@ OTHER_VALUES = {
     "optimizer.schedule": "linear",
     "train.init_from": "elsewhere",
     "train.num_steps": 3,
+    "train.max_seconds": 1e6,
     "train.on_nonfinite": "skip",
     "train.data_devices": 2,
     "train.model_devices": 1,  # there are two in all
     "train.loss": "other",
     "train.step": "other",
     "train.hooks": "other",
+    "train.gradient_noise": "on",
     "evaluation.protocol": "carried",
     "sample.prompt": "fox",
     "sample.rules": "other",

@@ -27,11 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from charrnn_jax.errors import UserError, shortened
-from charrnn_jax.models.cells import CELLS, CellWeights
+from charrnn_jax.models.cells import CELLS, CellWeights, Weights
 
 _CELL_OF_NUM_GATES: dict[float, str] = {1: "rnn", 3: "gru", 4: "lstm"}
 _KERAS_GATES = {"gru": ("z", "r", "n"), "lstm": ("i", "f", "g", "o"), "rnn": ("",)}
-_PYTORCH_GATES = {name: CELLS[name].fused.gates for name in _KERAS_GATES}
+_PYTORCH_GATES = {name: CELLS[name].gates.names for name in _KERAS_GATES}
 _MOST_ONE_HOT = 1 << 13  # characters; their table takes 256 MiB
 _WHAT_CAN_BE = "only embedding -> GRU, LSTM or RNN layers -> linear can be imported"
 
@@ -226,15 +226,18 @@ def _assemble(
 
 def _split_gates(layer: _Layer, *, cell: str, gates: Sequence[str]) -> dict[str, Any]:
     """Returns the parameters of the Flax cell. gates: their names, in the layer's order."""
-    fused = CELLS[cell].fused
-    order = [gates.index(gate) for gate in fused.gates]
+    layout = CELLS[cell].gates
+    order = [gates.index(gate) for gate in layout.names]
 
     def reorder(array: np.ndarray) -> np.ndarray:
         blocks = np.split(array, len(gates), axis=-1)
         return np.concatenate([blocks[index] for index in order], axis=-1)
 
     input_kernel, kernel, input_bias, bias = map(reorder, layer)
-    apart = len(kernel) if fused.last_bias else 0  # r multiplies only one of the last two
+    apart = len(kernel) if layout.last_bias else 0  # r multiplies only one of the last two
     input_bias[: input_bias.size - apart] += bias[: bias.size - apart]
-    last = bias[-apart:] if apart else None
-    return fused.scatter(CellWeights(input_kernel, input_bias, kernel, last))
+    last = {"h": bias[-apart:]} if apart else {}
+    weights = CellWeights(
+        Weights({"i": input_kernel}, {"i": input_bias}), Weights({"h": kernel}, last)
+    )
+    return layout.scatter(weights)

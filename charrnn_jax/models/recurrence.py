@@ -11,27 +11,48 @@ The parameters are under "cell", in the layout of the cell's Flax module.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import ArrayLike
 
 from charrnn_jax.errors import UserError
 from charrnn_jax.models.cells import CELLS, Cell
+from charrnn_jax.models.dropout import drops
 from charrnn_jax.models.fused import run_fused, run_fused_on_tokens
+from charrnn_jax.models.zoneout import (
+    Held,
+    draw_held,
+    expected_held,
+    scan_with_zoneout,
+    with_zoneout,
+)
 
 
-def choose_form(cell: Cell, *, implementation: str, dtype: str) -> str:
+def choose_form(cell: Cell, *, implementation: str, dtype: str, zoneout: ArrayLike = 0.0) -> str:
     """Returns the form in which a cell is computed: "parallel", "fused" or "scan".
 
     Args:
       cell: the cell.
       implementation: the wanted form, or "auto" for the best.
       dtype: type of the operands of products, "float32" or "bfloat16".
+      zoneout: rate of zoneout.
 
     Raises:
-      UserError: the cell does not have this form, or the form does not support the dtype.
+      UserError: the cell does not have this form, or the form does not support the dtype or
+        zoneout.
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
     forms = [form for form in ("parallel", "fused") if getattr(cell, form)] + ["scan"]
+    if drops(zoneout):
+        if cell.output is None:
+            raise UserError(f"the cell {cell.name!r} has no zoneout: set config.model.zoneout to 0")
+        if implementation == "parallel":
+            raise UserError(
+                "the implementation 'parallel' has no zoneout, which goes step by step: set "
+                "config.model.zoneout to 0, or the implementation to auto"
+            )
+        forms = [form for form in forms if form != "parallel"]
     form = forms[0] if implementation == "auto" else implementation
     if form not in forms:
         raise UserError(
@@ -54,16 +75,20 @@ class Recurrence(nn.Module):
       hidden_size: H, units of the layer.
       implementation: "auto", "scan", "fused" or "parallel".
       dtype: type of the operands of products, "float32" or "bfloat16".
+      zoneout: rate of zoneout, from 0 to below 1.
     """
 
     cell_name: str
     hidden_size: int
     implementation: str = "auto"
     dtype: str = "float32"
+    zoneout: ArrayLike = 0.0
 
     def setup(self) -> None:
         cell: Cell = CELLS[self.cell_name]
-        self.form = choose_form(cell, implementation=self.implementation, dtype=self.dtype)
+        self.form = choose_form(
+            cell, implementation=self.implementation, dtype=self.dtype, zoneout=self.zoneout
+        )
         scanned = nn.scan(
             cell.module,
             variable_broadcast="params",
@@ -73,26 +98,36 @@ class Recurrence(nn.Module):
         )
         self.cell = scanned(features=self.hidden_size)
 
-    def __call__(self, carry: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
+    def __call__(
+        self, carry: Any, inputs: jax.Array, *, deterministic: bool = True
+    ) -> tuple[Any, jax.Array]:
         """Runs over a piece of text.
 
         Args:
           carry: carry of this layer, for B sequences.
           inputs: [B, T, E] inputs of this layer.
+          deterministic: whether zoneout is its expectation; otherwise it needs an rng named
+            "dropout".
 
         Returns:
           (carry after the last step, outputs [B, T, H]).
         """
-        if self.form == "scan" or self.is_initializing():
+        cell, held = CELLS[self.cell_name], self._held(carry, inputs.shape[1], deterministic)
+        if self.is_initializing() or (self.form == "scan" and held is None):
             result: tuple[Any, jax.Array] = self.cell(carry, inputs)
             return result
-        cell, params = CELLS[self.cell_name], self.variables["params"]["cell"]
+        params = self.variables["params"]["cell"]
+        if self.form == "scan":
+            return scan_with_zoneout(
+                params, carry, inputs, cell=cell, hidden_size=self.hidden_size, held=held
+            )
         if self.form == "parallel":
             return cell.parallel(params, carry, inputs, dtype=self.dtype)
-        return run_fused(params, carry, inputs, fused=cell.fused, dtype=self.dtype)
+        fused = cell.fused if held is None else with_zoneout(cell)
+        return run_fused(params, carry, inputs, fused=fused, dtype=self.dtype, held=held)
 
     def on_tokens(
-        self, carry: Any, tokens: jax.Array, *, table: jax.Array
+        self, carry: Any, tokens: jax.Array, *, table: jax.Array, deterministic: bool = True
     ) -> tuple[Any, jax.Array]:
         """Runs over the embeddings of tokens; equals a call with table[tokens].
 
@@ -100,13 +135,26 @@ class Recurrence(nn.Module):
           carry: carry of this layer, for B sequences.
           tokens: [B, T] ids.
           table: [V, E] embeddings.
+          deterministic: as in a call.
 
         Returns:
           (carry after the last token, outputs [B, T, H]).
         """
         if self.form != "fused" or self.is_initializing():
-            return self(carry, table[tokens])
-        params, fused = self.variables["params"]["cell"], CELLS[self.cell_name].fused
+            return self(carry, table[tokens], deterministic=deterministic)
+        cell, held = CELLS[self.cell_name], self._held(carry, tokens.shape[1], deterministic)
+        fused = cell.fused if held is None else with_zoneout(cell)
+        params = self.variables["params"]["cell"]
         return run_fused_on_tokens(
-            params, carry, tokens, table=table, fused=fused, dtype=self.dtype
+            params, carry, tokens, table=table, fused=fused, dtype=self.dtype, held=held
         )
+
+    def _held(self, carry: Any, length: int, deterministic: bool) -> Held | None:
+        """Returns which units keep their values in each of T steps; None: there is no zoneout."""
+        if not drops(self.zoneout):
+            return None
+        if not deterministic:
+            key = self.make_rng("dropout")
+            return draw_held(key, carry, rate=self.zoneout, length=length)
+        held = expected_held(carry, rate=self.zoneout)
+        return jax.tree.map(lambda d: jnp.broadcast_to(d, (length, *d.shape)), held)

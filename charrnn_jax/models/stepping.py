@@ -1,9 +1,9 @@
 """A trained model one character at a time, with weights that are arranged for this once.
 
-  table     the input side of the first layer's gates for every token: the embedding times the first
+  table     the input side of the first layer for every token, such as the embedding times the first
             input kernel
-  kernels   the gates of a layer side by side, in the dtype of the products; transposed or not, see
-            `prefers_transposed`
+  kernels   those of the fused form, such as all gates side by side, in the dtype of the products;
+            transposed or not, see `prefers_transposed`
 
 The equations are those of the cell. A model whose form is not "fused" keeps its own parameters and
 is called directly, which is the reference.
@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from charrnn_jax.models.cells import CELLS, CellWeights
+from charrnn_jax.models.cells import CELLS, CellWeights, Operations, Weights
 from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward
-from charrnn_jax.models.fused import fused_step, output
-from charrnn_jax.models.products import dot, product, times_transposed
+from charrnn_jax.models.dropout import drops
+from charrnn_jax.models.ends import dense_kernel
+from charrnn_jax.models.fused import fused_read, input_of_step, repeat, times_kernel
 from charrnn_jax.models.recurrence import choose_form
+from charrnn_jax.models.zoneout import expected_held, with_zoneout
 
 
 @struct.dataclass
@@ -28,14 +30,15 @@ class StepWeights:
     """Parameters of a model in the layout that `step` reads.
 
     Attributes:
-      table: [V, G H] input side of the first layer's G gates for every token, with biases.
-      layers: weights of each layer; the input kernel and bias of the first are in the table.
-      dense_kernel: [H, V] kernel of the dense layer.
+      table: input side of the first layer for every token, [V, N] or a tuple of such.
+      layers: weights of each layer; those of the first's input side are in the table.
+      dense_kernel: kernel of the dense layer, [H, V], or [L H, V] if it reads all layers. If it is
+        tied to the embedding, the product of its matrices.
       dense_bias: [V] bias of the dense layer.
       transposed: whether all kernels, including the dense one, are transposed; static.
     """
 
-    table: jax.Array
+    table: Any
     layers: tuple[CellWeights, ...]
     dense_kernel: jax.Array
     dense_bias: jax.Array
@@ -80,27 +83,29 @@ def prepare(params: Params, *, model: CharRNN, transposed: bool, dtype: str | No
 
 def check_dtype(dtype: str, *, model: CharRNN) -> str:
     """Returns the form in which a model steps with products of `dtype`; see `choose_form`."""
-    return choose_form(CELLS[model.cell], implementation=model.implementation, dtype=dtype)
+    return choose_form(
+        CELLS[model.cell], implementation=model.implementation, dtype=dtype, zoneout=model.zoneout
+    )
 
 
 @partial(jax.jit, static_argnames=("model", "dtype", "transposed"))
 def _lay_out(params: Params, *, model: CharRNN, dtype: str, transposed: bool) -> StepWeights:
     def arrange(kernel: jax.Array) -> jax.Array:
-        return (kernel.T if transposed else kernel).astype(dtype)
+        return (kernel.swapaxes(-1, -2) if transposed else kernel).astype(dtype)
+
+    def arrange_all(weights: Weights) -> Weights:
+        return weights._replace(kernels=jax.tree.map(arrange, weights.kernels))
 
     fused = CELLS[model.cell].fused
     gathered = [fused.gather(params[f"layers_{i}"]["cell"]) for i in range(model.num_layers)]
-    first = gathered[0]
-    table = product(params["embedding"]["embedding"], first.input_kernel, dtype=dtype)
-    layers = tuple(
-        layer._replace(input_kernel=arrange(layer.input_kernel), kernel=arrange(layer.kernel))
-        for layer in gathered
+    layers = [CellWeights(*map(arrange_all, weights)) for weights in gathered]
+    embedding: Any = model.clone(dtype=dtype).apply(
+        {"params": params}, method=lambda model: model.embedding()
     )
-    empty = jnp.zeros((0,))
     return StepWeights(
-        table=table + first.input_bias[None],
-        layers=(layers[0]._replace(input_kernel=empty, input_bias=empty), *layers[1:]),
-        dense_kernel=arrange(params["dense"]["kernel"]),
+        table=fused_read(fused, gathered[0].inputs, embedding, dtype=dtype),
+        layers=(layers[0]._replace(inputs=Weights({}, {})), *layers[1:]),
+        dense_kernel=arrange(dense_kernel(params["dense"], table=embedding)),
         dense_bias=params["dense"]["bias"],
         transposed=transposed,
     )
@@ -124,24 +129,28 @@ def step(
         carry, logits = forward(weights, carry, tokens[:, None], model=model)
         return carry, logits[:, 0]
 
-    def times(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return times_transposed(x, kernel) if weights.transposed else dot(x, kernel, ((1,), (0,)))
+    times = partial(times_kernel, transposed=weights.transposed)
 
-    fused = CELLS[model.cell].fused
+    def operations(of: Weights) -> Operations:
+        vectors = repeat(of.vectors, tokens.shape[0])
+        return Operations(lambda name, x: times(x, of.kernels[name]), vectors)
+
+    cell = CELLS[model.cell]
+    fused = with_zoneout(cell) if drops(model.zoneout) else cell.fused
+    a = input_of_step(fused, weights.table, tokens)
     new_carry: list[Any] = []
+    outputs: list[jax.Array] = []
     for layer, layer_carry in zip(weights.layers, carry, strict=True):
-        if new_carry:
-            a = times(output(new_carry[-1]), layer.input_kernel) + layer.input_bias[None]
-        else:
-            a = weights.table[tokens]
-        layer_carry, _ = fused_step(
-            fused,
-            layer_carry,
-            a=a,
-            kernel=layer.kernel,
-            bias=layer.bias,
-            transposed=weights.transposed,
-        )
+        if outputs:
+            a = fused.read(operations(layer.inputs), outputs[-1])
+            a = input_of_step(fused, None, a)
+        if drops(model.zoneout):
+            a = a, expected_held(layer_carry, rate=model.zoneout)
+        layer_carry, y = fused.step(operations(layer.recurrent), layer_carry, a)
+        if outputs and model.residual == "add":
+            y += outputs[-1]
         new_carry.append(layer_carry)
-    logits = times(output(new_carry[-1]), weights.dense_kernel) + weights.dense_bias[None]
+        outputs.append(y)
+    read = outputs[-1] if model.readout == "last" else jnp.concatenate(outputs, axis=-1)
+    logits = times(read, weights.dense_kernel) + weights.dense_bias[None]
     return tuple(new_carry), logits

@@ -129,6 +129,8 @@ def fraction_trained(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> float:
         part = last["step"] / train.num_steps
     else:
         part = (read_number(last, "epoch") or 0.0) / train.num_epochs
+    if train.max_seconds:
+        part = max(part, (read_number(last, "seconds") or 0.0) / train.max_seconds)
     return min(max(part, 0.0), 1.0)
 
 

@@ -39,7 +39,10 @@ _STATUS_FILE = "unit.json"
 _MAX_SWEEP_BYTES = 1 << 22  # of sweep.json: tens of thousands of units
 ENDED = ("done", "diverged", "failed", "pruned")
 # A run may be resumed with other values of these fields, but a sweep could not compare it then.
-_FIXED = ("optimizer.", "train.num_steps", "train.num_epochs")
+_FIXED = (
+    *("optimizer.", "train.num_steps", "train.num_epochs", "train.max_seconds"),
+    *("train.patience", "train.ema_decay", "train.tail_fraction"),
+)
 # Losses under different values of these fields cannot be compared.
 _COMPARED = ("data.validation_fraction", "data.test_fraction", "evaluation.")
 # A scaling law is fitted to a sweep that varies only these fields.

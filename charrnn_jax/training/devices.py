@@ -158,11 +158,10 @@ def _make_whole(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
-class SignalAgreement:
-    """Turns a signal that one process receives into a decision of all, after the same call.
+class Agreement:
+    """Turns a number that each process has into one of all: the largest, after the same call.
 
-    What the processes have received is compared on the devices and read at the next call, so that
-    no process waits.
+    The numbers are compared on the devices and read at the next call, so that no process waits.
     """
 
     def __init__(self, mesh: Mesh):
@@ -171,11 +170,11 @@ class SignalAgreement:
         self._largest = jax.jit(jnp.max, out_shardings=replicated(mesh))
         self._pending: Any = 0
 
-    def __call__(self, signal_number: int | None) -> int | None:
-        """Takes the signal of this process, if any; returns the one agreed on in the last call."""
+    def __call__(self, number: int) -> int:
+        """Takes the number of this process, from 0; returns the one agreed on in the last call."""
         if jax.process_count() == 1:
-            return signal_number
-        own = np.full(self._num_rows, signal_number or 0, np.int32)
+            return number
+        own = np.full(self._num_rows, number, np.int32)
         received = jax.make_array_from_process_local_data(self._sharding, own)
         last, self._pending = self._pending, self._largest(received)
-        return int(last) or None
+        return int(last)

@@ -21,7 +21,7 @@ from charrnn_jax.data.tokens import IN_MEMORY_BYTES
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN
 from charrnn_jax.training.devices import replicated
-from charrnn_jax.training.train_step import TrainState, TrainStep
+from charrnn_jax.training.train_step import TracedHyperparameters, TrainState, TrainStep
 
 _ACCELERATOR_BYTES = 1 << 30  # largest text on an accelerator; on a CPU, mapped texts stay mapped
 _MOST_STEPS = 32  # largest number of steps in a call
@@ -47,8 +47,8 @@ class Call(NamedTuple):
     where: Any
 
 
-# (state, tokens, where, count) -> (state, metrics with a leading axis of N steps)
-RunSteps = Callable[[TrainState, Any, Any, ArrayLike], tuple[TrainState, dict[str, Any]]]
+# (state, tokens, where, count, maybe hyper) -> (state, metrics with a leading axis of N steps)
+RunSteps = Callable[..., tuple[TrainState, dict[str, Any]]]
 
 
 def choose_steps_per_call(model: CharRNN, *, batch_size: int, sequence_length: int) -> int:
@@ -74,7 +74,11 @@ def count_step_weights(model: CharRNN) -> int:
     per step instead of once per character.
     """
     inputs, recurrent = CELLS[model.cell].count_weights(model.hidden_size, model.hidden_size)
-    readout = model.hidden_size * model.vocabulary_size
+    width, embedding_size = model.readout_size, model.embedding_size
+    readout = width * model.vocabulary_size
+    if model.output_embedding == "tied":
+        projection = 0 if width == embedding_size else width * embedding_size
+        readout = projection + embedding_size * model.vocabulary_size
     return model.num_layers * recurrent + (model.num_layers - 1) * inputs + readout
 
 
@@ -87,6 +91,8 @@ def make_run_steps(
 ) -> RunSteps:
     """Compiles up to `num_steps` training steps into one program; the state is donated.
 
+    The program's last argument, if there is one, is `hyper` for the train step.
+
     Args:
       train_step: train step, (state, batch) -> (state, metrics).
       sequence_length: T, in characters.
@@ -95,24 +101,40 @@ def make_run_steps(
         device.
     """
 
-    def one_step(state: TrainState, tokens: Any, where: Any) -> tuple[TrainState, dict[str, Any]]:
+    def one_step(
+        state: TrainState, tokens: Any, where: Any, *hyper: TracedHyperparameters
+    ) -> tuple[TrainState, dict[str, Any]]:
         if tokens is None:
-            return train_step(state, where)
-        starts, resets = where
-        batch = slice_batch(tokens, starts, sequence_length=sequence_length, resets=resets)
-        return train_step(state, batch)
+            batch = where
+        else:
+            starts, resets = where
+            batch = slice_batch(tokens, starts, sequence_length=sequence_length, resets=resets)
+        return train_step(state, batch, **({"hyper": hyper[0]} if hyper else {}))
 
-    def run_one(state: TrainState, tokens: Any, where: Any, count: ArrayLike) -> Any:
-        state, metrics = one_step(state, tokens, jax.tree.map(lambda x: x[0], where))
+    def run_one(
+        state: TrainState,
+        tokens: Any,
+        where: Any,
+        count: ArrayLike,
+        *hyper: TracedHyperparameters,
+    ) -> Any:
+        state, metrics = one_step(state, tokens, jax.tree.map(lambda x: x[0], where), *hyper)
         return state, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
 
-    def run_many(state: TrainState, tokens: Any, where: Any, count: ArrayLike) -> Any:
-        shapes = jax.eval_shape(one_step, state, tokens, jax.tree.map(lambda x: x[0], where))[1]
+    def run_many(
+        state: TrainState,
+        tokens: Any,
+        where: Any,
+        count: ArrayLike,
+        *hyper: TracedHyperparameters,
+    ) -> Any:
+        first = jax.tree.map(lambda x: x[0], where)
+        shapes = jax.eval_shape(one_step, state, tokens, first, *hyper)[1]
         metrics = jax.tree.map(lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), shapes)
 
         def body(i: jax.Array, carried: Any) -> Any:
             state, metrics = carried
-            state, new = one_step(state, tokens, jax.tree.map(lambda x: x[i], where))
+            state, new = one_step(state, tokens, jax.tree.map(lambda x: x[i], where), *hyper)
             return state, jax.tree.map(lambda all, x: all.at[i].set(x), metrics, new)
 
         return jax.lax.fori_loop(0, count, body, (state, metrics))

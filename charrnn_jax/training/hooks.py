@@ -21,6 +21,7 @@ from charrnn_jax.evaluation.protocols import make_protocol
 from charrnn_jax.generation.sampler import generate
 from charrnn_jax.registry import RULES, describe_registered
 from charrnn_jax.training.devices import gather
+from charrnn_jax.training.gradient_noise import WriteGradientNoise
 from charrnn_jax.training.progress import Progress
 from charrnn_jax.training.recorder import Recorder
 from charrnn_jax.training.setup import Setup
@@ -65,7 +66,7 @@ class Evaluate:
     progress: Progress
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        dataset, params = self.setup.dataset, gather(state.params)
+        dataset, params = self.setup.dataset, gather(state.evaluated_params())
         protocol = make_protocol(self.setup.config.evaluation)
         protocol = protocol.fit(params, dataset.splits["train"], model=state.model)
         loss, excess = evaluate_above(
@@ -88,6 +89,7 @@ class Evaluate:
             **({"validation/excess": excess.excess} if excess else {}),
         }
         self.recorder.write(step, row)
+        self.recorder.early_stopping.add(step, loss.nats_per_char)
         metrics |= row
         if self._floor and excess:
             self._floor.check(excess, protocol=protocol)
@@ -112,7 +114,7 @@ class Sample:
         config, origin = self.setup.config, self.setup.origin
         settings = config.sample
         samples = generate(
-            gather(state.params),
+            gather(state.evaluated_params()),
             [settings.prompt] * settings.num_samples,
             model=state.model,
             vocabulary=self.setup.dataset.vocabulary,
@@ -185,9 +187,11 @@ def make_hooks(
     files = metrics, samples
     # Every evaluated step is saved; otherwise the best loss might have no checkpoint.
     save_every = sorted({evaluate_every, every.checkpoint_every_steps or epoch})
+    measures_noise = every.gradient_noise == "on"
     return [
         EndEpoch(epoch, recorder),
         Evaluate(evaluate_every, setup, recorder, progress),
+        *([WriteGradientNoise(evaluate_every, setup, recorder)] if measures_noise else []),
         Sample(every.sample_every_steps or epoch, setup, progress, samples),
         *(Save(steps, setup, recorder, checkpoints, files) for steps in save_every),
         *setup.hooks,
@@ -213,20 +217,27 @@ class Schedule:
         periods = map(self._period, self.hooks)
         return min(self.num_steps, *((step // period + 1) * period for period in periods))
 
-    def due(self, step: int, *, also_save: bool = False) -> list[Hook]:
+    def due(self, step: int, *, also_save: bool = False, is_last: bool = False) -> list[Hook]:
         """Returns the hooks to call after `step` steps.
 
         Args:
           step: number of steps done.
           also_save: whether to include hooks that save, even if they are not due.
+          is_last: whether training ends here, even if steps are left.
         """
-        if step == self.num_steps:
-            return list(self.hooks)
-        return [
-            hook
-            for hook in self.hooks
-            if step % self._period(hook) == 0 or (also_save and isinstance(hook, Save))
-        ]
+        options = {"also_save": also_save, "is_last": is_last}
+        return [hook for hook in self.hooks if self.is_due(hook, step, **options)]
+
+    def is_due(
+        self, hook: Hook, step: int, *, also_save: bool = False, is_last: bool = False
+    ) -> bool:
+        """Returns whether to call a hook after `step` steps; see `due`."""
+        return (
+            is_last
+            or step == self.num_steps
+            or step % self._period(hook) == 0
+            or (also_save and isinstance(hook, Save))
+        )
 
     def _period(self, hook: Hook) -> int:
         return hook.every_steps or self.steps_per_epoch

@@ -6,6 +6,8 @@ the same workdir and ends with the parameters, optimizer state, carry and metric
 uninterrupted run, bit for bit.
 """
 
+import inspect
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,21 +28,30 @@ from charrnn_jax.messages import PROGRESS
 from charrnn_jax.models.char_rnn import summary
 from charrnn_jax.processes import is_first_process, say_once
 from charrnn_jax.registry import LOSSES, TRAIN_STEPS
+from charrnn_jax.training.averaging import average_weights
 from charrnn_jax.training.devices import (
-    SignalAgreement,
+    Agreement,
     own_rows,
     place_rows,
     shape_of_batch,
     state_shardings,
 )
 from charrnn_jax.training.dispatch import Call, calls, make_run_steps, put_on_device
+from charrnn_jax.training.early_stopping import EarlyStopping
 from charrnn_jax.training.hooks import Hook, Sample, Schedule, make_hooks
 from charrnn_jax.training.interrupt import InterruptRequest
-from charrnn_jax.training.optimizer import make_schedule
-from charrnn_jax.training.progress import Progress
+from charrnn_jax.training.progress import Progress, format_seconds
 from charrnn_jax.training.recorder import Recorder
+from charrnn_jax.training.schedules import make_rate_at
 from charrnn_jax.training.setup import Setup, check_hooks, make_setup
-from charrnn_jax.training.train_step import LossFn, TrainState, TrainStep, apply_if_finite
+from charrnn_jax.training.time_limit import TimeLimit
+from charrnn_jax.training.train_step import (
+    LossFn,
+    TracedHyperparameters,
+    TrainState,
+    TrainStep,
+    apply_if_finite,
+)
 from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.json_lines import JsonLines
 from charrnn_jax.workdir.metadata import CheckpointMetadata
@@ -79,6 +90,8 @@ def train(
     validate(config)
     check_hooks(hooks)
     step_fn, is_standard = choose_train_step(config, train_step=train_step, loss_fn=loss_fn)
+    if config.train.max_seconds:
+        _check_takes_progress(step_fn)
     workdir = Path(workdir)
     step_fn = jax.jit(step_fn)  # jitted by itself, so that it is traced only once
     with locked_for_training(workdir, text=config.data.path):
@@ -94,11 +107,13 @@ def train(
         )
         make_program = partial(
             make_run_steps,
-            apply_if_finite(step_fn),
+            apply_if_finite(
+                average_weights(step_fn, config=config.train, num_steps=setup.num_steps)
+            ),
             num_steps=setup.steps_per_call,
             shardings=state_shardings(setup.state, setup.mesh),
         )
-        agree = SignalAgreement(setup.mesh)
+        agree, agree_on_time = Agreement(setup.mesh), Agreement(setup.mesh)
         with (
             InterruptRequest() as interrupt,
             start_training(setup, hooks=hooks, checks_initial_loss=is_standard) as training,
@@ -106,17 +121,46 @@ def train(
             state = training.state
             tokens = put_on_device(setup.dataset.splits["train"], setup.mesh)
             queue = training.calls(on_device=tokens is not None)
-            length = 0
+            progress, time_is_over, length = training.first_progress(), False, 0
             for call, where in prefetch(queue, lambda c: (c, place_rows(c.where, setup.mesh))):
                 if is_new := call.sequence_length != length:  # they only grow
                     length = call.sequence_length
                     run_steps = make_program(sequence_length=length)
-                state, metrics = run_steps(state, tokens, where, np.int32(call.num_steps))
-                training.recorder.add(call.stop, metrics, count=call.num_steps, compiles=is_new)
-                signal_number = agree(interrupt.signal_number)
-                if training.is_due(call.stop) or signal_number:
-                    training.call_hooks(state, call.stop, signal_number=signal_number)
+                state, metrics = run_steps(
+                    state, tokens, where, np.int32(call.num_steps), *_as_argument(progress)
+                )
+                training.recorder.add(
+                    call.stop, metrics, count=call.num_steps, progress=progress, compiles=is_new
+                )
+                signal_number = agree(interrupt.signal_number or 0) or None
+                if progress is not None:
+                    part = agree_on_time(int(training.fraction_of_time(call.stop) * _MILLION))
+                    time_is_over = part >= _MILLION
+                    progress = max(part / _MILLION, call.stop / setup.num_steps)
+                if training.is_due(call.stop) or signal_number or time_is_over:
+                    training.call_hooks(
+                        state, call.stop, signal_number=signal_number, time_is_over=time_is_over
+                    )
+                if time_is_over or training.stops_early:
+                    break
         return state
+
+
+def _as_argument(progress: float | None) -> tuple[TracedHyperparameters, ...]:
+    """Returns the progress as the last argument of the compiled program, if there is one."""
+    if progress is None:
+        return ()
+    return (TracedHyperparameters(optimizer={"progress": np.float32(progress)}),)
+
+
+def _check_takes_progress(train_step: TrainStep) -> None:
+    """Raises UserError if a train step would ignore how much of its time is over."""
+    if "hyper" not in inspect.signature(train_step).parameters:
+        raise UserError(
+            "config.train.max_seconds is set, and your own train step has no argument hyper, "
+            "which says how much of the time is over: add it, and give it to "
+            "charrnn_jax.train_step, or set --config.train.max_seconds=0"
+        )
 
 
 def choose_train_step(
@@ -152,10 +196,15 @@ def choose_train_step(
     return standard, True
 
 
+_MILLION = 10**6  # parts of the time, as processes compare whole numbers
+
+
 def _check_train_step(step_fn: TrainStep, setup: Setup) -> None:
     """Checks, before anything runs, that a train step returns what the loop needs."""
     state, data = setup.state, setup.config.data
     batch = shape_of_batch(setup.mesh, data.batch_size, data.sequence_length)
+    if setup.config.train.max_seconds:  # as in the program, so that it is traced only once
+        step_fn = partial(step_fn, hyper=_as_argument(0.0)[0])
     new_state, metrics = jax.eval_shape(step_fn, state, batch)
     if not isinstance(metrics.get("loss"), CrossEntropy):
         raise UserError(
@@ -178,6 +227,7 @@ class Training:
       setup: what the run starts from.
       state: state to start from, new or of the latest checkpoint.
       start: number of steps done in this state.
+      stop: number of steps done at the end, at most; equal to `start` if nothing is left to train.
       recorder: recorder of the steps' metrics.
       progress: progress bar and printed lines.
       checkpoints: checkpoints of the run.
@@ -187,6 +237,7 @@ class Training:
     setup: Setup
     state: TrainState
     start: int
+    stop: int
     recorder: Recorder
     progress: Progress
     checkpoints: Checkpoints
@@ -197,44 +248,101 @@ class Training:
         return calls(
             self.setup.batches,
             start=self.start,
-            stop=self.setup.num_steps,
+            stop=self.stop,
             num_steps=self.setup.steps_per_call,
             next_stop=self.schedule.next_stop,
             on_device=on_device,
             rows=own_rows(self.setup.config.data.batch_size),
         )
 
+    def first_progress(self) -> float | None:
+        """Returns the share of the training that is over at `start`; None: there is no time limit.
+
+        It is the same in all processes.
+        """
+        limit, setup = self.recorder.limit, self.setup
+        if not limit.max_seconds:
+            return None
+        return max(limit.fraction(self.recorder.seconds), self.start / setup.num_steps)
+
+    def fraction_of_time(self, step: int) -> float:
+        """Returns the share of the time limit that is over once hooks were called after `step`."""
+        known = self.recorder.limit.hook_seconds
+        due = {_name(hook) for hook in self.schedule.due(step)}
+        return self.recorder.fraction_of_time(pause=sum(known.get(name, 0.0) for name in due))
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the validation losses so far end training."""
+        return self.recorder.early_stopping.is_over
+
     def is_due(self, step: int) -> bool:
         """Returns whether a hook is due after `step` steps."""
         return bool(self.schedule.due(step))
 
-    def call_hooks(self, state: TrainState, step: int, *, signal_number: int | None = None) -> None:
+    def call_hooks(
+        self,
+        state: TrainState,
+        step: int,
+        *,
+        signal_number: int | None = None,
+        time_is_over: bool = False,
+    ) -> None:
         """Waits for the device, and calls the hooks that are due after `step` steps.
+
+        If the evaluation ends training, all hooks after it are due.
 
         Args:
           state: state after these steps.
           step: number of steps done.
           signal_number: signal that ends training; None: there was none.
+          time_is_over: whether training ends here because of its time limit.
 
         Raises:
           Interrupted: there was a signal; the state is saved, even if that was not due.
         """
         self.recorder.flush()
-        metrics = dict(self.recorder.last)
-        for hook in self.schedule.due(step, also_save=bool(signal_number)):
+        metrics, limit = dict(self.recorder.last), self.recorder.limit
+        if time_is_over:
+            limit.ended = limit.max_seconds
+        took: dict[str, float] = defaultdict(float)
+        for hook in self.schedule.hooks:
+            is_last = time_is_over or self.stops_early
+            if not self.schedule.is_due(hook, step, also_save=bool(signal_number), is_last=is_last):
+                continue
             try:
                 hook(step, state, metrics)
             except Exception:
                 # Once the state is saved, the signal ends training even if a hook fails.
                 if not (signal_number and self.checkpoints.latest == step):
                     raise
-            self.recorder.resume_timing()  # so that saved seconds include earlier hooks
+            took[_name(hook)] += self.recorder.resume_timing()  # saved seconds include these
+        limit.hook_seconds |= took
+        if time_is_over:
+            self.progress.say(
+                f"The {format_seconds(limit.max_seconds)} of train.max_seconds are over, after "
+                f"{step:,} steps"
+            )
+        elif self.stops_early and step < self.setup.num_steps:
+            why = _why_early(self.setup, self.recorder.early_stopping)
+            self.progress.say(f"Training stops early after step {step:,}: {why}")
         if signal_number:
             self.checkpoints.wait()
             self.progress.say(
                 f"Saved step {step:,} of {self.setup.num_steps:,}; run the same command to resume"
             )
             raise Interrupted(signal_number, step)
+
+
+def _why_early(setup: Setup, early_stopping: EarlyStopping) -> str:
+    """Returns why training stops early, and which text decided that."""
+    why = early_stopping.describe(setup.dataset.vocabulary.unit)
+    return why + "; the test split was not used" if setup.config.data.test_fraction else why
+
+
+def _name(hook: Hook) -> str:
+    """Returns the name that the seconds of a hook, and of its like, are counted under."""
+    return getattr(hook, "__name__", type(hook).__name__)
 
 
 @contextmanager
@@ -261,14 +369,25 @@ def start_training(
             checkpoints.go_back(at)
         state, metadata = _restore(setup, checkpoints)
         start = metadata.step if metadata else 0
-        if is_first_process() and start < setup.num_steps:
+        saved = metadata.recorder if metadata else None
+        limit = TimeLimit.resume(config.train.max_seconds, (saved or {}).get("time_limit"))
+        is_over = limit.has_ended(saved["seconds"] if saved else 0.0)
+        early_stopping = EarlyStopping.resume(
+            config.train.patience, (saved or {}).get("early_stopping")
+        )
+        stop = start if is_over or early_stopping.is_over else setup.num_steps
+        if is_first_process() and start < stop:
             with replacing(setup.workdir / "config.json") as partial_file:
                 partial_file.write_text(to_json(config) + "\n")
         with Progress(
             num_steps=setup.num_steps, start=start, steps_per_epoch=epoch, label=setup.label
         ) as progress:
             if metadata:
-                progress.say(_describe_resume(setup, metadata))
+                progress.say(
+                    _describe_resume(
+                        setup, metadata, time_is_over=is_over, early_stopping=early_stopping
+                    )
+                )
             metrics, samples = (
                 JsonLines(
                     setup.workdir / name,
@@ -283,10 +402,13 @@ def start_training(
                 progress,
                 checkpoints=checkpoints,
                 config=config.train,
-                schedule=make_schedule(config.optimizer, num_steps=setup.num_steps),
+                rate_at=make_rate_at(config.optimizer, num_steps=setup.num_steps),
+                limit=limit,
+                early_stopping=early_stopping,
+                started=setup.started,
                 steps_per_epoch=epoch,
                 vocabulary_size=setup.dataset.vocabulary.size if is_known else None,
-                saved=metadata.recorder if metadata else None,
+                saved=saved,
             )
             own_hooks = make_hooks(
                 setup,
@@ -302,7 +424,7 @@ def start_training(
                         hook(0, state, {})
                 recorder.resume_timing()
             schedule = Schedule([*own_hooks, *hooks], epoch, setup.num_steps)
-            yield Training(setup, state, start, recorder, progress, checkpoints, schedule)
+            yield Training(setup, state, start, stop, recorder, progress, checkpoints, schedule)
 
 
 def _restore(
@@ -315,19 +437,31 @@ def _restore(
     return setup.state.with_trees(params, rest), metadata
 
 
-def _describe_resume(setup: Setup, metadata: CheckpointMetadata) -> str:
+def _describe_resume(
+    setup: Setup,
+    metadata: CheckpointMetadata,
+    *,
+    time_is_over: bool,
+    early_stopping: EarlyStopping,
+) -> str:
     """Returns where training resumes, and the change of the learning rate, if there is one."""
     start, num_steps = metadata.step, setup.num_steps
+    nothing_left = f"Nothing is left to train: {setup.workdir} has {start:,} steps, and"
     if start >= num_steps:
-        return (
-            f"Nothing is left to train: {setup.workdir} has {start:,} steps, and the config asks "
-            f"for {num_steps:,}"
-        )
+        return f"{nothing_left} the config asks for {num_steps:,}"
+    if time_is_over:
+        limit = setup.config.train.max_seconds
+        return f"{nothing_left} the {limit:g} seconds of train.max_seconds are over"
+    if early_stopping.is_over:
+        why = _why_early(setup, early_stopping)
+        return f"{nothing_left} {why}: a larger --config.train.patience resumes it"
     line = f"Resuming from step {start:,} of {num_steps:,} in {setup.workdir}"
     old = from_dict(metadata.config)
     old_steps = old.train.num_steps or old.train.num_epochs * setup.batches.steps_per_epoch
-    before = float(make_schedule(old.optimizer, num_steps=old_steps)(start))
-    now = float(make_schedule(setup.config.optimizer, num_steps=num_steps)(start))
+    if old.train.max_seconds or setup.config.train.max_seconds:
+        return line  # the learning rate depends on the time
+    before = make_rate_at(old.optimizer, num_steps=old_steps)(start, None)
+    now = make_rate_at(setup.config.optimizer, num_steps=num_steps)(start, None)
     if before != now:
         line += f"; the learning rate there was {before:.4g}, and is now {now:.4g}"
     return line

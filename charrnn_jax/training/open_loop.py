@@ -82,6 +82,7 @@ class OpenLoop:
         params: Params,
         carry: Carry,
         model: CharRNN,
+        zoneout: ArrayLike,
         step: ArrayLike,
         key: jax.Array,
     ) -> Batch:
@@ -92,6 +93,7 @@ class OpenLoop:
           params: parameters of the model, as returned by `initialize_params`.
           carry: carry before the batch.
           model: the model.
+          zoneout: its rate of zoneout, which may differ between replicas.
           step: number of steps done.
           key: random key of the step.
         """
@@ -113,6 +115,7 @@ class OpenLoop:
             params=params,
             carry=carry,
             model=model,
+            zoneout=zoneout,
             key=draw_key,
         )
         return batch._replace(inputs=inputs, counted=counted)
@@ -131,6 +134,7 @@ def mix_inputs(
     carry: Carry,
     model: CharRNN,
     key: jax.Array,
+    zoneout: ArrayLike = 0.0,
 ) -> jax.Array:
     """Reads sequences, and replaces characters by ones drawn from the prediction before them.
 
@@ -141,6 +145,7 @@ def mix_inputs(
       carry: carry before the first character.
       model: the model.
       key: random key.
+      zoneout: rate of zoneout of the model, which acts outside of training, too.
 
     Returns:
       [B, T] int32 ids.
@@ -149,6 +154,7 @@ def mix_inputs(
     num_rows, length = inputs.shape
     transposed = prefers_transposed(num_rows, dtype=model.dtype)
     weights = prepare(params, model=model, transposed=transposed)
+    model = model.clone(zoneout=zoneout)  # here it may be traced
     # Before the loop, in which every operation, however small, makes all steps slower.
     noise = jax.random.gumbel(key, (length, num_rows, model.vocabulary_size))
     noise = noise.at[:, :, UNK_ID].set(-jnp.inf)

@@ -51,7 +51,13 @@ class Progress:
         self._bar.close()
 
     def update(
-        self, step: int, *, loss: float, chars_per_second: float, seconds: float | None
+        self,
+        step: int,
+        *,
+        loss: float,
+        chars_per_second: float,
+        seconds: float | None,
+        seconds_left: float | None = None,
     ) -> None:
         """Moves the bar.
 
@@ -60,11 +66,13 @@ class Progress:
           loss: loss of the last step, in nats/char.
           chars_per_second: training speed; NaN: not known yet.
           seconds: time of the last step; None: it included compilation.
+          seconds_left: time until training ends even if steps are left; None: there is no limit.
         """
         epoch = 1 + (step - 1) // self._steps_per_epoch
         speed = "" if math.isnan(chars_per_second) else f", {chars_per_second:,.0f} chars/s"
         self._bar.set_description(f"epoch {epoch}", refresh=False)
-        self._bar.set_postfix_str(f"loss {loss:.4f}{speed}", refresh=False)
+        left = "" if seconds_left is None else f", {format_seconds(seconds_left)} left"
+        self._bar.set_postfix_str(f"loss {loss:.4f}{speed}{left}", refresh=False)
         self._bar.update(step - self._bar.n)
         if self._timed is not None and seconds is not None:
             self._timed.append(seconds)
@@ -72,7 +80,14 @@ class Progress:
             if len(self._timed) == 20 or sum(self._timed) > 5:
                 steps = self._num_steps - step
                 mean = sum(self._timed) / len(self._timed)
-                self.say(describe_time_left(steps * mean, steps=steps))
+                needed, most = steps * mean, math.inf if seconds_left is None else seconds_left
+                if needed > most:
+                    self.say(
+                        f"Training ends in {format_seconds(most)}, after about "
+                        f"{int(most / mean):,} of the remaining {steps:,} steps."
+                    )
+                else:
+                    self.say(describe_time_left(needed, steps=steps))
                 self._timed = None
 
     def say(self, text: str) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from charrnn_jax.errors import DivergedError
 from charrnn_jax.evaluation.metrics import CrossEntropy
+from charrnn_jax.training.early_stopping import EarlyStopping
 from charrnn_jax.training.progress import Progress, describe_initial_loss, format_seconds
+from charrnn_jax.training.schedules import RateAt
+from charrnn_jax.training.time_limit import TimeLimit
 from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.json_lines import JsonLines
 
@@ -67,13 +69,18 @@ class Recorder:
       progress: progress bar and printed lines.
       checkpoints: checkpoints of the run, named in errors.
       config: the `config.train` section.
-      schedule: learning-rate schedule, from the step to the learning rate.
+      rate_at: function from the step and the progress to the learning rate.
+      limit: time limit of the run.
+      early_stopping: best validation loss of the run.
+      started: when this process began with the run, by `time.perf_counter`.
       steps_per_epoch: number of steps in an epoch.
       vocabulary_size: V, to check the initial loss; None: the loss is not checked.
       saved: `to_dict()` of the recorder of the run that is resumed; None: the run is new.
 
     Attributes:
       last: metrics of the last step that was read, named as in the rows.
+      limit: time limit of the run.
+      early_stopping: best validation loss of the run.
     """
 
     def __init__(
@@ -83,7 +90,10 @@ class Recorder:
         *,
         checkpoints: Checkpoints,
         config: ConfigDict,
-        schedule: optax.Schedule,
+        rate_at: RateAt,
+        limit: TimeLimit,
+        early_stopping: EarlyStopping,
+        started: float,
         steps_per_epoch: int,
         vocabulary_size: int | None,
         saved: dict[str, Any] | None = None,
@@ -92,7 +102,9 @@ class Recorder:
         self._progress = progress
         self._checkpoints = checkpoints
         self._config = config
-        self._schedule = schedule
+        self._rate_at = rate_at
+        self.limit = limit
+        self.early_stopping = early_stopping
         self._steps_per_epoch = steps_per_epoch
         self._vocabulary_size = vocabulary_size
         self._window = Tally(**saved["window"]) if saved else Tally()  # since the last row
@@ -102,8 +114,9 @@ class Recorder:
         self._is_old = saved is not None and "first_loss" not in saved
         self._first_loss = saved.get("first_loss") if saved else None
         self._skipped_in_a_row = saved.get("skipped_in_a_row", 0) if saved else 0
-        self._mark = time.perf_counter()  # seconds are counted up to here
-        self._pending: tuple[int, int, dict[str, Any]] | None = None
+        self._mark = started  # seconds are counted up to here
+        self._pending: tuple[int, int, dict[str, Any], float | None] | None = None
+        self._progress_of_call: float | None = None
         self._is_timed = False  # whether the time since the mark is that of steps only
         self.last: dict[str, float] = {}
 
@@ -115,10 +128,26 @@ class Recorder:
             "seconds": self._seconds,
             "first_loss": self._first_loss,
             "skipped_in_a_row": self._skipped_in_a_row,
+            "early_stopping": self.early_stopping.to_dict(),
+            **({"time_limit": self.limit.to_dict()} if self.limit.max_seconds else {}),
         }
 
+    def fraction_of_time(self, *, pause: float = 0.0) -> float:
+        """Returns the share of the time limit that is over, from 0 to 1; without one, 0.
+
+        Args:
+          pause: seconds from now until steps go on.
+        """
+        return self.limit.fraction(self._seconds + time.perf_counter() - self._mark + pause)
+
     def add(
-        self, stop: int, metrics: dict[str, Any], *, count: int, compiles: bool = False
+        self,
+        stop: int,
+        metrics: dict[str, Any],
+        *,
+        count: int,
+        progress: float | None = None,
+        compiles: bool = False,
     ) -> None:
         """Takes the metrics of a call that was just started, and reads those of the call before it.
 
@@ -126,6 +155,7 @@ class Recorder:
           stop: number of steps done after the call.
           metrics: metrics of its steps, with a leading axis of steps.
           count: number of steps in the call; later entries of the metrics are ignored.
+          progress: share of the training that was over, if the learning rate depends on it.
           compiles: whether starting the call has compiled a program, which is no time of steps.
 
         Raises:
@@ -133,15 +163,18 @@ class Recorder:
         """
         self._is_timed &= not compiles
         self.flush()
-        self._pending = stop, count, metrics
+        self._pending = stop, count, metrics, progress
 
     def flush(self) -> None:
         """Reads the metrics that are still on the device, which waits for their steps."""
         if self._pending is None:
             return
-        (stop, count, metrics), self._pending = self._pending, None
+        (stop, count, metrics, self._progress_of_call), self._pending = self._pending, None
         metrics = jax.device_get(metrics)
-        seconds = self._lap() / count
+        of_call = self._lap()
+        seconds = of_call / count
+        if self._is_timed:
+            self.limit.call_seconds = of_call
         for index in range(count):
             step_metrics = jax.tree.map(lambda values, i=index: values[i], metrics)
             self._add_step(
@@ -170,6 +203,7 @@ class Recorder:
             loss=nats_per_char,
             seconds=seconds,
             chars_per_second=self._window.chars_per_second,
+            seconds_left=self._seconds_left(),
         )
         others = {f"train/{name}": float(np.mean(value)) for name, value in metrics.items()}
         self.last = {"train/loss": nats_per_char, **others}
@@ -183,7 +217,7 @@ class Recorder:
         value = gradient_norm if math.isfinite(loss) else loss
         problem = (
             f"the {what} is {value} at step {step:,}, with a learning rate of "
-            f"{self._schedule(step - 1):.4g}; the step was not applied"
+            f"{self._rate(step):.4g}; the step was not applied"
         )
         if self._config.on_nonfinite == "stop":
             raise self._diverged(problem, "--config.train.on_nonfinite=skip")
@@ -192,6 +226,14 @@ class Recorder:
             raise self._diverged(problem, "a larger --config.train.max_skipped_steps")
         self._progress.say(f"WARNING: {problem}")
         self.write(step, {"train/skipped_in_a_row": self._skipped_in_a_row})
+
+    def _rate(self, step: int) -> float:
+        """Returns the learning rate that led to `step`, in the call whose metrics were read."""
+        return self._rate_at(step - 1, self._progress_of_call)
+
+    def _seconds_left(self) -> float | None:
+        limit = self.limit.max_seconds
+        return max(limit - self._seconds, 0.0) if limit else None
 
     def _diverged(self, problem: str, way_out: str) -> DivergedError:
         saved = self._checkpoints.latest
@@ -207,8 +249,10 @@ class Recorder:
         row = {
             "train/loss": mean,
             "train/chars_per_second": self._window.chars_per_second,
-            "train/learning_rate": float(self._schedule(step - 1)),
+            "train/learning_rate": self._rate(step),
         }
+        if self._progress_of_call is not None:
+            row["train/progress"] = self._progress_of_call
         self.write(step, row | others)
         self._window = Tally()
         first = self._first_loss or 0.0  # your own loss may be negative, and has no such bound
@@ -216,7 +260,7 @@ class Recorder:
             raise self._diverged(
                 f"training diverges: the mean loss up to step {step:,} is {mean:.4g}, above "
                 f"{ratio:g} times the first ({first:.4g}), with a learning rate of "
-                f"{self._schedule(step - 1):.4g}",
+                f"{self._rate(step):.4g}",
                 "--config.train.max_loss_ratio=0, which turns this check off",
             )
 
@@ -239,9 +283,18 @@ class Recorder:
         epoch = step / self._steps_per_epoch
         self._rows.write({"step": step, "epoch": epoch, "seconds": self._seconds, **row})
 
-    def resume_timing(self) -> None:
-        """Ends a pause: the time since the last step counts for the run, but not for its speed."""
-        self._lap()
+    def resume_timing(self) -> float:
+        """Ends a pause: its time counts for the run, but not for its speed.
+
+        Returns:
+          Seconds since the last step or the last pause.
+        """
+        return self._lap()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the run, of all processes that have trained it, up to the last row."""
+        return self._seconds
 
     def _lap(self) -> float:
         now = time.perf_counter()

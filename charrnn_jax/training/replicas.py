@@ -40,6 +40,7 @@ from charrnn_jax.messages import PROGRESS
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.reading import read_json
 from charrnn_jax.registry import OPTIMIZERS, TRAIN_STEPS
+from charrnn_jax.training.averaging import average_weights
 from charrnn_jax.training.dispatch import Call, make_run_steps, put_on_device
 from charrnn_jax.training.interrupt import InterruptRequest
 from charrnn_jax.training.loop import Training, choose_train_step, start_training
@@ -67,16 +68,21 @@ _MEMORY_FRACTION = 0.6  # share of the free memory that a group may take, by est
 def program_key(config: ConfigDict) -> str:
     """Returns what runs must have in common to be replicas: all but the values of traced numbers.
 
-    A registered train step does not take traced numbers, and a registered optimizer may read them
-    from the config, so such runs must have everything in common.
+    A registered train step does not take traced numbers, a registered optimizer or regulariser may
+    read them from the config, and a run with a time limit must not wait for others, so such runs
+    must have everything in common.
     """
     key = config.copy_and_resolve_references()
+    if config.train.max_seconds or config.train.regularisers:
+        return to_json(key)
     if config.train.step in TRAIN_STEPS.sources or config.optimizer.name in OPTIMIZERS.sources:
         return to_json(key)
     fields = flatten(config)
     for name, traced in TRACED_FIELDS.items():
-        own_program = traced.zero_is_another_program and fields[name] != 0
-        key.update_from_flattened_dict({name: type(fields[name])(own_program)})
+        value = fields[name]
+        if not traced.zero_is_another_program or value > 0:
+            value = type(value)(traced.zero_is_another_program)
+        key.update_from_flattened_dict({name: value})
     return to_json(key)
 
 
@@ -97,6 +103,10 @@ def train_replicas(
       UserError: the configs differ in more than the numbers that replicas may differ in.
       Interrupted: there was a signal; the states are saved.
     """
+    if any(config.train.max_seconds for config in configs):
+        raise UserError(
+            "config.train.max_seconds is set: a run with a time limit must be trained alone"
+        )
     if len({program_key(config) for config in configs}) > 1:
         raise UserError(f"replicas may differ only in {', '.join(TRACED_FIELDS)}")
     if configs and configs[0].train.step in TRAIN_STEPS.sources:
@@ -194,13 +204,16 @@ def _train_group(
                 model=first.state.model,
                 optimizer=first.state.optimizer,
                 open_loop=first.state.open_loop,
+                regularisers=first.state.regularisers,
             )
             with _keeping_errors(ended, index):
                 _, is_standard = choose_train_step(setup.config)
                 opened = start_training(
                     replace(setup, state=shared), at=start, checks_initial_loss=is_standard
                 )
-                group[index] = stack.enter_context(opened)
+                training = stack.enter_context(opened)
+                if training.start < training.stop:
+                    group[index] = training
         if not group:
             return
         leader = next(iter(group.values()))
@@ -222,14 +235,18 @@ def _train_group(
             due = leader.is_due(call.stop) or interrupt.signal_number is not None
             signal_number = interrupt.signal_number if due else None
             for place, (index, training) in enumerate(group.items()):
-                if ended[index]:
+                if ended[index] or training.stops_early:
                     continue
                 try:
                     training.recorder.add(
                         call.stop, _take(metrics, place), count=call.num_steps, compiles=is_new
                     )
                     if due:
-                        own_state = _take(state, place)
+                        # Zoneout acts outside of training, too, where its rate is not in `hyper`.
+                        own_rate = setups[index].state.model.zoneout
+                        own_state = replace(
+                            _take(state, place), model=first.state.model.clone(zoneout=own_rate)
+                        )
                         training.call_hooks(own_state, call.stop, signal_number=signal_number)
                 except DivergedError as error:
                     training.progress.say(str(error))
@@ -241,13 +258,15 @@ def _train_group(
                     ended[index] = error
             if signal_number is not None:
                 raise Interrupted(signal_number, call.stop)
-            if all(ended[index] for index in group):
+            if all(ended[index] or training.stops_early for index, training in group.items()):
                 break
 
 
 def _make_program(setup: Setup, *, sequence_length: int, mapping: str) -> RunReplicas:
     """Returns the program that runs a call of all replicas; the states are donated."""
-    train_step: Any = apply_if_finite(choose_train_step(setup.config)[0])
+    step_fn = choose_train_step(setup.config)[0]
+    averaged = average_weights(step_fn, config=setup.config.train, num_steps=setup.num_steps)
+    train_step: Any = apply_if_finite(averaged)
 
     def run_steps(
         state: TrainState, hyper: TracedHyperparameters, tokens: Any, where: Any, count: Any
@@ -318,14 +337,15 @@ def _measure(program: RunReplicas, arguments: tuple[Any, ...]) -> float:
 def _most_replicas(setup: Setup) -> dict[str, int]:
     """Returns how many replicas fit in memory with each mapping, at least one.
 
-    A state counts twice, for the gradient and the new arrays of the optimizer. In addition there
-    are the activations that a step keeps: of all replicas with "vmap", of one with "map".
+    A state counts twice, for the gradient and the new arrays. In addition there are the activations
+    that a step keeps: of all replicas with "vmap", of one with "map".
     """
     data, model = setup.config.data, setup.state.model
-    state = 2 * sum(x.nbytes for x in jax.tree.leaves((setup.state.params, setup.state.opt_state)))
+    arrays = setup.state.params, setup.state.opt_state, setup.state.average
+    state = 2 * sum(x.nbytes for x in jax.tree.leaves(arrays))
     kept = model.embedding_size + 3 * model.vocabulary_size
-    _, recurrent = CELLS[model.cell].count_weights(model.hidden_size, model.hidden_size)
-    num_gates = -(-recurrent // model.hidden_size**2)
+    weights = max(CELLS[model.cell].count_weights(model.hidden_size, model.hidden_size))
+    num_gates = -(-weights // model.hidden_size**2)
     kept += model.num_layers * model.hidden_size * (2 + 2 * num_gates)
     activations = 4 * data.batch_size * data.sequence_length * kept
     room = _MEMORY_FRACTION * _memory_bytes()

@@ -3,8 +3,9 @@
 Errors in either are reported here, before anything is written.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from charrnn_jax.generation.choice import make_rules
 from charrnn_jax.generation.prompts import encode_prompt
 from charrnn_jax.models.char_rnn import make_model
 from charrnn_jax.models.products import can_train_in_bfloat16
+from charrnn_jax.models.regularisers import make_regularisers
 from charrnn_jax.processes import first_then_others, from_first, say_once
 from charrnn_jax.registry import HOOKS, RULES, compare_registered
+from charrnn_jax.training.averaging import start_average
 from charrnn_jax.training.devices import make_mesh, place_state
 from charrnn_jax.training.dispatch import choose_steps_per_call
 from charrnn_jax.training.open_loop import make_open_loop
@@ -51,6 +54,7 @@ class Setup:
       origin: run whose weights this one starts from; None: it starts from random weights.
       resumes: whether the workdir has a checkpoint of the run.
       label: name of the run, if it is one of several in this process; otherwise "".
+      started: when this process began with the run, by `time.perf_counter`.
     """
 
     config: ConfigDict
@@ -65,6 +69,7 @@ class Setup:
     origin: Origin | None = None
     resumes: bool = False
     label: str = ""
+    started: float = field(default_factory=time.perf_counter)
 
 
 def make_setup(
@@ -81,6 +86,7 @@ def make_setup(
     Raises:
       UserError: the config, text or workdir cannot be used.
     """
+    started = time.perf_counter()
     _check_dtype(config.model.dtype)
     saved = _find_saved(config, workdir)
     dataset = _load_dataset(config, saved, dataset)
@@ -98,6 +104,11 @@ def make_setup(
         **size,
     )
     _check_names(config, dataset.vocabulary)
+    if config.train.patience and not len(dataset.splits["validation"]):
+        raise UserError(
+            f"config.train.patience is {config.train.patience}, but there is no validation split "
+            "to judge by: set --config.data.validation_fraction=0.1, or --config.train.patience=0"
+        )
     num_steps = config.train.num_steps or config.train.num_epochs * batches.steps_per_epoch
     mesh = make_mesh(
         data_devices=config.train.data_devices,
@@ -107,9 +118,10 @@ def make_setup(
     )
     state = create_train_state(
         make_model(config.model, vocabulary_size=dataset.vocabulary.size),
-        make_optimizer(config.optimizer, num_steps=num_steps),
+        make_optimizer(config.optimizer, num_steps=num_steps, hidden_size=config.model.hidden_size),
         seed=config.seed,
         batch_size=config.data.batch_size,
+        regularisers=make_regularisers(config),
         open_loop=make_open_loop(config.train, num_steps=num_steps),
     )
     origin = saved.origin if saved else None
@@ -119,6 +131,8 @@ def make_setup(
             state.params, source, config=config.model, vocabulary=vocabulary
         )
         state = replace(state, params=params)
+    if config.train.averaging != "none":
+        state = start_average(state)
     return Setup(
         config=config,
         workdir=workdir,
@@ -132,6 +146,7 @@ def make_setup(
         origin=origin,
         resumes=saved is not None,
         label=label,
+        started=started,
     )
 
 

@@ -15,17 +15,41 @@ from ml_collections import ConfigDict
 from charrnn_jax.config import flatten
 from charrnn_jax.data.batches import Batch
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
-from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward, initialize_params
+from charrnn_jax.models.char_rnn import (
+    Carry,
+    CharRNN,
+    Params,
+    forward_in_training,
+    initialize_params,
+)
+from charrnn_jax.models.regularisers import Regularisers, with_weights
 from charrnn_jax.registry import TRAIN_STEPS
 from charrnn_jax.training.open_loop import OpenLoop
+from charrnn_jax.training.schedule_free import averaged_weights
 
 # (logits [B, T, V], targets [B, T]) -> losses [B, T] in nats
 LossFn = Callable[[jax.Array, Any], jax.Array]
 
 
 @struct.dataclass
+class Average:
+    """Averaged parameters, see `averaging`.
+
+    Attributes:
+      params: the average, a tree like the parameters.
+      count: number of steps that it has averaged.
+    """
+
+    params: Params
+    count: jax.Array
+
+
+@struct.dataclass
 class TrainState:
     """Everything that training carries from step to step; with a batch, it gives the next state.
+
+    `params` are trained. `evaluated_params()` are what is evaluated, sampled from and exported;
+    they are the same unless the weights are averaged.
 
     Attributes:
       step: number of steps done.
@@ -35,6 +59,8 @@ class TrainState:
       key: random key, which never changes; step k uses fold_in(key, k).
       model: the model; static.
       optimizer: the optimizer; static.
+      average: average of the parameters; None: they are not averaged.
+      regularisers: regularisers other than those that are fields of the model; static.
       open_loop: which inputs are the model's own characters; None: none; static.
     """
 
@@ -45,18 +71,47 @@ class TrainState:
     key: jax.Array
     model: CharRNN = struct.field(pytree_node=False)
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
+    average: Average | None = None
+    regularisers: Regularisers = struct.field(pytree_node=False, default=())
     open_loop: OpenLoop | None = struct.field(pytree_node=False, default=None)
 
+    def evaluated_params(self) -> Params:
+        """Returns the parameters to evaluate, sample from and export: the average, if there is one.
+
+        The optimizer "schedule_free" has an average of its own. Parameters that are not averaged
+        are returned as they are, not as copies.
+        """
+        if self.average is None:
+            return averaged_weights(self.params, self.opt_state)
+        return self.average.params
+
     def to_trees(self) -> tuple[Any, dict[str, Any]]:
-        """Returns (params, everything else) as in checkpoints; sampling reads only params."""
+        """Returns (evaluated parameters, everything else) as in checkpoints.
+
+        Whoever uses the model reads only the first. The second has the trained parameters as
+        "raw_params" if they are others.
+        """
+        evaluated = self.evaluated_params()
         rest = {name: getattr(self, name) for name in ("step", "opt_state", "carry")}
         # The key as plain numbers, since Orbax before 0.12 cannot restore typed keys.
-        return self.params, {**rest, "key": jax.random.key_data(self.key)}
+        rest["key"] = jax.random.key_data(self.key)
+        if evaluated is not self.params:
+            rest["raw_params"] = self.params
+        if self.average is not None:
+            rest["average_count"] = self.average.count
+        return evaluated, rest
 
     def with_trees(self, params: Params, rest: dict[str, Any]) -> "TrainState":
         """Returns the state with the trees of `to_trees` in place of its own."""
+        average = None if self.average is None else Average(params, rest["average_count"])
         return replace(
-            self, **{**rest, "params": params, "key": jax.random.wrap_key_data(rest["key"])}
+            self,
+            step=rest["step"],
+            params=rest.get("raw_params", params),
+            opt_state=rest["opt_state"],
+            carry=rest["carry"],
+            key=jax.random.wrap_key_data(rest["key"]),
+            average=average,
         )
 
 
@@ -67,9 +122,10 @@ class Traced:
     Attributes:
       goes_to: what uses it: "start" (only what a run starts from: its first state and its
         batches), "model" (it is a field of `CharRNN`), "optimizer" (it is an argument of the
-        optimizer's update) or "open_loop" (it is a field of `OpenLoop`).
-      zero_is_another_program: whether the program leaves something out if the number is zero. If
-        so, zero cannot be traced.
+        optimizer's update), "regularisers" (it is the weight of a penalty), "averaging" or
+        "open_loop" (it is a field of `OpenLoop`).
+      zero_is_another_program: whether the program leaves something out if the number is zero (or
+        negative). If so, zero cannot be traced.
     """
 
     goes_to: str
@@ -83,12 +139,23 @@ TRACED_FIELDS = {
     "data.carry_reset_rate": Traced("start"),
     "model.init_scale": Traced("start"),
     "model.dropout": Traced("model", zero_is_another_program=True),
+    "model.embedding_dropout": Traced("model", zero_is_another_program=True),
     "model.input_dropout": Traced("model", zero_is_another_program=True),
+    "model.output_dropout": Traced("model", zero_is_another_program=True),
+    "model.weight_dropout": Traced("model", zero_is_another_program=True),
+    "model.zoneout": Traced("model", zero_is_another_program=True),
     "optimizer.learning_rate": Traced("optimizer"),
     "optimizer.weight_decay": Traced("optimizer", zero_is_another_program=True),
+    "train.activation_penalty": Traced("regularisers", zero_is_another_program=True),
+    "train.temporal_penalty": Traced("regularisers", zero_is_another_program=True),
+    "train.ema_decay": Traced("averaging"),
+    "train.tail_fraction": Traced("averaging"),
     "train.sampled_share": Traced("open_loop", zero_is_another_program=True),
     "train.rollout_length": Traced("open_loop", zero_is_another_program=True),
 }
+
+
+_RATES = [name.split(".")[1] for name, traced in TRACED_FIELDS.items() if traced.goes_to == "model"]
 
 
 @struct.dataclass
@@ -98,11 +165,15 @@ class TracedHyperparameters:
     Attributes:
       model: numbers in place of fields of the model.
       optimizer: numbers in place of those that the optimizer was made with.
+      regularisers: numbers in place of the weights of the penalties.
+      averaging: numbers in place of the config's, see `averaging`.
       open_loop: numbers in place of fields of the state's `OpenLoop`, if it has one.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    regularisers: dict[str, Any] = field(default_factory=dict)
+    averaging: dict[str, Any] = field(default_factory=dict)
     open_loop: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -111,12 +182,13 @@ class TracedHyperparameters:
         numbers: dict[str, dict[str, Any]] = defaultdict(dict)
         for name, value in flatten(config).items():
             traced = TRACED_FIELDS.get(name)
-            if traced and (value or not traced.zero_is_another_program):
+            if traced and (value > 0 or not traced.zero_is_another_program):
                 numbers[traced.goes_to][name.split(".")[-1]] = jnp.float32(value)
-        return cls(numbers["model"], numbers["optimizer"], numbers["open_loop"])
+        numbers.pop("start", None)
+        return cls(**numbers)
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+TrainStep = Callable[..., tuple[TrainState, dict[str, Any]]]  # (state, batch, maybe hyper=)
 
 
 def create_train_state(
@@ -125,6 +197,7 @@ def create_train_state(
     *,
     seed: int,
     batch_size: int,
+    regularisers: Regularisers = (),
     open_loop: OpenLoop | None = None,
 ) -> TrainState:
     """Draws the parameters and returns the state before the first step.
@@ -134,12 +207,13 @@ def create_train_state(
       optimizer: the optimizer.
       seed: seed of the parameters and of the state's key.
       batch_size: B, in sequences.
+      regularisers: regularisers other than those that are fields of the model.
       open_loop: which inputs are the model's own characters; None: none.
     """
     params_key, key = jax.random.split(jax.random.key(seed))
-    # Jitted, since one program starts faster than one for each operation. Dropout is not needed
-    # here; without it, runs with different rates share the program.
-    plain = model.clone(dropout=0.0, input_dropout=0.0)
+    # Jitted, since one program starts faster than one for each operation. Rates do not matter here;
+    # without them, runs with different rates share the program.
+    plain = model.clone(**{name: getattr(CharRNN, name) for name in _RATES})
     params = jax.jit(initialize_params, static_argnums=0)(plain, params_key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -150,6 +224,7 @@ def create_train_state(
         key=key,
         model=model,
         optimizer=optimizer,
+        regularisers=regularisers,
         open_loop=open_loop,
     )
 
@@ -166,28 +241,41 @@ def train_step(
     Args:
       state: state before the step.
       batch: inputs and targets, [B, T] each, and which sequences start from the zero carry.
-      loss_fn: function from logits [B, T, V] and targets [B, T] to losses [B, T]; their mean is
-        minimised.
-      hyper: numbers in place of those that the model and the optimizer were made with.
+      loss_fn: function from logits [B, T, V] and targets [B, T] to losses [B, T]; their mean and
+        the penalties of the regularisers are minimised.
+      hyper: numbers in place of those that the model, the optimizer and the regularisers were made
+        with.
 
     Returns:
-      (state after the step, metrics). The metrics are "loss", before the update, as a
-      `CrossEntropy`, and "gradient_norm", before clipping.
+      (state after the step, metrics). The metrics are "loss", before the update and without
+      penalties, as a `CrossEntropy`, "gradient_norm", before clipping, and "update_ratio", the norm
+      of the update divided by the norm of the parameters before it.
     """
     hyper = hyper or TracedHyperparameters()
     model = state.model.clone(**hyper.model)
+    regularisers = with_weights(state.regularisers, hyper.regularisers)
     key = jax.random.fold_in(state.key, state.step)
     carry = reset_carry(state.carry, batch.resets, model=state.model)
     if state.open_loop:
-        open_loop = replace(state.open_loop, **hyper.open_loop)
-        batch = open_loop.replace_inputs(
-            batch, params=state.params, carry=carry, model=state.model, step=state.step, key=key
+        batch = replace(state.open_loop, **hyper.open_loop).replace_inputs(
+            batch,
+            params=state.params,
+            carry=carry,
+            model=state.model,
+            zoneout=model.zoneout,
+            step=state.step,
+            key=key,
         )
 
     def mean_loss(params: Params) -> tuple[jax.Array, tuple[Carry, CrossEntropy]]:
-        new_carry, logits = forward(params, carry, batch.inputs, model=model, dropout_key=key)
-        loss = counted_loss(loss_fn(logits, batch.targets), batch.counted)
-        return loss.total / loss.count, (new_carry, loss)
+        new_carry, activations = forward_in_training(
+            params, carry, batch.inputs, model=model, key=key, regularisers=regularisers
+        )
+        loss = counted_loss(loss_fn(activations.logits, batch.targets), batch.counted)
+        minimised = loss.total / loss.count
+        for regulariser in regularisers:
+            minimised += regulariser.penalty(activations, params=params)
+        return minimised, (new_carry, loss)
 
     gradient, (new_carry, loss) = jax.grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = state.optimizer.update(
@@ -200,7 +288,11 @@ def train_step(
         opt_state=opt_state,
         carry=new_carry,
     )
-    return new_state, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+    return new_state, {
+        "loss": loss,
+        "gradient_norm": optax.tree.norm(gradient),
+        "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
+    }
 
 
 def reset_carry(carry: Carry, resets: Any, *, model: CharRNN) -> Carry:

@@ -23,6 +23,21 @@ class SavedTally(TypedDict):
     seconds: Finite
 
 
+class SavedTimeLimit(TypedDict):
+    """`TimeLimit.to_dict()`."""
+
+    hook_seconds: dict[str, Finite]
+    ended: Finite
+
+
+class SavedEarlyStopping(TypedDict):
+    """`EarlyStopping.to_dict()`."""
+
+    best_step: Count
+    best_loss: Finite | None
+    num_since: Count
+
+
 class SavedRecorder(TypedDict):
     """`Recorder.to_dict()`."""
 
@@ -31,6 +46,8 @@ class SavedRecorder(TypedDict):
     seconds: Finite
     first_loss: NotRequired[Finite | None]  # earlier versions lack this, and the next
     skipped_in_a_row: NotRequired[Count]
+    time_limit: NotRequired[SavedTimeLimit]  # only runs with such a limit have this
+    early_stopping: NotRequired[SavedEarlyStopping]  # earlier versions lack this
 
 
 def digest_of(entry: Mapping[str, Any]) -> str:

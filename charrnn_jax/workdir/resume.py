@@ -29,8 +29,12 @@ _MAY_CHANGE = (
     "evaluation.batch_size",
     "optimizer.learning_rate",
     "optimizer.schedule",
+    "optimizer.decay_fraction",
 )
-_MAY_NOT_CHANGE = ("train.init_from", "train.loss", "train.step")
+_MAY_NOT_CHANGE = (
+    *("train.init_from", "train.loss", "train.step", "train.regularisers"),
+    *("train.activation_penalty", "train.temporal_penalty", "train.averaging"),
+)
 
 
 @contextmanager

@@ -1,12 +1,16 @@
 """Recurrent cells, one per file: equations, Flax module, and faster forms if there are any."""
 
-from charrnn_jax.models.cells.cell import Cell, CellWeights, Fused
+from charrnn_jax.models.cells.cell import Cell, CellWeights, Fused, Gates, Operations, Weights
 from charrnn_jax.models.cells.gru import GRU
+from charrnn_jax.models.cells.layer_norm_gru import LAYER_NORM_GRU
+from charrnn_jax.models.cells.layer_norm_lstm import LAYER_NORM_LSTM
 from charrnn_jax.models.cells.lstm import LSTM
+from charrnn_jax.models.cells.mogrifier_lstm import MOGRIFIER_LSTM
 from charrnn_jax.models.cells.rnn import RNN
+from charrnn_jax.models.cells.slstm import SLSTM
 from charrnn_jax.registry import CELLS
 
-__all__ = ["CELLS", "Cell", "CellWeights", "Fused"]
+__all__ = ["CELLS", "Cell", "CellWeights", "Fused", "Gates", "Operations", "Weights"]
 
-for _cell in (GRU, LSTM, RNN):
+for _cell in (GRU, LSTM, RNN, LAYER_NORM_GRU, LAYER_NORM_LSTM, MOGRIFIER_LSTM, SLSTM):
     CELLS.provide(_cell.name, _cell)

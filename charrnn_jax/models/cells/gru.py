@@ -13,28 +13,22 @@ The reset gate r is applied after the recurrent product, as in Flax, cuDNN, PyTo
 Source: Cho et al. 2014 (arXiv:1406.1078), in the form of Chung et al. 2014 (arXiv:1412.3555).
 """
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from charrnn_jax.models.cells.cell import Blocks, Cell, Fused
+from charrnn_jax.models.cells.cell import Cell, Fused, Gates, Operations
+
+GATES = Gates(("r", "z", "n"), "i", last_bias="hn")
 
 
-def forward(a: Blocks, q: Blocks, h: jax.Array) -> tuple[jax.Array, Blocks]:
-    r = jax.nn.sigmoid(a[0] + q[0])
-    z = jax.nn.sigmoid(a[1] + q[1])
-    n = jnp.tanh(a[2] + r * q[2])
-    return (1 - z) * n + z * h, (r, z, n, q[2])
-
-
-def backward(d_h: jax.Array, saved: Blocks, h: jax.Array) -> tuple[Blocks, jax.Array, Any]:
-    r, z, n, q_n = saved
-    d_a_n = d_h * (1 - z) * (1 - n * n)  # d_q_n is this times r, the reset gate
-    d_r = d_a_n * q_n * r * (1 - r)
-    d_z = d_h * (h - n) * z * (1 - z)
-    return (d_r, d_z, d_a_n * r), d_a_n, d_h * z
+def step(ops: Operations, h: jax.Array, a: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    a_r, a_z, a_n = a
+    q_r, q_z, q_n = ops.times_parts("h", h, 3)
+    r = ops.sigmoid(a_r + q_r)
+    z = ops.sigmoid(a_z + q_z)
+    n = ops.tanh(a_n + r * (q_n + ops.vectors["h"]))
+    h = (1 - z) * n + z * h
+    return h, h
 
 
 GRU = Cell(
@@ -46,5 +40,6 @@ z = sigmoid(x @ iz/kernel + iz/bias + h @ hz/kernel)
 n = tanh(x @ in/kernel + in/bias + r * (h @ hn/kernel + hn/bias))
 h = (1 - z) * n + z * h""",
     recurrent=("hr", "hz", "hn"),
-    fused=Fused(("r", "z", "n"), "i", forward, backward, last_bias="hn"),
+    fused=Fused(GATES.gather, GATES.read, step, input_parts=3),
+    gates=GATES,
 )

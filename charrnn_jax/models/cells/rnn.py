@@ -3,23 +3,17 @@
 Source: Elman 1990, "Finding structure in time".
 """
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from charrnn_jax.models.cells.cell import Blocks, Cell, Fused
+from charrnn_jax.models.cells.cell import Cell, Fused, Gates, Operations
+
+GATES = Gates(("",), "i")
 
 
-def forward(a: Blocks, q: Blocks, h: jax.Array) -> tuple[jax.Array, Blocks]:
-    h = jnp.tanh(a[0] + q[0])
-    return h, (h,)
-
-
-def backward(d_h: jax.Array, saved: Blocks, h: jax.Array) -> tuple[Blocks, None, Any]:
-    (new_h,) = saved
-    return (d_h * (1 - new_h * new_h),), None, jnp.zeros_like(d_h)
+def step(ops: Operations, h: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    h = ops.tanh(a + ops.times("h", h))
+    return h, h
 
 
 RNN = Cell(
@@ -27,5 +21,6 @@ RNN = Cell(
     module=nn.SimpleCell,
     equations="h = tanh(x @ i/kernel + i/bias + h @ h/kernel)",
     recurrent=("h",),
-    fused=Fused(("",), "i", forward, backward),
+    fused=Fused(GATES.gather, GATES.read, step),
+    gates=GATES,
 )
