@@ -29,6 +29,8 @@ Training
   TrainState           everything that training continues from
   create_train_state   the state before the first step
   train_step           (state, batch) -> (state, metrics)
+  Regulariser          what a regulariser may change in a train step
+  Activations          what it sees of the forward pass
   make_optimizer       a `config.optimizer` section -> Optax optimizer
   cross_entropy        loss of every prediction, in nats
   CrossEntropy         a sum of losses and its count
@@ -67,7 +69,7 @@ Runs on disk
 
 Your own code, by a name for the config
   register_cell, register_loss, register_optimizer, register_train_step, register_hook,
-  register_rule, register_protocol
+  register_regulariser, register_rule, register_protocol
 """
 
 from importlib import import_module
@@ -116,12 +118,15 @@ if TYPE_CHECKING:
     from charrnn_jax.models.char_rnn import initialize_params as initialize_params
     from charrnn_jax.models.char_rnn import make_model as make_model
     from charrnn_jax.models.char_rnn import summary as summary
+    from charrnn_jax.models.regularisers.regulariser import Activations as Activations
+    from charrnn_jax.models.regularisers.regulariser import Regulariser as Regulariser
     from charrnn_jax.models.stepping import prepare as prepare
     from charrnn_jax.registry import register_cell as register_cell
     from charrnn_jax.registry import register_hook as register_hook
     from charrnn_jax.registry import register_loss as register_loss
     from charrnn_jax.registry import register_optimizer as register_optimizer
     from charrnn_jax.registry import register_protocol as register_protocol
+    from charrnn_jax.registry import register_regulariser as register_regulariser
     from charrnn_jax.registry import register_rule as register_rule
     from charrnn_jax.registry import register_train_step as register_train_step
     from charrnn_jax.sweeps.units import load_sweep as load_sweep
@@ -165,6 +170,7 @@ _NAMES = {
         "make_model",
         "summary",
     ],
+    "models.regularisers.regulariser": ["Activations", "Regulariser"],
     "models.stepping": ["prepare"],
     "registry": [
         "register_cell",
@@ -172,6 +178,7 @@ _NAMES = {
         "register_loss",
         "register_optimizer",
         "register_protocol",
+        "register_regulariser",
         "register_rule",
         "register_train_step",
     ],

@@ -47,9 +47,16 @@ def default_config() -> ConfigDict:
     config.model.embedding_size = 256  # units of the embedding of a character; 1 to 2**20
     config.model.hidden_size = 1024  # units of each recurrent layer; from 1 to 2**20
     config.model.num_layers = 1  # recurrent layers; from 1 to 100
+    config.model.residual = "none"  # "none"; "add": each layer above the first adds what it reads
+    config.model.readout = "last"  # layers that the dense layer reads: "last" or "all"
+    config.model.output_embedding = "own"  # "own" kernel; "tied": the dense layer shares the table
+    config.model.embedding_rank = 0  # columns of the first factor of the table; 0: not factored
+    config.model.embedding_dropout = 0.0  # rate of dropping a character, once per training step
     config.model.input_dropout = 0.0  # dropout rate on the embedding; from 0 to below 1
     config.model.dropout = 0.0  # dropout rate on the output of each recurrent layer; 0 to below 1
+    config.model.output_dropout = -1.0  # the same for the last layer alone; -1: as model.dropout
     config.model.dropout_noise = "step"  # "step": drawn per character; "locked": once per sequence
+    config.model.weight_dropout = 0.0  # dropout rate on recurrent kernels, once per training step
     config.model.zoneout = 0.0  # rate at which units of the carry keep their value; 0 to below 1
     config.model.implementation = "auto"  # "auto" (the cell's best), "scan", "fused" or "parallel"
     config.model.init_scale = 1.0  # factor of all matrices at initialisation; above 0
@@ -74,6 +81,11 @@ def default_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.init_from = ""  # workdir of a run whose best weights to start from; "": none
     config.train.loss = "cross_entropy"  # loss to minimise: "cross_entropy", or a registered loss
+    config.train.regularisers = (
+        ""  # names of registered regularisers, separated by commas; "": none
+    )
+    config.train.activation_penalty = 0.0  # weight of the mean square of the last outputs; 0: none
+    config.train.temporal_penalty = 0.0  # weight of the mean square of their changes; 0: none
     config.train.step = "standard"  # "standard", or a registered train step
     config.train.hooks = ""  # names of registered hooks, separated by commas; "": none
     config.train.num_epochs = 20  # passes over the training split; at least 1
@@ -153,9 +165,19 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.embedding_size": _from_to(1, 2**20),
     "model.hidden_size": _from_to(1, 2**20),
     "model.num_layers": _from_to(1, 100),
+    "model.residual": _one_of("none", "add"),
+    "model.readout": _one_of("last", "all"),
+    "model.output_embedding": _one_of("own", "tied"),
+    "model.embedding_rank": _from_to(0, 2**20),
+    "model.embedding_dropout": _between(0, 1),
     "model.input_dropout": _between(0, 1),
     "model.dropout": _between(0, 1),
+    "model.output_dropout": (
+        lambda value: value == -1 or 0 <= value < 1,
+        "-1, or at least 0 and below 1",
+    ),
     "model.dropout_noise": _one_of("step", "locked"),
+    "model.weight_dropout": _between(0, 1),
     "model.zoneout": _between(0, 1),
     "model.implementation": _one_of("auto", "scan", "fused", "parallel"),
     "model.init_scale": _POSITIVE,
@@ -176,6 +198,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.muon_ratio": _POSITIVE,
     "train.init_from": _PATH,
     "train.loss": _ANY,
+    "train.regularisers": _ANY,
+    "train.activation_penalty": _at_least(0),
+    "train.temporal_penalty": _at_least(0),
     "train.step": _ANY,
     "train.hooks": _ANY,
     "train.num_epochs": _at_least(1),

@@ -13,6 +13,7 @@ LAYERS = [
     "errors",
     "files",
     "reading",
+    "memory",
     "messages",
     "processes",
     "registry",

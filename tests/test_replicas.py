@@ -61,6 +61,7 @@ def variants(config: ConfigDict) -> list[ConfigDict]:
         },
     )
     config = override_values(config, {"optimizer.name": "adamw", "optimizer.schedule": "cosine"})
+    config.optimizer.warmup_steps = 7
     return [override_values(config, variant) for variant in VARIANTS]
 
 

@@ -70,7 +70,11 @@ def count_step_weights(model: CharRNN) -> int:
     per step instead of once per character.
     """
     inputs, recurrent = CELLS[model.cell].count_weights(model.hidden_size, model.hidden_size)
-    readout = model.hidden_size * model.vocabulary_size
+    width, embedding_size = model.readout_size, model.embedding_size
+    readout = width * model.vocabulary_size
+    if model.output_embedding == "tied":
+        projection = 0 if width == embedding_size else width * embedding_size
+        readout = projection + embedding_size * model.vocabulary_size
     return model.num_layers * recurrent + (model.num_layers - 1) * inputs + readout
 
 

@@ -68,19 +68,21 @@ _MEMORY_FRACTION = 0.6  # share of the free memory that a group may take, by est
 def program_key(config: ConfigDict) -> str:
     """Returns what runs must have in common to be replicas: all but the values of traced numbers.
 
-    A registered train step does not take traced numbers, a registered optimizer may read them from
-    the config, and a run with a time limit must not wait for others, so such runs must have
-    everything in common.
+    A registered train step does not take traced numbers, a registered optimizer or regulariser may
+    read them from the config, and a run with a time limit must not wait for others, so such runs
+    must have everything in common.
     """
     key = config.copy_and_resolve_references()
-    if config.train.max_seconds:
+    if config.train.max_seconds or config.train.regularisers:
         return to_json(key)
     if config.train.step in TRAIN_STEPS.sources or config.optimizer.name in OPTIMIZERS.sources:
         return to_json(key)
     fields = flatten(config)
     for name, traced in TRACED_FIELDS.items():
-        own_program = traced.zero_is_another_program and fields[name] != 0
-        key.update_from_flattened_dict({name: type(fields[name])(own_program)})
+        value = fields[name]
+        if not traced.zero_is_another_program or value > 0:
+            value = type(value)(traced.zero_is_another_program)
+        key.update_from_flattened_dict({name: value})
     return to_json(key)
 
 
@@ -197,7 +199,12 @@ def _train_group(
         group: dict[int, Training] = {}
         for index, setup in setups.items():
             # Static fields must be the same; numbers that differ go into `hyper`.
-            shared = replace(setup.state, model=first.state.model, optimizer=first.state.optimizer)
+            shared = replace(
+                setup.state,
+                model=first.state.model,
+                optimizer=first.state.optimizer,
+                regularisers=first.state.regularisers,
+            )
             with _keeping_errors(ended, index):
                 _, is_standard = choose_train_step(setup.config)
                 opened = start_training(

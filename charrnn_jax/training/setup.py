@@ -23,6 +23,7 @@ from charrnn_jax.generation.choice import make_rules
 from charrnn_jax.generation.prompts import encode_prompt
 from charrnn_jax.models.char_rnn import make_model
 from charrnn_jax.models.products import can_train_in_bfloat16
+from charrnn_jax.models.regularisers import make_regularisers
 from charrnn_jax.processes import first_then_others, from_first, say_once
 from charrnn_jax.registry import HOOKS, RULES, compare_registered
 from charrnn_jax.training.averaging import start_average
@@ -114,6 +115,7 @@ def make_setup(
         seed=config.seed,
         batch_size=config.data.batch_size,
         reset_every_steps=batches.reset_every_steps,
+        regularisers=make_regularisers(config),
     )
     origin = saved.origin if saved else None
     if config.train.init_from and not saved:

@@ -31,7 +31,10 @@ _MAY_CHANGE = (
     "optimizer.schedule",
     "optimizer.decay_fraction",
 )
-_MAY_NOT_CHANGE = ("train.init_from", "train.loss", "train.step", "train.averaging")
+_MAY_NOT_CHANGE = (
+    *("train.init_from", "train.loss", "train.step", "train.regularisers"),
+    *("train.activation_penalty", "train.temporal_penalty", "train.averaging"),
+)
 
 
 @contextmanager
