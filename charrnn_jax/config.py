@@ -81,9 +81,7 @@ def default_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.init_from = ""  # workdir of a run whose best weights to start from; "": none
     config.train.loss = "cross_entropy"  # loss to minimise: "cross_entropy", or a registered loss
-    config.train.regularisers = (
-        ""  # names of registered regularisers, separated by commas; "": none
-    )
+    config.train.regularisers = ""  # registered regularisers, separated by commas; "": none
     config.train.activation_penalty = 0.0  # weight of the mean square of the last outputs; 0: none
     config.train.temporal_penalty = 0.0  # weight of the mean square of their changes; 0: none
     config.train.step = "standard"  # "standard", or a registered train step
