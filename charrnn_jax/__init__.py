@@ -116,6 +116,7 @@ if TYPE_CHECKING:
     from charrnn_jax.models.char_rnn import initialize_params as initialize_params
     from charrnn_jax.models.char_rnn import make_model as make_model
     from charrnn_jax.models.char_rnn import summary as summary
+    from charrnn_jax.models.linear import linear_recurrence as linear_recurrence
     from charrnn_jax.models.stepping import prepare as prepare
     from charrnn_jax.registry import register_cell as register_cell
     from charrnn_jax.registry import register_hook as register_hook
@@ -165,6 +166,7 @@ _NAMES = {
         "make_model",
         "summary",
     ],
+    "models.linear": ["linear_recurrence"],
     "models.stepping": ["prepare"],
     "registry": [
         "register_cell",
