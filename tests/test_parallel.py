@@ -298,7 +298,7 @@ def test_text_in_pieces_of_any_length_equals_the_whole(name: str) -> None:
 @pytest.mark.skipif(not can_train_in_bfloat16(), reason="this jaxlib cannot on this processor")
 @pytest.mark.parametrize("name", ["min_gru", slow("min_lstm"), slow("rg_lru")])
 def test_bfloat16_rounds_what_it_rounds_in_the_fused_form(name: str) -> None:
-    model, params, carry, tokens = make(name, num_layers=2)
+    model, params, carry, tokens = make(name)
 
     def run(**changes: str) -> Any:
         each = model.clone(**changes)
