@@ -79,6 +79,7 @@ def test_evaluations_before_a_stop_by_a_signal_count(
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_each_replica_ends_by_itself_as_it_does_alone(patient: ConfigDict, tmp_path: Path) -> None:
     """One that soon diverges, and one that improves to its last step."""
     patient.train.patience, patient.train.max_loss_ratio = 2, 0.0

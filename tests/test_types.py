@@ -54,6 +54,7 @@ units = c.load_sweep("runs/s")
 rows, imported = c.read_json_lines("runs/a/metrics.jsonl"), c.import_run
 cell: type[c.Cell] = c.Cell
 fused_form = (c.Fused, c.CellWeights, c.Weights, c.Operations)
+hs: jax.Array = c.linear_recurrence(logits, logits, logits[0])
 registered = (c.register_cell, c.register_hook, c.register_loss, c.register_optimizer)
 registered_too = (c.register_protocol, c.register_rule, c.register_train_step)
 """

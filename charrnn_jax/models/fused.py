@@ -271,7 +271,7 @@ def _recurrence_bwd(fused: Fused, dtype: str, residuals: Any, gradients: Any) ->
         d_xs = jax.tree.map(lambda d, x: d.astype(x.dtype), joined(d_a), xs)
         return None, d_xs, None, d_carry, d_kernels, d_vectors
     num_rows = len(jax.tree.leaves(table)[0])
-    d_table = joined(jax.tree.map(partial(_sum_rows, xs, num_rows=num_rows, dtype=dtype), d_a))
+    d_table = joined(jax.tree.map(partial(sum_rows, xs, num_rows=num_rows, dtype=dtype), d_a))
     return d_table, None, None, d_carry, d_kernels, d_vectors
 
 
@@ -328,7 +328,7 @@ class _Once:
         return jax.tree.map(lambda index: arrays[index], self._positions)
 
 
-def _sum_rows(tokens: jax.Array, d: jax.Array, *, num_rows: int, dtype: str) -> jax.Array:
+def sum_rows(tokens: jax.Array, d: jax.Array, *, num_rows: int, dtype: str) -> jax.Array:
     """Sums d [T, B, N] by token; returns [V, N]."""
     if num_rows > 256:
         return jnp.zeros((num_rows, d.shape[-1])).at[tokens].add(d)

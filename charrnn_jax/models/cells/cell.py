@@ -5,7 +5,7 @@ evaluate, sample, sweep and export it. A cell may also have faster forms, with t
 and the same results up to rounding:
 
   fused     the step as a function of its operations; `models.fused` runs it over time
-  parallel  a whole sequence at once, for cells whose recurrence is linear in the carry
+  parallel  all steps at once, for cells that are linear in the carry; see `models.parallel`
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-# (params, carry, inputs [B, T, E], dtype=) -> (carry, outputs [B, T, H])
-Parallel = Callable[..., tuple[Any, jax.Array]]
+from charrnn_jax.errors import UserError
 
 
 class Weights(NamedTuple):
@@ -132,6 +131,11 @@ class Fused:
     input_parts: int = 1
 
 
+# All steps of a fused cell at once: (ops, carry, a [T, B, N] or a tuple of such) -> (carry, outputs
+# [T, B, H]), where `ops.times` takes [T, B, K], and `ops.vectors` are [T, B, N].
+Parallel = Callable[[Operations, Any, Any], tuple[Any, jax.Array]]
+
+
 @dataclass(frozen=True)
 class Gates:
     """The layout of a cell whose parameters are dense layers, two per gate, as Flax names them.
@@ -195,13 +199,15 @@ class Cell:
         arrays [B, ...] in tuples, lists and dicts; devices may share an array whose last axis is H.
       equations: equations of one step, in the names of the parameters; vectors are rows, and @ is
         the matrix product.
-      recurrent: names of the parameters that multiply the carry, at the top of the module's tree.
+      recurrent: names of the parameters that multiply the carry or what is made of it, at the top
+        of the module's tree.
       carry: what the carry contains, in the letters of the equations.
       output: function from a carry to the output y that it contains, by default its last array.
         Zoneout needs it. None: the carry does not contain y, or its arrays have a meaning only
         together; then the cell has no zoneout.
       fused: fused form of the cell; None: there is none.
-      parallel: parallel form of the cell; None: there is none.
+      parallel: parallel form of the cell, in place of the fused form's step: it needs `fused` for
+        its input side, and for the steps of sampling and zoneout. None: there is none.
       gates: layout of the parameters, if it is that of Flax's own cells; models of other libraries
         and web pages know only this one.
     """
@@ -215,6 +221,10 @@ class Cell:
     fused: Fused | None = None
     parallel: Parallel | None = None
     gates: Gates | None = None
+
+    def __post_init__(self) -> None:
+        if self.parallel and not self.fused:
+            raise UserError(f"the cell {self.name!r} has a parallel form, which needs a fused one")
 
     def count_weights(self, input_size: int, hidden_size: int) -> tuple[int, int]:
         """Returns the number of weights in the kernels, as (input kernels, recurrent kernels).
