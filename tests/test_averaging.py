@@ -65,7 +65,6 @@ def state_of(params: Any) -> TrainState:
         key=jax.random.key(0),
         model=CharRNN(V, E, H, num_layers=1, cell="rnn"),
         optimizer=optax.identity(),
-        reset_every_steps=1,
     )
 
 

@@ -55,9 +55,7 @@ def test_two_devices_train_the_model_of_one(cell: str, implementation: str, opti
 def test_devices_share_the_columns_of_what_has_hidden_units() -> None:
     """The last axis of kernels and biases, and of Adam's moments of them."""
     mesh = make_mesh(data_devices=1, model_devices=2, batch_size=4, hidden_size=6)
-    state = create_train_state(
-        CharRNN(5, 3, 6), optax.adam(1e-3), seed=0, batch_size=4, reset_every_steps=0
-    )
+    state = create_train_state(CharRNN(5, 3, 6), optax.adam(1e-3), seed=0, batch_size=4)
     shardings = state_shardings(state, mesh)
     for tree in (shardings.params, shardings.opt_state[0].mu):
         for leaf in jax.tree.leaves(tree["layers_0"]["cell"]):

@@ -24,9 +24,7 @@ carry, logits = c.forward(params, carry, batch.inputs, model=model)
 units, table = c.activations(params, carry, batch.inputs, model=model), c.summary(model)
 losses: jax.Array = c.cross_entropy(logits, batch.targets)
 optimizer = c.make_optimizer(config.optimizer, num_steps=9)
-state: c.TrainState = c.create_train_state(
-    model, optimizer, seed=0, batch_size=2, reset_every_steps=0
-)
+state: c.TrainState = c.create_train_state(model, optimizer, seed=0, batch_size=2)
 state, metrics = c.train_step(state, batch)
 mean: c.CrossEntropy = metrics["loss"]
 state = c.train(config, "runs/a")

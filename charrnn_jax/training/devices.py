@@ -135,7 +135,8 @@ def shape_of_batch(mesh: Mesh, batch_size: int, sequence_length: int) -> Any:
     """Returns the shapes of a batch [B, T] over all processes, to trace a train step with."""
     sharding = NamedSharding(mesh, P("data"))
     ids: Any = jax.ShapeDtypeStruct((batch_size, sequence_length), np.int32, sharding=sharding)
-    return Batch(inputs=ids, targets=ids)
+    resets: Any = jax.ShapeDtypeStruct((batch_size,), np.bool_, sharding=sharding)
+    return Batch(inputs=ids, targets=ids, resets=resets)
 
 
 def place_rows(where: Any, mesh: Mesh) -> Any:

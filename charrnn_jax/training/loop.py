@@ -105,11 +105,11 @@ def train(
             f"{setup.mesh.size} device(s) of kind {jax.devices()[0].device_kind!r}, "
             f"{setup.steps_per_call} steps a call, {setup.batches.steps_per_epoch} an epoch"
         )
-        run_steps = make_run_steps(
+        make_program = partial(
+            make_run_steps,
             apply_if_finite(
                 average_weights(step_fn, config=config.train, num_steps=setup.num_steps)
             ),
-            sequence_length=config.data.sequence_length,
             num_steps=setup.steps_per_call,
             shardings=state_shardings(setup.state, setup.mesh),
         )
@@ -121,12 +121,17 @@ def train(
             state = training.state
             tokens = put_on_device(setup.dataset.splits["train"], setup.mesh)
             queue = training.calls(on_device=tokens is not None)
-            progress, time_is_over = training.first_progress(), False
+            progress, time_is_over, length = training.first_progress(), False, 0
             for call, where in prefetch(queue, lambda c: (c, place_rows(c.where, setup.mesh))):
+                if is_new := call.sequence_length != length:  # they only grow
+                    length = call.sequence_length
+                    run_steps = make_program(sequence_length=length)
                 state, metrics = run_steps(
                     state, tokens, where, np.int32(call.num_steps), *_as_argument(progress)
                 )
-                training.recorder.add(call.stop, metrics, count=call.num_steps, progress=progress)
+                training.recorder.add(
+                    call.stop, metrics, count=call.num_steps, progress=progress, compiles=is_new
+                )
                 signal_number = agree(interrupt.signal_number or 0) or None
                 if progress is not None:
                     part = agree_on_time(int(training.fraction_of_time(call.stop) * _MILLION))

@@ -117,7 +117,7 @@ class Recorder:
         self._mark = started  # seconds are counted up to here
         self._pending: tuple[int, int, dict[str, Any], float | None] | None = None
         self._progress_of_call: float | None = None
-        self._compiled = False
+        self._is_timed = False  # whether the time since the mark is that of steps only
         self.last: dict[str, float] = {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,7 +141,13 @@ class Recorder:
         return self.limit.fraction(self._seconds + time.perf_counter() - self._mark + pause)
 
     def add(
-        self, stop: int, metrics: dict[str, Any], *, count: int, progress: float | None = None
+        self,
+        stop: int,
+        metrics: dict[str, Any],
+        *,
+        count: int,
+        progress: float | None = None,
+        compiles: bool = False,
     ) -> None:
         """Takes the metrics of a call that was just started, and reads those of the call before it.
 
@@ -150,10 +156,12 @@ class Recorder:
           metrics: metrics of its steps, with a leading axis of steps.
           count: number of steps in the call; later entries of the metrics are ignored.
           progress: share of the training that was over, if the learning rate depends on it.
+          compiles: whether starting the call has compiled a program, which is no time of steps.
 
         Raises:
           DivergedError: a loss or gradient of the call before it is not finite, or too large.
         """
+        self._is_timed &= not compiles
         self.flush()
         self._pending = stop, count, metrics, progress
 
@@ -165,14 +173,14 @@ class Recorder:
         metrics = jax.device_get(metrics)
         of_call = self._lap()
         seconds = of_call / count
-        if self._compiled:
+        if self._is_timed:
             self.limit.call_seconds = of_call
         for index in range(count):
             step_metrics = jax.tree.map(lambda values, i=index: values[i], metrics)
             self._add_step(
-                stop - count + 1 + index, step_metrics, seconds if self._compiled else None
+                stop - count + 1 + index, step_metrics, seconds if self._is_timed else None
             )
-        self._compiled = True  # the first call of a process compiles, so its time does not count
+        self._is_timed = True
 
     def _add_step(self, step: int, metrics: dict[str, Any], seconds: float | None) -> None:
         loss: CrossEntropy = metrics.pop("loss")

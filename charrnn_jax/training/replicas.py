@@ -203,6 +203,7 @@ def _train_group(
                 setup.state,
                 model=first.state.model,
                 optimizer=first.state.optimizer,
+                open_loop=first.state.open_loop,
                 regularisers=first.state.regularisers,
             )
             with _keeping_errors(ended, index):
@@ -221,12 +222,14 @@ def _train_group(
         tokens = put_on_device(first.dataset.splits["train"])
         queues = [training.calls(on_device=tokens is not None) for training in group.values()]
         queue = map(_join, zip(*queues, strict=True))
-        run_steps: RunReplicas | None = None
+        length = 0
         for call, where in prefetch(queue, lambda call: (call, jax.device_put(call.where))):
             count = np.int32(call.num_steps)
-            if run_steps is None:
+            if is_new := call.sequence_length != length:  # they only grow
+                length = call.sequence_length
+                arguments = (state, hyper, tokens, where, count)
                 run_steps = _choose_program(
-                    first, (state, hyper, tokens, where, count), mapping=mapping
+                    first, arguments, sequence_length=length, mapping=mapping
                 )
             state, metrics = run_steps(state, hyper, tokens, where, count)
             due = leader.is_due(call.stop) or interrupt.signal_number is not None
@@ -235,7 +238,9 @@ def _train_group(
                 if ended[index] or training.stops_early:
                     continue
                 try:
-                    training.recorder.add(call.stop, _take(metrics, place), count=call.num_steps)
+                    training.recorder.add(
+                        call.stop, _take(metrics, place), count=call.num_steps, compiles=is_new
+                    )
                     if due:
                         # Zoneout acts outside of training, too, where its rate is not in `hyper`.
                         own_rate = setups[index].state.model.zoneout
@@ -257,7 +262,7 @@ def _train_group(
                 break
 
 
-def _make_program(setup: Setup, *, mapping: str) -> RunReplicas:
+def _make_program(setup: Setup, *, sequence_length: int, mapping: str) -> RunReplicas:
     """Returns the program that runs a call of all replicas; the states are donated."""
     step_fn = choose_train_step(setup.config)[0]
     averaged = average_weights(step_fn, config=setup.config.train, num_steps=setup.num_steps)
@@ -269,7 +274,7 @@ def _make_program(setup: Setup, *, mapping: str) -> RunReplicas:
         def run_one(state: TrainState, hyper: TracedHyperparameters, where: Any) -> Any:
             run = make_run_steps(
                 partial(train_step, hyper=hyper),
-                sequence_length=setup.config.data.sequence_length,
+                sequence_length=sequence_length,
                 num_steps=setup.steps_per_call,
             )
             return run(state, tokens, where, count)
@@ -279,30 +284,33 @@ def _make_program(setup: Setup, *, mapping: str) -> RunReplicas:
     return jax.jit(run_steps, donate_argnums=0)
 
 
-def _choose_program(setup: Setup, arguments: tuple[Any, ...], *, mapping: str) -> RunReplicas:
+def _choose_program(
+    setup: Setup, arguments: tuple[Any, ...], *, sequence_length: int, mapping: str
+) -> RunReplicas:
     """Returns the program for a mapping; for "auto", the faster one.
 
     Args:
       setup: setup of any of the replicas.
       arguments: arguments of the first call.
+      sequence_length: length of the sequences, in characters.
       mapping: "map", "vmap" or "auto".
     """
+    make_program = partial(_make_program, setup, sequence_length=sequence_length)
     if mapping != "auto":
-        return _make_program(setup, mapping=mapping)
+        return make_program(mapping=mapping)
     state, num_steps = arguments[0], setup.steps_per_call
     num_replicas = len(state.step)
     if jax.default_backend() in _MAP_ALONE or num_replicas > _most_replicas(setup)["vmap"]:
-        return _make_program(setup, mapping="map")
-    data = setup.config.data
+        return make_program(mapping="map")
     key = (
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {num_replicas} x {state.model}, "
-        f"{data.batch_size} x {data.sequence_length}, {setup.steps_per_call}"
+        f"{setup.config.data.batch_size} x {sequence_length}, {setup.steps_per_call}"
     )
     file = cache_folder() / "replicas.json"
     known: dict[str, str] = {}
     with contextlib.suppress(UserError):  # missing, or damaged
         known = read_json(file, dict[str, str], remedy="delete it")
-    programs = {name: _make_program(setup, mapping=name) for name in MAPPINGS}
+    programs = {name: make_program(mapping=name) for name in MAPPINGS}
     if known.get(key) not in programs:
         arguments = (*arguments[:-1], np.int32(num_steps))  # a full call
         seconds = {name: _measure(program, arguments) for name, program in programs.items()}

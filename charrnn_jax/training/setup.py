@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import from_dict
-from charrnn_jax.data.batches import Batches, make_batches
+from charrnn_jax.data.batches import Batches, Stage, make_batches, make_stages
 from charrnn_jax.data.dataset import Dataset, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
@@ -29,6 +29,7 @@ from charrnn_jax.registry import HOOKS, RULES, compare_registered
 from charrnn_jax.training.averaging import start_average
 from charrnn_jax.training.devices import make_mesh, place_state
 from charrnn_jax.training.dispatch import choose_steps_per_call
+from charrnn_jax.training.open_loop import make_open_loop
 from charrnn_jax.training.optimizer import make_optimizer
 from charrnn_jax.training.train_step import TrainState, create_train_state
 from charrnn_jax.training.warm_start import warm_start
@@ -94,7 +95,13 @@ def make_setup(
         "sequence_length": config.data.sequence_length,
     }
     batches = make_batches(
-        dataset.splits["train"], batching=config.data.batching, seed=config.seed, **size
+        dataset.splits["train"],
+        batching=config.data.batching,
+        seed=config.seed,
+        offset=config.data.offset,
+        carry_reset_rate=config.data.carry_reset_rate,
+        stages=stages_of(config),
+        **size,
     )
     _check_names(config, dataset.vocabulary)
     if config.train.patience and not len(dataset.splits["validation"]):
@@ -114,8 +121,8 @@ def make_setup(
         make_optimizer(config.optimizer, num_steps=num_steps, hidden_size=config.model.hidden_size),
         seed=config.seed,
         batch_size=config.data.batch_size,
-        reset_every_steps=batches.reset_every_steps,
         regularisers=make_regularisers(config),
+        open_loop=make_open_loop(config.train, num_steps=num_steps),
     )
     origin = saved.origin if saved else None
     if config.train.init_from and not saved:
@@ -140,6 +147,15 @@ def make_setup(
         resumes=saved is not None,
         label=label,
         started=started,
+    )
+
+
+def stages_of(config: ConfigDict) -> tuple[Stage, ...]:
+    """Returns the lengths of the sequences of a run."""
+    return make_stages(
+        config.data.sequence_length,
+        initial_length=config.train.initial_length,
+        warmup_steps=config.train.length_warmup_steps,
     )
 
 

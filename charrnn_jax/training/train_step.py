@@ -24,6 +24,7 @@ from charrnn_jax.models.char_rnn import (
 )
 from charrnn_jax.models.regularisers import Regularisers, with_weights
 from charrnn_jax.registry import TRAIN_STEPS
+from charrnn_jax.training.open_loop import OpenLoop
 from charrnn_jax.training.schedule_free import averaged_weights
 
 # (logits [B, T, V], targets [B, T]) -> losses [B, T] in nats
@@ -58,9 +59,9 @@ class TrainState:
       key: random key, which never changes; step k uses fold_in(key, k).
       model: the model; static.
       optimizer: the optimizer; static.
-      reset_every_steps: number of steps from one reset of the carry to the next; static.
       average: average of the parameters; None: they are not averaged.
       regularisers: regularisers other than those that are fields of the model; static.
+      open_loop: which inputs are the model's own characters; None: none; static.
     """
 
     step: jax.Array
@@ -70,9 +71,9 @@ class TrainState:
     key: jax.Array
     model: CharRNN = struct.field(pytree_node=False)
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
-    reset_every_steps: int = struct.field(pytree_node=False)
     average: Average | None = None
     regularisers: Regularisers = struct.field(pytree_node=False, default=())
+    open_loop: OpenLoop | None = struct.field(pytree_node=False, default=None)
 
     def evaluated_params(self) -> Params:
         """Returns the parameters to evaluate, sample from and export: the average, if there is one.
@@ -119,9 +120,10 @@ class Traced:
     """How a number of the config can be an argument of a compiled program.
 
     Attributes:
-      goes_to: what uses it: "start" (only the state before the first step), "model" (it is a field
-        of `CharRNN`), "optimizer" (it is an argument of the optimizer's update), "regularisers" (it
-        is the weight of a penalty) or "averaging".
+      goes_to: what uses it: "start" (only what a run starts from: its first state and its
+        batches), "model" (it is a field of `CharRNN`), "optimizer" (it is an argument of the
+        optimizer's update), "regularisers" (it is the weight of a penalty), "averaging" or
+        "open_loop" (it is a field of `OpenLoop`).
       zero_is_another_program: whether the program leaves something out if the number is zero (or
         negative). If so, zero cannot be traced.
     """
@@ -134,6 +136,7 @@ class Traced:
 # program takes as arguments, and where these go.
 TRACED_FIELDS = {
     "seed": Traced("start"),
+    "data.carry_reset_rate": Traced("start"),
     "model.init_scale": Traced("start"),
     "model.dropout": Traced("model", zero_is_another_program=True),
     "model.embedding_dropout": Traced("model", zero_is_another_program=True),
@@ -147,6 +150,8 @@ TRACED_FIELDS = {
     "train.temporal_penalty": Traced("regularisers", zero_is_another_program=True),
     "train.ema_decay": Traced("averaging"),
     "train.tail_fraction": Traced("averaging"),
+    "train.sampled_share": Traced("open_loop", zero_is_another_program=True),
+    "train.rollout_length": Traced("open_loop", zero_is_another_program=True),
 }
 
 
@@ -162,12 +167,14 @@ class TracedHyperparameters:
       optimizer: numbers in place of those that the optimizer was made with.
       regularisers: numbers in place of the weights of the penalties.
       averaging: numbers in place of the config's, see `averaging`.
+      open_loop: numbers in place of fields of the state's `OpenLoop`, if it has one.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     regularisers: dict[str, Any] = field(default_factory=dict)
     averaging: dict[str, Any] = field(default_factory=dict)
+    open_loop: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "TracedHyperparameters":
@@ -190,8 +197,8 @@ def create_train_state(
     *,
     seed: int,
     batch_size: int,
-    reset_every_steps: int = 1,
     regularisers: Regularisers = (),
+    open_loop: OpenLoop | None = None,
 ) -> TrainState:
     """Draws the parameters and returns the state before the first step.
 
@@ -200,8 +207,8 @@ def create_train_state(
       optimizer: the optimizer.
       seed: seed of the parameters and of the state's key.
       batch_size: B, in sequences.
-      reset_every_steps: number of steps from one reset of the carry to the next.
       regularisers: regularisers other than those that are fields of the model.
+      open_loop: which inputs are the model's own characters; None: none.
     """
     params_key, key = jax.random.split(jax.random.key(seed))
     # Jitted, since one program starts faster than one for each operation. Rates do not matter here;
@@ -217,8 +224,8 @@ def create_train_state(
         key=key,
         model=model,
         optimizer=optimizer,
-        reset_every_steps=reset_every_steps,
         regularisers=regularisers,
+        open_loop=open_loop,
     )
 
 
@@ -233,7 +240,7 @@ def train_step(
 
     Args:
       state: state before the step.
-      batch: inputs and targets, [B, T] each.
+      batch: inputs and targets, [B, T] each, and which sequences start from the zero carry.
       loss_fn: function from logits [B, T, V] and targets [B, T] to losses [B, T]; their mean and
         the penalties of the regularisers are minimised.
       hyper: numbers in place of those that the model, the optimizer and the regularisers were made
@@ -244,26 +251,28 @@ def train_step(
       penalties, as a `CrossEntropy`, "gradient_norm", before clipping, and "update_ratio", the norm
       of the update divided by the norm of the parameters before it.
     """
-    reset = state.step % state.reset_every_steps == 0
-    first_carry = state.model.initialize_carry(batch.inputs.shape[0])
-    carry = jax.tree.map(partial(jnp.where, reset), first_carry, state.carry)
-    dropout_key = jax.random.fold_in(state.key, state.step)
     hyper = hyper or TracedHyperparameters()
     model = state.model.clone(**hyper.model)
     regularisers = with_weights(state.regularisers, hyper.regularisers)
+    key = jax.random.fold_in(state.key, state.step)
+    carry = reset_carry(state.carry, batch.resets, model=state.model)
+    if state.open_loop:
+        batch = replace(state.open_loop, **hyper.open_loop).replace_inputs(
+            batch,
+            params=state.params,
+            carry=carry,
+            model=state.model,
+            zoneout=model.zoneout,
+            step=state.step,
+            key=key,
+        )
 
     def mean_loss(params: Params) -> tuple[jax.Array, tuple[Carry, CrossEntropy]]:
         new_carry, activations = forward_in_training(
-            params,
-            carry,
-            batch.inputs,
-            model=model,
-            key=dropout_key,
-            regularisers=regularisers,
+            params, carry, batch.inputs, model=model, key=key, regularisers=regularisers
         )
-        losses = loss_fn(activations.logits, batch.targets)
-        loss = CrossEntropy(losses.sum(), jnp.asarray(losses.size))
-        minimised = losses.mean()
+        loss = counted_loss(loss_fn(activations.logits, batch.targets), batch.counted)
+        minimised = loss.total / loss.count
         for regulariser in regularisers:
             minimised += regulariser.penalty(activations, params=params)
         return minimised, (new_carry, loss)
@@ -284,6 +293,31 @@ def train_step(
         "gradient_norm": optax.tree.norm(gradient),
         "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
     }
+
+
+def reset_carry(carry: Carry, resets: Any, *, model: CharRNN) -> Carry:
+    """Returns a carry with zeros, or what else the cell starts from, where `resets` says so.
+
+    Args:
+      carry: carry of B sequences.
+      resets: [B] bool, see `Batch.resets`; None: all are reset.
+      model: the model.
+    """
+    first = model.initialize_carry(jax.tree.leaves(carry)[0].shape[0])
+    if resets is None:
+        return first
+
+    def choose_rows(first: jax.Array, kept: jax.Array) -> jax.Array:
+        return jnp.where(resets.reshape(-1, *[1] * (kept.ndim - 1)), first, kept)
+
+    return jax.tree.map(choose_rows, first, carry)
+
+
+def counted_loss(losses: jax.Array, counted: jax.Array | None) -> CrossEntropy:
+    """Returns the sum and the count of the losses [B, T] that count, see `Batch.counted`."""
+    if counted is None:
+        return CrossEntropy(losses.sum(), jnp.asarray(losses.size))
+    return CrossEntropy(jnp.where(counted, losses, 0.0).sum(), counted.sum())
 
 
 def apply_if_finite(train_step: TrainStep) -> TrainStep:
