@@ -33,22 +33,21 @@ from charrnn_jax.training.devices import (
     own_rows,
     place_rows,
     shape_of_batch,
-    state_shardings,
 )
-from charrnn_jax.training.dispatch import Call, calls, make_run_steps, put_on_device
+from charrnn_jax.training.dispatch import Call, calls, put_on_device
 from charrnn_jax.training.hooks import Hook, Sample, Schedule, make_hooks
 from charrnn_jax.training.interrupt import InterruptRequest
 from charrnn_jax.training.progress import Progress, format_seconds
 from charrnn_jax.training.recorder import Recorder
 from charrnn_jax.training.schedules import make_rate_at
 from charrnn_jax.training.setup import Setup, check_hooks, make_setup
+from charrnn_jax.training.sharing import share_among_cores
 from charrnn_jax.training.time_limit import TimeLimit
 from charrnn_jax.training.train_step import (
     LossFn,
     TracedHyperparameters,
     TrainState,
     TrainStep,
-    apply_if_finite,
 )
 from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.json_lines import JsonLines
@@ -99,15 +98,11 @@ def train(
             say_once(setup.dataset.headline())
         else:
             say_once(f"{setup.dataset.describe()}\n{summary(setup.state.model)}")
+        first_progress = _as_argument(0.0 if config.train.max_seconds else None)
+        setup, run_steps = share_among_cores(setup, step_fn, *first_progress)
         PROGRESS.debug(
             f"{setup.mesh.size} device(s) of kind {jax.devices()[0].device_kind!r}, "
             f"{setup.steps_per_call} steps a call, {setup.batches.steps_per_epoch} an epoch"
-        )
-        run_steps = make_run_steps(
-            apply_if_finite(step_fn),
-            sequence_length=config.data.sequence_length,
-            num_steps=setup.steps_per_call,
-            shardings=state_shardings(setup.state, setup.mesh),
         )
         agree, agree_on_time = Agreement(setup.mesh), Agreement(setup.mesh)
         with (
