@@ -25,7 +25,7 @@ from charrnn_jax.training.train_step import train_step
 def test_gradients_of_all_parameters_are_summed_in_one_operation() -> None:
     """On a CPU each operation between devices costs as much as a small product."""
     run_steps, arguments = device_runs.call_on(
-        2, 1, cell="gru", implementation="fused", dropout=0.3
+        2, 1, cell="lstm", implementation="fused", dropout=0.3
     )
     program = run_steps.lower(*arguments).compile().as_text()
     assert program.count(" all-reduce(") + program.count(" all-reduce-start(") == 1
@@ -35,6 +35,7 @@ def test_run_of_two_devices_resumes_bit_for_bit_on_two(
     tiny_config: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_config.data.batching, tiny_config.model.dropout = "lanes", 0.2
+    tiny_config.model.cell = "rnn"
     tiny_config.train.data_devices = 2
     undisturbed = train(tiny_config, tmp_path / "undisturbed")
     tiny_config.train.num_epochs = 1
@@ -66,7 +67,7 @@ def test_faster_number_of_devices_is_measured_once_and_remembered(
         return dict(zip(calls, seconds, strict=True))
 
     monkeypatch.setattr(measured, "measure", measure)
-    tiny_config.data.batch_size = 16
+    tiny_config.data.batch_size, tiny_config.model.cell = 16, "rnn"
     seconds = (1.0, 0.9)
     assert num_devices(tiny_config, tmp_path) == 2
     seconds = (1.0, 2.0)
@@ -95,7 +96,7 @@ def test_measured_programs_leave_their_arguments_and_are_called_in_turn(
 ) -> None:
     """The real programs, on one device and on two; training then starts from the same state."""
     monkeypatch.setattr(sharing, "_LEAST_FLOPS", 0)
-    tiny_config.data.batch_size, tiny_config.train.num_steps = 16, 2
+    tiny_config.data.batch_size, tiny_config.model.cell = 16, "rnn"
     before = jax.device_get(make_setup(tiny_config, tmp_path).state.params)
     setup, run_steps = sharing.share_among_cores(make_setup(tiny_config, tmp_path), train_step)
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(setup.state.params))
