@@ -103,7 +103,7 @@ def default_config() -> ConfigDict:
     config.train.on_nonfinite = "stop"  # a step with a NaN is never applied: "stop", or "skip" it
     config.train.max_skipped_steps = 10  # "skip": training stops after more than this in a row
     config.train.max_loss_ratio = 3.0  # stops if a row's loss is above this x the first; 0: off
-    config.train.data_devices = 0  # devices that share a batch; 0: all, or on CPUs one per process
+    config.train.data_devices = 0  # devices that share a batch; 0: all, or on CPUs what is faster
     config.train.model_devices = 1  # devices that share the hidden units; at least 1
     config.train.steps_per_call = 0  # training steps in one call of the device; 0: chosen by size
     config.train.log_every_steps = 50  # steps averaged in one row of metrics.jsonl; at least 1

@@ -21,6 +21,7 @@ LAYERS = [
     "experiment",
     "data",
     "compilation_cache",
+    "host_devices",
     "models",
     "evaluation",
     "generation",

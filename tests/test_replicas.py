@@ -21,7 +21,7 @@ from charrnn_jax.errors import BusyError, DivergedError, Interrupted, UserError
 from charrnn_jax.files import locked
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.dropout import Dropout
-from charrnn_jax.training import replicas
+from charrnn_jax.training import measured, replicas
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.replicas import program_key, train_replicas
 from charrnn_jax.training.train_step import TRACED_FIELDS
@@ -279,12 +279,12 @@ def test_the_faster_way_is_measured_once_and_remembered(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(replicas, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(measured, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(replicas, "_MAP_ALONE", ())
     tiny_config.train.num_steps, tiny_config.model.cell = 1, "rnn"
     configs = [override_values(tiny_config, {"seed": seed}) for seed in range(2)]
-    seconds = iter([1.0, 0.5])  # of map, then of vmap
-    monkeypatch.setattr(replicas, "_measure", lambda *_: next(seconds))
+    seconds = {"map": 1.0, "vmap": 0.5}
+    monkeypatch.setattr(measured, "measure", lambda calls: seconds)
     for name in ("a", "b"):
         train_replicas(configs, [tmp_path / f"{name}{i}" for i in range(2)])
     assert capsys.readouterr().out.count("map 1000.0 ms, vmap 500.0 ms") == 1

@@ -33,7 +33,7 @@ from charrnn_jax.evaluation.protocols import Carried, evaluate
 from charrnn_jax.generation.rules import Temperature
 from charrnn_jax.generation.sampler import generate
 from charrnn_jax.models.char_rnn import make_model
-from charrnn_jax.registry import HOOKS, LOSSES, RULES, TRAIN_STEPS
+from charrnn_jax.registry import HOOKS, LOSSES, REGULARISERS, RULES, TRAIN_STEPS
 from charrnn_jax.training import dispatch, interrupt, setup
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.optimizer import make_optimizer
@@ -405,7 +405,11 @@ MAY_CHANGE = {
     *(
         f"train.{name}"
         for name in default_config().train
-        if name not in ("init_from", "loss", "step")
+        if name
+        not in (
+            *("init_from", "loss", "step", "regularisers"),
+            *("activation_penalty", "temporal_penalty", "averaging"),
+        )
     ),
 }
 OTHER_VALUES = {
@@ -417,6 +421,10 @@ OTHER_VALUES = {
     "model.dropout_noise": "locked",
     "model.dtype": "bfloat16",
     "model.implementation": "scan",
+    "model.output_dropout": 0.1,
+    "model.residual": "add",
+    "model.readout": "all",
+    "model.output_embedding": "tied",
     "optimizer.name": "sgd",
     "optimizer.schedule": "linear",
     "train.init_from": "elsewhere",
@@ -428,6 +436,8 @@ OTHER_VALUES = {
     "train.loss": "other",
     "train.step": "other",
     "train.hooks": "other",
+    "train.regularisers": "other",
+    "train.averaging": "ema",
     "train.gradient_noise": "on",
     "evaluation.protocol": "carried",
     "sample.prompt": "fox",
@@ -443,6 +453,7 @@ def test_a_run_is_resumed_with_other_values_of_some_fields_and_of_no_others(
     hook, rule = CallAt(1, lambda *_: None), Temperature(1.0)
     known = {LOSSES: cross_entropy, TRAIN_STEPS: train_step, HOOKS: lambda _: hook}
     known[RULES] = lambda _: rule
+    known[REGULARISERS] = lambda _: None
     for registry, code in known.items():
         monkeypatch.setitem(registry._registered, "other", code)
     tiny_config.train.num_steps = 2

@@ -62,9 +62,20 @@ def choose_steps_per_call(model: CharRNN, *, batch_size: int, sequence_length: i
       batch_size: B, in sequences.
       sequence_length: T, in characters.
     """
-    step_flops = 6 * batch_size * sequence_length * count_step_weights(model)
+    step_flops = count_step_flops(model, batch_size=batch_size, sequence_length=sequence_length)
     call_flops = _CALL_FLOPS.get(jax.default_backend(), _ACCELERATOR_CALL_FLOPS)
     return int(np.clip(call_flops // step_flops, 1, _MOST_STEPS))
+
+
+def count_step_flops(model: CharRNN, *, batch_size: int, sequence_length: int) -> int:
+    """Returns the floating-point operations of a training step: 6 for each weight and character.
+
+    Args:
+      model: the model.
+      batch_size: B, in sequences.
+      sequence_length: T, in characters.
+    """
+    return 6 * batch_size * sequence_length * count_step_weights(model)
 
 
 def count_step_weights(model: CharRNN) -> int:

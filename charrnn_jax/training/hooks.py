@@ -168,6 +168,7 @@ class Save:
             origin=setup.origin,
             registered=describe_registered(flatten(setup.config)),
             rows={file.file.name: file.written for file in self.files},
+            data_devices=setup.mesh.shape["data"],
         )
         self.checkpoints.save(*state.to_trees(), metadata=metadata)
 

@@ -34,9 +34,8 @@ from charrnn_jax.training.devices import (
     own_rows,
     place_rows,
     shape_of_batch,
-    state_shardings,
 )
-from charrnn_jax.training.dispatch import Call, calls, make_run_steps, put_on_device
+from charrnn_jax.training.dispatch import Call, calls, put_on_device
 from charrnn_jax.training.early_stopping import EarlyStopping
 from charrnn_jax.training.hooks import Hook, Sample, Schedule, make_hooks
 from charrnn_jax.training.interrupt import InterruptRequest
@@ -44,13 +43,13 @@ from charrnn_jax.training.progress import Progress, format_seconds
 from charrnn_jax.training.recorder import Recorder
 from charrnn_jax.training.schedules import make_rate_at
 from charrnn_jax.training.setup import Setup, check_hooks, make_setup
+from charrnn_jax.training.sharing import compile_for, share_among_cores
 from charrnn_jax.training.time_limit import TimeLimit
 from charrnn_jax.training.train_step import (
     LossFn,
     TracedHyperparameters,
     TrainState,
     TrainStep,
-    apply_if_finite,
 )
 from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.json_lines import JsonLines
@@ -101,17 +100,13 @@ def train(
             say_once(setup.dataset.headline())
         else:
             say_once(f"{setup.dataset.describe()}\n{summary(setup.state.model)}")
+        first_progress = _as_argument(0.0 if config.train.max_seconds else None)
+        averaged = average_weights(step_fn, config=config.train, num_steps=setup.num_steps)
+        setup, run_steps = share_among_cores(setup, averaged, *first_progress)
+        programs = {config.data.sequence_length: run_steps}
         PROGRESS.debug(
             f"{setup.mesh.size} device(s) of kind {jax.devices()[0].device_kind!r}, "
             f"{setup.steps_per_call} steps a call, {setup.batches.steps_per_epoch} an epoch"
-        )
-        make_program = partial(
-            make_run_steps,
-            apply_if_finite(
-                average_weights(step_fn, config=config.train, num_steps=setup.num_steps)
-            ),
-            num_steps=setup.steps_per_call,
-            shardings=state_shardings(setup.state, setup.mesh),
         )
         agree, agree_on_time = Agreement(setup.mesh), Agreement(setup.mesh)
         with (
@@ -125,8 +120,9 @@ def train(
             for call, where in prefetch(queue, lambda c: (c, place_rows(c.where, setup.mesh))):
                 if is_new := call.sequence_length != length:  # they only grow
                     length = call.sequence_length
-                    run_steps = make_program(sequence_length=length)
-                state, metrics = run_steps(
+                    if length not in programs:
+                        programs[length] = compile_for(setup, averaged, sequence_length=length)
+                state, metrics = programs[length](
                     state, tokens, where, np.int32(call.num_steps), *_as_argument(progress)
                 )
                 training.recorder.add(

@@ -15,9 +15,7 @@ used where it is clearly faster.
 """
 
 import contextlib
-import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -32,18 +30,17 @@ from ml_collections import ConfigDict
 
 from charrnn_jax.config import flatten, to_json, validate
 from charrnn_jax.data.batches import prefetch
-from charrnn_jax.data.corpora import cache_folder
 from charrnn_jax.data.dataset import Dataset
 from charrnn_jax.errors import DivergedError, Interrupted, TrainingError, UserError
-from charrnn_jax.files import replacing
+from charrnn_jax.host_devices import num_cores
 from charrnn_jax.messages import PROGRESS
 from charrnn_jax.models.cells import CELLS
-from charrnn_jax.reading import read_json
 from charrnn_jax.registry import OPTIMIZERS, TRAIN_STEPS
 from charrnn_jax.training.averaging import average_weights
 from charrnn_jax.training.dispatch import Call, make_run_steps, put_on_device
 from charrnn_jax.training.interrupt import InterruptRequest
 from charrnn_jax.training.loop import Training, choose_train_step, start_training
+from charrnn_jax.training.measured import choose
 from charrnn_jax.training.setup import Setup, make_setup
 from charrnn_jax.training.train_step import (
     TRACED_FIELDS,
@@ -149,7 +146,7 @@ def _set_up(
         index = waiting.pop(0)
         with _keeping_errors(ended, index):
             folder = folders[index]
-            setup = make_setup(configs[index], folder, dataset=dataset, label=folder.name)
+            setup = make_setup(configs[index], folder, dataset=dataset, label=folder.name, cores=1)
             if dataset is None:
                 PROGRESS.info(setup.dataset.describe())
             elif setup.dataset.identity() != dataset.identity():
@@ -306,32 +303,16 @@ def _choose_program(
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {num_replicas} x {state.model}, "
         f"{setup.config.data.batch_size} x {sequence_length}, {setup.steps_per_call}"
     )
-    file = cache_folder() / "replicas.json"
-    known: dict[str, str] = {}
-    with contextlib.suppress(UserError):  # missing, or damaged
-        known = read_json(file, dict[str, str], remedy="delete it")
     programs = {name: make_program(mapping=name) for name in MAPPINGS}
-    if known.get(key) not in programs:
-        arguments = (*arguments[:-1], np.int32(num_steps))  # a full call
-        seconds = {name: _measure(program, arguments) for name, program in programs.items()}
-        known[key] = "vmap" if seconds["vmap"] < _CLEARLY * seconds["map"] else "map"
-        shown = ", ".join(f"{name} {1000 * s:.1f} ms" for name, s in seconds.items())
-        PROGRESS.info(f"Time of {num_steps} steps of {num_replicas} replicas: {shown}")
-        with contextlib.suppress(OSError), replacing(file) as partial_file:
-            partial_file.write_text(json.dumps(known, indent=1))
-    return programs[known[key]]
-
-
-def _measure(program: RunReplicas, arguments: tuple[Any, ...]) -> float:
-    """Returns the seconds of a call, the best of three after one that compiles."""
-    state, *others = arguments
-    seconds = []
-    for _ in range(4):
-        copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))  # it will be donated
-        start = time.perf_counter()
-        jax.block_until_ready(program(copy, *others))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    arguments = (*arguments[:-1], np.int32(num_steps))  # a full call
+    chosen = choose(
+        "replicas",
+        key,
+        {name: (program, arguments) for name, program in programs.items()},
+        clearly=_CLEARLY,
+        what=f"{num_steps} steps of {num_replicas} replicas",
+    )
+    return programs[chosen]
 
 
 def _most_replicas(setup: Setup) -> dict[str, int]:
@@ -360,8 +341,7 @@ def _memory_bytes() -> float:
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    share = cores / (os.cpu_count() or 1)
+    share = num_cores() / (os.cpu_count() or 1)
     return share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -73,7 +73,12 @@ class Setup:
 
 
 def make_setup(
-    config: ConfigDict, workdir: Path, *, dataset: Dataset | None = None, label: str = ""
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    dataset: Dataset | None = None,
+    label: str = "",
+    cores: int | None = None,
 ) -> Setup:
     """Makes what a run starts from. Writes nothing; prints what has changed in a resumed run.
 
@@ -82,6 +87,8 @@ def make_setup(
       workdir: workdir of the run, locked by `resume.locked_for_training`.
       dataset: text of another run with the same `config.data`, which is then not read again.
       label: name of the run, if it is one of several in this process; otherwise "".
+      cores: most CPU cores that share a batch, each as a device, if the config does not say it;
+        None: as many as when the run was saved, or for a new run one.
 
     Raises:
       UserError: the config, text or workdir cannot be used.
@@ -115,7 +122,13 @@ def make_setup(
         model_devices=config.train.model_devices,
         batch_size=config.data.batch_size,
         hidden_size=config.model.hidden_size,
+        cores=cores or (saved and saved.data_devices) or 1,
     )
+    if saved and saved.data_devices not in (None, mesh.shape["data"]):
+        say_once(
+            f"The batch was shared by {saved.data_devices} device(s), and is now by "
+            f"{mesh.shape['data']}: from here on, results differ by rounding"
+        )
     state = create_train_state(
         make_model(config.model, vocabulary_size=dataset.vocabulary.size),
         make_optimizer(config.optimizer, num_steps=num_steps, hidden_size=config.model.hidden_size),

@@ -92,6 +92,7 @@ class CheckpointMetadata:
       imported: whether the model was trained elsewhere, so that the run cannot be resumed.
       registered: files that registered the names in the config, see `registry`.
       rows: what the files of rows held, by their names.
+      data_devices: number of devices that shared a batch; None: earlier versions did not record it.
     """
 
     step: Count
@@ -105,6 +106,7 @@ class CheckpointMetadata:
     imported: bool = False
     registered: Recorded = field(default_factory=dict)
     rows: dict[str, RowsWritten] = field(default_factory=dict)
+    data_devices: Count | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the metadata as plain data for JSON."""
