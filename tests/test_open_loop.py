@@ -133,6 +133,7 @@ def test_rollouts_are_between_true_characters_and_share_is_as_asked() -> None:
             params=state.params,
             carry=model.initialize_carry(rows),
             model=model,
+            zoneout=0.0,
             step=step,
             key=jax.random.key(step),
         )
