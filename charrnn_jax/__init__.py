@@ -22,6 +22,7 @@ Models
   Cell                 what the package knows of a recurrent cell
   Fused, CellWeights, Weights, Operations
                        its fused form, and what this gets and gives
+  linear_recurrence    h = a * h + b over time, for its parallel form
 
 Training
   train                trains a config in a workdir, or resumes the run there

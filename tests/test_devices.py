@@ -36,6 +36,8 @@ LOSSES_AGREE, ARRAYS_AGREE = 1e-6, 1e-5
         ("lstm", "fused", "adam"),
         slow("rnn", "scan", "adam"),
         slow("mogrifier_lstm", "fused", "adam"),
+        slow("min_lstm", "parallel", "adam"),
+        slow("rg_lru", "parallel", "adam"),
         # The bias of the sLSTM's input gate has a gradient of nothing but rounding, which Adam
         # would make a whole step of.
         slow("slstm", "fused", "sgd"),

@@ -1,17 +1,20 @@
 """Cells that are linear in the carry, over all of time at once, against loops over one step."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import B, E, H, T, V, make, slow
+from helpers import B, E, H, T, V, assert_same_run, make, signal_at, slow
 from jax import export
+from ml_collections import ConfigDict
 
 import charrnn_jax
-from charrnn_jax.errors import UserError
+from charrnn_jax.errors import Interrupted, UserError
+from charrnn_jax.main import main
 from charrnn_jax.models import linear
 from charrnn_jax.models.cells import CELLS, Cell, Operations
 from charrnn_jax.models.cells.rg_lru import coefficients, decay_init
@@ -20,6 +23,7 @@ from charrnn_jax.models.linear import linear_recurrence
 from charrnn_jax.models.products import can_train_in_bfloat16
 from charrnn_jax.models.recurrence import Recurrence
 from charrnn_jax.training.dispatch import count_step_weights
+from charrnn_jax.training.loop import train
 
 NAMES = ["min_gru", "min_lstm", "rg_lru"]
 BLOCK = 4
@@ -330,6 +334,25 @@ def test_a_layer_of_products_with_the_table_alone_costs_the_readout() -> None:
     assert count_step_weights(two) == 3 * H * H + H * V
     block = CharRNN(V, E, H, cell="rg_lru")
     assert count_step_weights(block) == 12 * H * H + 4 * H + H * V
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_run_resumes_bit_for_bit_and_every_command_reads_it(
+    name: str, tiny_config: ConfigDict, tmp_path: Path, heeded_signals: None
+) -> None:
+    tiny_config.data.batching = "lanes"
+    tiny_config.model.cell, tiny_config.model.num_layers = name, 2
+    tiny_config.train.num_steps = 12
+    train(tiny_config, tmp_path / "one")
+    with pytest.raises(Interrupted):
+        train(tiny_config, tmp_path / "many", hooks=[signal_at(5)])
+    train(tiny_config, tmp_path / "many")
+    assert_same_run(tmp_path / "one", tmp_path / "many")
+    workdir = f"--workdir={tmp_path / 'one'}"
+    assert main(["evaluate", workdir, "--protocol=all"]) == 0
+    assert main(["sample", workdir, "--num_chars=20"]) == 0
+    assert main(["export", workdir, f"--output={tmp_path / 'exported'}"]) == 0
 
 
 def test_a_parallel_form_without_a_fused_one_is_refused() -> None:

@@ -85,7 +85,11 @@ def params_of(workdir: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("batching", "cell"), [("chunks", "gru"), slow("lanes", "rnn"), slow("lanes", "slstm")]
+    ("batching", "cell"),
+    [
+        ("chunks", "gru"),
+        *(slow("lanes", cell) for cell in ("rnn", "slstm", "rg_lru")),
+    ],
 )
 def test_mapped_replicas_are_bit_for_bit_what_they_are_alone(
     tiny_config: ConfigDict,
