@@ -27,6 +27,8 @@ from charrnn_jax.config import override_values, validate
 from charrnn_jax.data.batches import Batch
 from charrnn_jax.data.vocabulary import UNK_ID
 from charrnn_jax.errors import UserError
+from charrnn_jax.training import sharing
+from charrnn_jax.training.dispatch import make_run_steps
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.open_loop import OpenLoop, make_open_loop, mix_inputs
 from charrnn_jax.training.replicas import program_key, train_replicas
@@ -247,6 +249,24 @@ def test_replicas_of_other_shares_spans_and_resets_are_bit_for_bit_what_they_are
     for config, name in zip(configs, "ab", strict=True):
         train(config, tmp_path / f"{name} alone")
         assert_same_run(tmp_path / name, tmp_path / f"{name} alone")
+
+
+@pytest.mark.slow
+def test_each_length_compiles_one_program(
+    lanes_config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, programs = [], []
+
+    def remembered(*args: Any, sequence_length: int, **settings: Any) -> Any:
+        lengths.append(sequence_length)
+        programs.append(make_run_steps(*args, sequence_length=sequence_length, **settings))
+        return programs[-1]
+
+    monkeypatch.setattr(sharing, "make_run_steps", remembered)
+    warm_up = {"train.length_warmup_steps": 9, "train.initial_length": 5}
+    train(override_values(lanes_config, warm_up), tmp_path)
+    assert sorted(lengths) == [5, 10, 20]
+    assert [program._cache_size() for program in programs] == [1, 1, 1]
 
 
 @pytest.mark.slow
