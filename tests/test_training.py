@@ -409,6 +409,8 @@ MAY_CHANGE = {
         not in (
             *("init_from", "loss", "step", "regularisers"),
             *("activation_penalty", "temporal_penalty", "averaging"),
+            *("length_warmup_steps", "initial_length"),
+            *("sampled_inputs", "sampled_share", "rollout_length"),
         )
     ),
 }
@@ -417,6 +419,7 @@ OTHER_VALUES = {
     "data.offline_corpus": "python-stdlib",
     "data.vocabulary": "bytes",
     "data.batching": "lanes",
+    "data.offset": "random",
     "model.cell": "lstm",
     "model.dropout_noise": "locked",
     "model.dtype": "bfloat16",
