@@ -442,6 +442,7 @@ OTHER_VALUES = {
     "train.step": "other",
     "train.hooks": "other",
     "train.averaging": "ema",
+    "train.sampled_inputs": "linear",
     "train.gradient_noise": "on",
     "evaluation.protocol": "carried",
     "sample.prompt": "fox",
