@@ -30,6 +30,8 @@ Training
   TrainState           everything that training continues from
   create_train_state   the state before the first step
   train_step           (state, batch) -> (state, metrics)
+  Regulariser          what a regulariser may change in a train step
+  Activations          what it sees of the forward pass
   make_optimizer       a `config.optimizer` section -> Optax optimizer
   cross_entropy        loss of every prediction, in nats
   CrossEntropy         a sum of losses and its count
@@ -68,7 +70,7 @@ Runs on disk
 
 Your own code, by a name for the config
   register_cell, register_loss, register_optimizer, register_train_step, register_hook,
-  register_rule, register_protocol
+  register_regulariser, register_rule, register_protocol
 """
 
 from importlib import import_module
@@ -118,12 +120,15 @@ if TYPE_CHECKING:
     from charrnn_jax.models.char_rnn import make_model as make_model
     from charrnn_jax.models.char_rnn import summary as summary
     from charrnn_jax.models.linear import linear_recurrence as linear_recurrence
+    from charrnn_jax.models.regularisers.regulariser import Activations as Activations
+    from charrnn_jax.models.regularisers.regulariser import Regulariser as Regulariser
     from charrnn_jax.models.stepping import prepare as prepare
     from charrnn_jax.registry import register_cell as register_cell
     from charrnn_jax.registry import register_hook as register_hook
     from charrnn_jax.registry import register_loss as register_loss
     from charrnn_jax.registry import register_optimizer as register_optimizer
     from charrnn_jax.registry import register_protocol as register_protocol
+    from charrnn_jax.registry import register_regulariser as register_regulariser
     from charrnn_jax.registry import register_rule as register_rule
     from charrnn_jax.registry import register_train_step as register_train_step
     from charrnn_jax.sweeps.units import load_sweep as load_sweep
@@ -168,6 +173,7 @@ _NAMES = {
         "summary",
     ],
     "models.linear": ["linear_recurrence"],
+    "models.regularisers.regulariser": ["Activations", "Regulariser"],
     "models.stepping": ["prepare"],
     "registry": [
         "register_cell",
@@ -175,6 +181,7 @@ _NAMES = {
         "register_loss",
         "register_optimizer",
         "register_protocol",
+        "register_regulariser",
         "register_rule",
         "register_train_step",
     ],

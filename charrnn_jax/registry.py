@@ -169,6 +169,9 @@ OPTIMIZERS: Registry[Any] = Registry(
     built_in=["adam", "adamw", "rmsprop", "sgd", "lion", "adan", "muon", "schedule_free"],
 )
 LOSSES: Registry[Any] = Registry("loss", field="train.loss", built_in=["cross_entropy"])
+REGULARISERS: Registry[Any] = Registry(
+    "regulariser", field="train.regularisers", built_in=[], several=True
+)
 TRAIN_STEPS: Registry[Any] = Registry("train step", field="train.step", built_in=["standard"])
 HOOKS: Registry[Any] = Registry("hook", field="train.hooks", built_in=[], several=True)
 PROTOCOLS: Registry[Any] = Registry(
@@ -176,7 +179,7 @@ PROTOCOLS: Registry[Any] = Registry(
 )
 RULES: Registry[Any] = Registry("rule", field="sample.rules", built_in=[], several=True)
 
-ALL = (CELLS, OPTIMIZERS, LOSSES, TRAIN_STEPS, HOOKS, PROTOCOLS, RULES)
+ALL = (CELLS, OPTIMIZERS, LOSSES, REGULARISERS, TRAIN_STEPS, HOOKS, PROTOCOLS, RULES)
 
 
 def register_cell(cell: Any) -> None:
@@ -209,6 +212,16 @@ def register_loss(name: str, loss_fn: Callable[..., Any]) -> None:
         minimised.
     """
     LOSSES.register(name, loss_fn, depth=2)
+
+
+def register_regulariser(name: str, make: Callable[..., Any]) -> None:
+    """Registers a regulariser for `config.train.regularisers`.
+
+    Args:
+      name: name that the config uses.
+      make: function (config) -> `Regulariser`.
+    """
+    REGULARISERS.register(name, make, depth=2)
 
 
 def register_train_step(name: str, train_step: Callable[..., Any]) -> None:

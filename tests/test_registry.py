@@ -269,6 +269,7 @@ def test_registry_names_its_file_by_who_calls(tmp_path: Path) -> None:
     charrnn_jax.register_loss("mine", mine)
     charrnn_jax.register_train_step("mine", mine)
     charrnn_jax.register_hook("mine", mine)
+    charrnn_jax.register_regulariser("mine", mine)
     charrnn_jax.register_rule("mine", mine)
     assert {each.sources["mine"].file for each in ALL} == {str(Path(__file__).resolve())}
 

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shlex
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -159,7 +160,10 @@ b + 1. The full training config is in `config.json`."""
 
 def model_settings(model: CharRNN) -> dict[str, Any]:
     """Returns the settings needed to use the weights in another program, as plain data for JSON."""
-    names = ("vocabulary_size", "embedding_size", "hidden_size", "num_layers", "cell", "dtype")
+    names = (
+        *("vocabulary_size", "embedding_size", "hidden_size", "num_layers", "cell", "dtype"),
+        *("residual", "readout", "output_embedding", "embedding_rank"),
+    )
     return {name: getattr(model, name) for name in names}
 
 
@@ -246,6 +250,7 @@ def _sample(card: ModelCard, sample: str) -> str:
 
 def _weights(card: ModelCard, shapes: Mapping[str, tuple[int, ...]]) -> str:
     tensors = "\n".join(f"| `{name}` | {list(shape)} |" for name, shape in shapes.items())
+    row = "embedding/embedding[id]" + " @ embedding/kernel" * bool(card.model.embedding_rank)
     return f"""\
 `weights.safetensors`, float32; kernels are [inputs, outputs]:
 
@@ -253,12 +258,31 @@ def _weights(card: ModelCard, shapes: Mapping[str, tuple[int, ...]]) -> str:
 |---|---|
 {tensors}
 
-A step starts from x = `embedding/embedding[id]`. Each layer, `layers_0/cell/...` first, computes
+A step starts from x = `{row}`. Each layer, `layers_0/cell/...` first, computes
 
 {_fenced(CELLS[card.model.cell].equations, "text")}
 
-and passes its h to the next layer as x. The logits are `h @ dense/kernel + dense/bias`, with the h
-of the last layer. The operands of products (@) are {card.model.dtype}; all else is float32."""
+{_connections(card.model)}"""
+
+
+def _connections(model: CharRNN) -> str:
+    """Returns what follows the equations of a layer: what it passes on, and the logits."""
+    adds = "; from the second layer on, it passes h + x, which is called h from there on"
+    passes = f"and passes its h to the next layer as x{adds * (model.residual == 'add')}."
+    h = "the h of all layers side by side" if model.readout == "all" else "the h of the last layer"
+    kernel, explained = "dense/kernel", ""
+    if model.output_embedding == "tied":
+        kernel, table = "table.T", "embedding/embedding"
+        if model.embedding_rank:
+            table += " @ embedding/kernel"
+        if model.readout_size != model.embedding_size:
+            kernel = "dense/projection @ table.T"
+        explained = f" and table = `{table}`"
+    text = (
+        f"{passes} The logits are `h @ {kernel} + dense/bias`, with {h}{explained}. "
+        f"The operands of products (@) are {model.dtype}; all else is float32."
+    )
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _files(sizes: Mapping[str, int]) -> str:

@@ -44,8 +44,8 @@ def export_page(run: Run, file: str | Path, *, dtype: str = "int8") -> None:
 
     Raises:
       ValueError: `dtype` is not one of `PAGE_DTYPES`.
-      UserError: the page does not support the cell or zoneout, the weights are not finite or are
-        too large for float16, or `evaluation.json` is damaged.
+      UserError: the page does not support the cell, zoneout or the connections of the layers, the
+        weights are not finite or are too large for float16, or `evaluation.json` is damaged.
     """
     card = make_card(run)
     write_page(
@@ -148,8 +148,8 @@ def write_page(
 
     Raises:
       ValueError: `dtype` is not one of `PAGE_DTYPES`.
-      UserError: the page does not support the cell or zoneout, or the weights are not finite or are
-        too large for float16.
+      UserError: the page does not support the cell, zoneout or the connections of the layers, or
+        the weights are not finite or are too large for float16.
     """
     if model.cell not in PAGE_CELLS:
         raise UserError(
@@ -159,6 +159,12 @@ def write_page(
     if model.zoneout:
         raise UserError(
             "a web page cannot run a model with zoneout: export a folder instead, with "
+            "--format=folder"
+        )
+    if model.num_layers > 1 and (model.residual, model.readout) != ("none", "last"):
+        raise UserError(
+            f"a web page cannot run a model with residual={model.residual!r} and "
+            f"readout={model.readout!r}, but only 'none' and 'last': export a folder instead, with "
             "--format=folder"
         )
     data = {

@@ -13,12 +13,14 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from charrnn_jax.models.cells import CELLS, CellWeights, Operations, Weights
 from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward
 from charrnn_jax.models.dropout import drops
-from charrnn_jax.models.fused import fused_read, repeat, times_kernel
+from charrnn_jax.models.ends import dense_kernel
+from charrnn_jax.models.fused import fused_read, input_of_step, repeat, times_kernel
 from charrnn_jax.models.recurrence import choose_form
 from charrnn_jax.models.zoneout import expected_held, with_zoneout
 
@@ -30,7 +32,8 @@ class StepWeights:
     Attributes:
       table: input side of the first layer for every token, [V, N] or a tuple of such.
       layers: weights of each layer; those of the first's input side are in the table.
-      dense_kernel: [H, V] kernel of the dense layer.
+      dense_kernel: kernel of the dense layer, [H, V], or [L H, V] if it reads all layers. If it is
+        tied to the embedding, the product of its matrices.
       dense_bias: [V] bias of the dense layer.
       transposed: whether all kernels, including the dense one, are transposed; static.
     """
@@ -96,11 +99,13 @@ def _lay_out(params: Params, *, model: CharRNN, dtype: str, transposed: bool) ->
     fused = CELLS[model.cell].fused
     gathered = [fused.gather(params[f"layers_{i}"]["cell"]) for i in range(model.num_layers)]
     layers = [CellWeights(*map(arrange_all, weights)) for weights in gathered]
-    embedding = params["embedding"]["embedding"]
+    embedding: Any = model.clone(dtype=dtype).apply(
+        {"params": params}, method=lambda model: model.embedding()
+    )
     return StepWeights(
         table=fused_read(fused, gathered[0].inputs, embedding, dtype=dtype),
         layers=(layers[0]._replace(inputs=Weights({}, {})), *layers[1:]),
-        dense_kernel=arrange(params["dense"]["kernel"]),
+        dense_kernel=arrange(dense_kernel(params["dense"], table=embedding)),
         dense_bias=params["dense"]["bias"],
         transposed=transposed,
     )
@@ -132,16 +137,20 @@ def step(
 
     cell = CELLS[model.cell]
     fused = with_zoneout(cell) if drops(model.zoneout) else cell.fused
-    a = jax.tree.map(lambda rows: rows[tokens], weights.table)
+    a = input_of_step(fused, weights.table, tokens)
     new_carry: list[Any] = []
     outputs: list[jax.Array] = []
     for layer, layer_carry in zip(weights.layers, carry, strict=True):
         if outputs:
             a = fused.read(operations(layer.inputs), outputs[-1])
+            a = input_of_step(fused, None, a)
         if drops(model.zoneout):
             a = a, expected_held(layer_carry, rate=model.zoneout)
         layer_carry, y = fused.step(operations(layer.recurrent), layer_carry, a)
+        if outputs and model.residual == "add":
+            y += outputs[-1]
         new_carry.append(layer_carry)
         outputs.append(y)
-    logits = times(outputs[-1], weights.dense_kernel) + weights.dense_bias[None]
+    read = outputs[-1] if model.readout == "last" else jnp.concatenate(outputs, axis=-1)
+    logits = times(read, weights.dense_kernel) + weights.dense_bias[None]
     return tuple(new_carry), logits

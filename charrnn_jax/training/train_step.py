@@ -1,5 +1,6 @@
 """`TrainState` and `train_step`: everything that one training step needs, and the step itself."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,8 +15,16 @@ from ml_collections import ConfigDict
 from charrnn_jax.config import flatten
 from charrnn_jax.data.batches import Batch
 from charrnn_jax.evaluation.metrics import CrossEntropy, cross_entropy
-from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward, initialize_params
+from charrnn_jax.models.char_rnn import (
+    Carry,
+    CharRNN,
+    Params,
+    forward_in_training,
+    initialize_params,
+)
+from charrnn_jax.models.regularisers import Regularisers, with_weights
 from charrnn_jax.registry import TRAIN_STEPS
+from charrnn_jax.training.open_loop import OpenLoop
 from charrnn_jax.training.schedule_free import averaged_weights
 
 # (logits [B, T, V], targets [B, T]) -> losses [B, T] in nats
@@ -50,8 +59,9 @@ class TrainState:
       key: random key, which never changes; step k uses fold_in(key, k).
       model: the model; static.
       optimizer: the optimizer; static.
-      reset_every_steps: number of steps from one reset of the carry to the next; static.
       average: average of the parameters; None: they are not averaged.
+      regularisers: regularisers other than those that are fields of the model; static.
+      open_loop: which inputs are the model's own characters; None: none; static.
     """
 
     step: jax.Array
@@ -61,15 +71,15 @@ class TrainState:
     key: jax.Array
     model: CharRNN = struct.field(pytree_node=False)
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
-    reset_every_steps: int = struct.field(pytree_node=False)
     average: Average | None = None
+    regularisers: Regularisers = struct.field(pytree_node=False, default=())
+    open_loop: OpenLoop | None = struct.field(pytree_node=False, default=None)
 
     def evaluated_params(self) -> Params:
         """Returns the parameters to evaluate, sample from and export: the average, if there is one.
 
-        The optimizer "schedule_free" has one of its own.
-
-        Parameters that are not averaged are returned as they are, not as copies.
+        The optimizer "schedule_free" has an average of its own. Parameters that are not averaged
+        are returned as they are, not as copies.
         """
         if self.average is None:
             return averaged_weights(self.params, self.opt_state)
@@ -110,10 +120,12 @@ class Traced:
     """How a number of the config can be an argument of a compiled program.
 
     Attributes:
-      goes_to: what uses it: "start" (only the state before the first step), "model" (it is a field
-        of `CharRNN`) or "optimizer" (it is an argument of the optimizer's update).
-      zero_is_another_program: whether the program leaves something out if the number is zero. If
-        so, zero cannot be traced.
+      goes_to: what uses it: "start" (only what a run starts from: its first state and its
+        batches), "model" (it is a field of `CharRNN`), "optimizer" (it is an argument of the
+        optimizer's update), "regularisers" (it is the weight of a penalty), "averaging" or
+        "open_loop" (it is a field of `OpenLoop`).
+      zero_is_another_program: whether the program leaves something out if the number is zero (or
+        negative). If so, zero cannot be traced.
     """
 
     goes_to: str
@@ -124,13 +136,26 @@ class Traced:
 # program takes as arguments, and where these go.
 TRACED_FIELDS = {
     "seed": Traced("start"),
+    "data.carry_reset_rate": Traced("start"),
     "model.init_scale": Traced("start"),
     "model.dropout": Traced("model", zero_is_another_program=True),
+    "model.embedding_dropout": Traced("model", zero_is_another_program=True),
     "model.input_dropout": Traced("model", zero_is_another_program=True),
+    "model.output_dropout": Traced("model", zero_is_another_program=True),
+    "model.weight_dropout": Traced("model", zero_is_another_program=True),
     "model.zoneout": Traced("model", zero_is_another_program=True),
     "optimizer.learning_rate": Traced("optimizer"),
     "optimizer.weight_decay": Traced("optimizer", zero_is_another_program=True),
+    "train.activation_penalty": Traced("regularisers", zero_is_another_program=True),
+    "train.temporal_penalty": Traced("regularisers", zero_is_another_program=True),
+    "train.ema_decay": Traced("averaging"),
+    "train.tail_fraction": Traced("averaging"),
+    "train.sampled_share": Traced("open_loop", zero_is_another_program=True),
+    "train.rollout_length": Traced("open_loop", zero_is_another_program=True),
 }
+
+
+_RATES = [name.split(".")[1] for name, traced in TRACED_FIELDS.items() if traced.goes_to == "model"]
 
 
 @struct.dataclass
@@ -140,20 +165,27 @@ class TracedHyperparameters:
     Attributes:
       model: numbers in place of fields of the model.
       optimizer: numbers in place of those that the optimizer was made with.
+      regularisers: numbers in place of the weights of the penalties.
+      averaging: numbers in place of the config's, see `averaging`.
+      open_loop: numbers in place of fields of the state's `OpenLoop`, if it has one.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    regularisers: dict[str, Any] = field(default_factory=dict)
+    averaging: dict[str, Any] = field(default_factory=dict)
+    open_loop: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "TracedHyperparameters":
         """Returns the numbers of a config as arrays, without zeros that cannot be traced."""
-        numbers: dict[str, dict[str, Any]] = {"start": {}, "model": {}, "optimizer": {}}
+        numbers: dict[str, dict[str, Any]] = defaultdict(dict)
         for name, value in flatten(config).items():
             traced = TRACED_FIELDS.get(name)
-            if traced and (value or not traced.zero_is_another_program):
+            if traced and (value > 0 or not traced.zero_is_another_program):
                 numbers[traced.goes_to][name.split(".")[-1]] = jnp.float32(value)
-        return cls(numbers["model"], numbers["optimizer"])
+        numbers.pop("start", None)
+        return cls(**numbers)
 
 
 TrainStep = Callable[..., tuple[TrainState, dict[str, Any]]]  # (state, batch, maybe hyper=)
@@ -165,7 +197,8 @@ def create_train_state(
     *,
     seed: int,
     batch_size: int,
-    reset_every_steps: int = 1,
+    regularisers: Regularisers = (),
+    open_loop: OpenLoop | None = None,
 ) -> TrainState:
     """Draws the parameters and returns the state before the first step.
 
@@ -174,12 +207,13 @@ def create_train_state(
       optimizer: the optimizer.
       seed: seed of the parameters and of the state's key.
       batch_size: B, in sequences.
-      reset_every_steps: number of steps from one reset of the carry to the next.
+      regularisers: regularisers other than those that are fields of the model.
+      open_loop: which inputs are the model's own characters; None: none.
     """
     params_key, key = jax.random.split(jax.random.key(seed))
-    # Jitted, since one program starts faster than one for each operation. Dropout is not needed
-    # here; without it, runs with different rates share the program.
-    plain = model.clone(dropout=0.0, input_dropout=0.0, zoneout=0.0)
+    # Jitted, since one program starts faster than one for each operation. Rates do not matter here;
+    # without them, runs with different rates share the program.
+    plain = model.clone(**{name: getattr(CharRNN, name) for name in _RATES})
     params = jax.jit(initialize_params, static_argnums=0)(plain, params_key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -190,7 +224,8 @@ def create_train_state(
         key=key,
         model=model,
         optimizer=optimizer,
-        reset_every_steps=reset_every_steps,
+        regularisers=regularisers,
+        open_loop=open_loop,
     )
 
 
@@ -205,29 +240,42 @@ def train_step(
 
     Args:
       state: state before the step.
-      batch: inputs and targets, [B, T] each.
-      loss_fn: function from logits [B, T, V] and targets [B, T] to losses [B, T]; their mean is
-        minimised.
-      hyper: numbers in place of those that the model and the optimizer were made with.
+      batch: inputs and targets, [B, T] each, and which sequences start from the zero carry.
+      loss_fn: function from logits [B, T, V] and targets [B, T] to losses [B, T]; their mean and
+        the penalties of the regularisers are minimised.
+      hyper: numbers in place of those that the model, the optimizer and the regularisers were made
+        with.
 
     Returns:
-      (state after the step, metrics). The metrics are "loss", before the update, as a
-      `CrossEntropy`, "gradient_norm", before clipping, and "update_ratio", the norm of the update
-      divided by the norm of the parameters before it.
+      (state after the step, metrics). The metrics are "loss", before the update and without
+      penalties, as a `CrossEntropy`, "gradient_norm", before clipping, and "update_ratio", the norm
+      of the update divided by the norm of the parameters before it.
     """
-    reset = state.step % state.reset_every_steps == 0
-    first_carry = state.model.initialize_carry(batch.inputs.shape[0])
-    carry = jax.tree.map(partial(jnp.where, reset), first_carry, state.carry)
-    dropout_key = jax.random.fold_in(state.key, state.step)
     hyper = hyper or TracedHyperparameters()
     model = state.model.clone(**hyper.model)
+    regularisers = with_weights(state.regularisers, hyper.regularisers)
+    key = jax.random.fold_in(state.key, state.step)
+    carry = reset_carry(state.carry, batch.resets, model=state.model)
+    if state.open_loop:
+        batch = replace(state.open_loop, **hyper.open_loop).replace_inputs(
+            batch,
+            params=state.params,
+            carry=carry,
+            model=state.model,
+            zoneout=model.zoneout,
+            step=state.step,
+            key=key,
+        )
 
     def mean_loss(params: Params) -> tuple[jax.Array, tuple[Carry, CrossEntropy]]:
-        new_carry, logits = forward(
-            params, carry, batch.inputs, model=model, dropout_key=dropout_key
+        new_carry, activations = forward_in_training(
+            params, carry, batch.inputs, model=model, key=key, regularisers=regularisers
         )
-        losses = loss_fn(logits, batch.targets)
-        return losses.mean(), (new_carry, CrossEntropy(losses.sum(), jnp.asarray(losses.size)))
+        loss = counted_loss(loss_fn(activations.logits, batch.targets), batch.counted)
+        minimised = loss.total / loss.count
+        for regulariser in regularisers:
+            minimised += regulariser.penalty(activations, params=params)
+        return minimised, (new_carry, loss)
 
     gradient, (new_carry, loss) = jax.grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = state.optimizer.update(
@@ -245,6 +293,31 @@ def train_step(
         "gradient_norm": optax.tree.norm(gradient),
         "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
     }
+
+
+def reset_carry(carry: Carry, resets: Any, *, model: CharRNN) -> Carry:
+    """Returns a carry with zeros, or what else the cell starts from, where `resets` says so.
+
+    Args:
+      carry: carry of B sequences.
+      resets: [B] bool, see `Batch.resets`; None: all are reset.
+      model: the model.
+    """
+    first = model.initialize_carry(jax.tree.leaves(carry)[0].shape[0])
+    if resets is None:
+        return first
+
+    def choose_rows(first: jax.Array, kept: jax.Array) -> jax.Array:
+        return jnp.where(resets.reshape(-1, *[1] * (kept.ndim - 1)), first, kept)
+
+    return jax.tree.map(choose_rows, first, carry)
+
+
+def counted_loss(losses: jax.Array, counted: jax.Array | None) -> CrossEntropy:
+    """Returns the sum and the count of the losses [B, T] that count, see `Batch.counted`."""
+    if counted is None:
+        return CrossEntropy(losses.sum(), jnp.asarray(losses.size))
+    return CrossEntropy(jnp.where(counted, losses, 0.0).sum(), counted.sum())
 
 
 def apply_if_finite(train_step: TrainStep) -> TrainStep:

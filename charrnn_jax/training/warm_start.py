@@ -19,7 +19,10 @@ from charrnn_jax.workdir.checkpoints import steps
 from charrnn_jax.workdir.metadata import Origin
 from charrnn_jax.workdir.run import load_run
 
-_MUST_AGREE = ("cell", "embedding_size", "hidden_size", "num_layers")
+_MUST_AGREE = (
+    *("cell", "embedding_size", "hidden_size", "num_layers"),
+    *("residual", "readout", "output_embedding", "embedding_rank"),
+)
 
 
 def warm_start(

@@ -31,7 +31,12 @@ _MAY_CHANGE = (
     "optimizer.schedule",
     "optimizer.decay_fraction",
 )
-_MAY_NOT_CHANGE = ("train.init_from", "train.loss", "train.step")
+_MAY_NOT_CHANGE = (
+    *("train.init_from", "train.loss", "train.step", "train.regularisers"),
+    *("train.activation_penalty", "train.temporal_penalty", "train.averaging"),
+    *("train.length_warmup_steps", "train.initial_length"),
+    *("train.sampled_inputs", "train.sampled_share", "train.rollout_length"),
+)
 
 
 @contextmanager

@@ -75,11 +75,24 @@ class Operations:
       times: function (name, x [..., K]) -> [..., N], the product of x and the kernel of this name.
       vectors: the vectors by name, repeated for every row of x: [..., N].
       apply: function (`Elementwise`, x) -> its values.
+      multiply: function (name, x, number of parts) -> a product in parts; None: `times` is split.
     """
 
     times: Callable[[str, jax.Array], jax.Array]
     vectors: Mapping[str, jax.Array]
     apply: Callable[[Elementwise, jax.Array], jax.Array] = lambda function, x: function.f(x)
+    multiply: Callable[[str, jax.Array, int], list[jax.Array]] | None = None
+
+    def times_parts(self, name: str, x: jax.Array, num_parts: int) -> list[jax.Array]:
+        """Returns a product in equal parts [..., N / num_parts].
+
+        It equals a product that is split. But each part is kept on its own for the backward pass,
+        and only if it is needed; and a part that is only added to a part of a has its gradient,
+        which is then kept once. With one part, this is so for the whole.
+        """
+        if self.multiply:
+            return self.multiply(name, x, num_parts)
+        return jnp.split(self.times(name, x), num_parts, axis=-1)
 
     def sigmoid(self, x: jax.Array) -> jax.Array:
         return self.apply(SIGMOID, x)
@@ -108,11 +121,14 @@ class Fused:
       gather: function (params of the Flax module) -> `CellWeights`.
       read: function (ops, x [..., E]) -> a, the input side: an array [..., N], or a tuple of such.
       step: function (ops, carry, a) -> (carry, y [B, H]).
+      input_parts: number of equal parts [B, N / parts] in which the step reads the array a, as a
+        list; 1: it reads a as it is. See `Operations.times_parts`.
     """
 
     gather: Callable[[Any], CellWeights]
     read: Callable[[Operations, jax.Array], Any]
     step: Callable[[Operations, Any, Any], tuple[Any, jax.Array]]
+    input_parts: int = 1
 
 
 # All steps of a fused cell at once: (ops, carry, a [T, B, N] or a tuple of such) -> (carry, outputs
