@@ -419,7 +419,7 @@ OTHER_VALUES = {
     "data.corpus": "text8",
     "data.offline_corpus": "python-stdlib",
     "data.vocabulary": "bytes",
-    "data.batching": "lanes",
+    "data.batching": "chunks",
     "data.offset": "random",
     "model.cell": "lstm",
     "model.dropout_noise": "locked",
@@ -461,7 +461,7 @@ def test_a_run_is_resumed_with_other_values_of_some_fields_and_of_no_others(
     known[REGULARISERS] = lambda _: Regulariser()
     for registry, code in known.items():
         monkeypatch.setitem(registry._registered, "other", code)
-    tiny_config.train.num_steps = 2
+    tiny_config.data.batching, tiny_config.train.num_steps = "lanes", 2
     train(tiny_config, tmp_path / "run")
     text = tmp_path / "moved.txt"
     text.write_bytes(Path(tiny_config.data.path).read_bytes())
