@@ -23,6 +23,8 @@ from charrnn_jax.config import default_config
 from charrnn_jax.data.batches import make_batches
 from charrnn_jax.data.dataset import CorpusIdentity
 from charrnn_jax.models.char_rnn import make_model
+from charrnn_jax.models.regularisers.activation_penalty import ActivationPenalty
+from charrnn_jax.models.regularisers.temporal_penalty import TemporalPenalty
 from charrnn_jax.training.devices import make_mesh, place_rows, place_state, replicated
 from charrnn_jax.training.devices import state_shardings as shardings_of
 from charrnn_jax.training.dispatch import make_run_steps
@@ -44,11 +46,13 @@ def new_state(
     config.cell, config.implementation = cell, implementation
     config.embedding_size, config.hidden_size = 8, HIDDEN_SIZE
     config.dropout = config.input_dropout = dropout
+    config.weight_dropout = config.embedding_dropout = dropout
     state = create_train_state(
         make_model(config, vocabulary_size=20),
         optax.chain(optax.clip_by_global_norm(1.0), getattr(optax, optimizer)(1e-2)),
         seed=0,
         batch_size=BATCH_SIZE,
+        regularisers=(ActivationPenalty(dropout), TemporalPenalty(dropout)),
     )
     return place_state(state, mesh)
 

@@ -39,9 +39,9 @@ def slow(*values: Any) -> Any:
 EVERY_CELL = [cell if cell in ("gru", "lstm", "rnn") else slow(cell) for cell in CELLS]
 
 
-def make(cell: str, num_layers: int = 1, seed: int = 0):
+def make(cell: str, num_layers: int = 1, seed: int = 0, *, embedding_size: int = E, **fields: Any):
     """A model, parameters with no zeros in them, a carry that is not zero, and tokens."""
-    model = CharRNN(V, E, H, num_layers=num_layers, cell=cell)
+    model = CharRNN(V, embedding_size, H, num_layers=num_layers, cell=cell, **fields)
     params = initialize_params(model, jax.random.key(seed))
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))

@@ -58,6 +58,9 @@ CARD = ModelCard(
 )
 
 
+TIED = {"output_embedding": "tied", "embedding_rank": 2}
+
+
 def reloaded(model: CharRNN) -> dict:
     functions = make_functions(model)
     return {name: jax_export.deserialize(f.serialize()) for name, f in functions.items()}
@@ -74,6 +77,7 @@ def export_tiny(folder: Path, params, **changes) -> None:
         ("lstm", 2, (1,), {"dtype": "bfloat16"}),
         ("rnn", 2, (5,), {}),
         ("gru", 2, (5,), {"implementation": "scan"}),
+        ("rnn", 2, (5,), {"residual": "add", "readout": "all"} | TIED),
         slow("mogrifier_lstm", 2, (5,), {}),
         slow("slstm", 2, (5,), {}),
     ],
@@ -82,8 +86,7 @@ def test_exported_step_equals_ours_bit_for_bit(
     cell: str, num_layers: int, batch_sizes: tuple[int, ...], changes: dict
 ) -> None:
     """One artifact, several numbers of texts and temperatures; ids and carry."""
-    model, params, carry, _ = make(cell, num_layers)
-    model = model.clone(**changes)
+    model, params, carry, _ = make(cell, num_layers, **changes)
     functions = reloaded(model)
     weights = jax.jit(functions["prepare"].call)(flatten_dict(params, sep="/"))
     exported = jax.jit(functions["step"].call)

@@ -43,6 +43,11 @@ VARIANTS: list[dict[str, Any]] = [
         "model.dropout": 0.5,
         "model.input_dropout": 0.3,
         "model.zoneout": 0.4,
+        "model.embedding_dropout": 0.3,
+        "model.output_dropout": 0.4,
+        "model.weight_dropout": 0.4,
+        "train.activation_penalty": 0.4,
+        "train.temporal_penalty": 0.4,
         "model.init_scale": 0.5,
     },
 ]
@@ -56,6 +61,11 @@ def variants(config: ConfigDict) -> list[ConfigDict]:
             "model.dropout": 0.2,
             "model.input_dropout": 0.1,
             "model.zoneout": 0.2,
+            "model.embedding_dropout": 0.1,
+            "model.output_dropout": 0.2,
+            "model.weight_dropout": 0.2,
+            "train.activation_penalty": 0.2,
+            "train.temporal_penalty": 0.2,
             "optimizer.weight_decay": 0.1,
             "train.averaging": "ema",
         },
@@ -269,6 +279,9 @@ def test_replicas_share_all_but_the_numbers_a_program_can_take(tiny_config: Conf
     assert set.union(elsewhere, *map(set, VARIANTS)) == TRACED_FIELDS.keys()  # test_open_loop.py
     for change in (
         {"model.dropout": 0.1},
+        {"model.output_dropout": 0.0},
+        {"model.output_dropout": 0.1},
+        {"train.temporal_penalty": 0.1},
         {"optimizer.weight_decay": 0.1},
         {"model.cell": "lstm"},
         {"optimizer.clip_norm": 1.0},

@@ -31,6 +31,7 @@ def test_gradients_of_all_parameters_are_summed_in_one_operation() -> None:
     assert program.count(" all-reduce(") + program.count(" all-reduce-start(") == 1
 
 
+@pytest.mark.slow
 def test_run_of_two_devices_resumes_bit_for_bit_on_two(
     tiny_config: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -184,7 +184,11 @@ SMALL = {
 def test_a_traced_number_does_what_it_does_in_the_config(tiny_config: ConfigDict) -> None:
     """Each by itself: the step of another run's program is the step of its own."""
     base = {
-        **{name: 0.2 for name, traced in TRACED_FIELDS.items() if traced.goes_to == "model"},
+        **{
+            name: 0.2
+            for name, traced in TRACED_FIELDS.items()
+            if traced.goes_to in ("model", "regularisers")
+        },
         "optimizer.weight_decay": 0.1,
         "optimizer.learning_rate": 0.01,
         "model.init_scale": 1.0,

@@ -33,6 +33,7 @@ from charrnn_jax.evaluation.protocols import Carried, evaluate
 from charrnn_jax.generation.rules import Temperature
 from charrnn_jax.generation.sampler import generate
 from charrnn_jax.models.char_rnn import make_model
+from charrnn_jax.models.regularisers.regulariser import Regulariser
 from charrnn_jax.registry import HOOKS, LOSSES, REGULARISERS, RULES, TRAIN_STEPS
 from charrnn_jax.training import dispatch, interrupt, setup
 from charrnn_jax.training.loop import train
@@ -422,12 +423,12 @@ OTHER_VALUES = {
     "data.offset": "random",
     "model.cell": "lstm",
     "model.dropout_noise": "locked",
-    "model.dtype": "bfloat16",
-    "model.implementation": "scan",
-    "model.output_dropout": 0.1,
     "model.residual": "add",
     "model.readout": "all",
     "model.output_embedding": "tied",
+    "model.output_dropout": 0.0,
+    "model.dtype": "bfloat16",
+    "model.implementation": "scan",
     "optimizer.name": "sgd",
     "optimizer.schedule": "linear",
     "train.init_from": "elsewhere",
@@ -437,9 +438,9 @@ OTHER_VALUES = {
     "train.data_devices": 2,
     "train.model_devices": 1,  # there are two in all
     "train.loss": "other",
+    "train.regularisers": "other",
     "train.step": "other",
     "train.hooks": "other",
-    "train.regularisers": "other",
     "train.averaging": "ema",
     "train.sampled_inputs": "linear",
     "train.gradient_noise": "on",
@@ -457,7 +458,7 @@ def test_a_run_is_resumed_with_other_values_of_some_fields_and_of_no_others(
     hook, rule = CallAt(1, lambda *_: None), Temperature(1.0)
     known = {LOSSES: cross_entropy, TRAIN_STEPS: train_step, HOOKS: lambda _: hook}
     known[RULES] = lambda _: rule
-    known[REGULARISERS] = lambda _: None
+    known[REGULARISERS] = lambda _: Regulariser()
     for registry, code in known.items():
         monkeypatch.setitem(registry._registered, "other", code)
     tiny_config.data.batching, tiny_config.train.num_steps = "lanes", 2

@@ -57,6 +57,10 @@ fused_form = (c.Fused, c.CellWeights, c.Weights, c.Operations)
 hs: jax.Array = c.linear_recurrence(logits, logits, logits[0])
 registered = (c.register_cell, c.register_hook, c.register_loss, c.register_optimizer)
 registered_too = (c.register_protocol, c.register_rule, c.register_train_step)
+class Mine(c.Regulariser):
+    def penalty(self, activations: c.Activations, *, params: object) -> jax.Array:
+        return activations.logits.mean()
+c.register_regulariser("mine", lambda config: Mine())
 """
 MISTAKES = {
     "num_chars=5, temperature": "num_char=5, temperature",

@@ -1,9 +1,9 @@
 """How many CPU cores share the batch of a run, each as a device of its own.
 
-The products of a small model are too small for several cores: two devices that have half of the
-batch each train it faster than one device with two cores. A large model is slower that way, since
-every device reads all of its weights. So both are measured once for each kind of machine and model.
-Results differ by rounding, so a run that is resumed keeps its number of devices.
+The products of a small model may be too small for several cores: then devices that have a part of
+the batch each train it faster than one device with all cores. But every device reads all weights,
+which costs a large model more than it gains. So both are measured once for each kind of machine and
+model. Results differ by rounding, so a run that is resumed keeps its number of devices.
 """
 
 from dataclasses import replace
