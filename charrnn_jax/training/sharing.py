@@ -75,7 +75,8 @@ def share_among_cores(
     key = (
         f"{machine()}, {num_cores()} cores, jax {jax.__version__}, {setup.state.model}, "
         f"{config.data.batch_size} x {length}, {num_steps}, "
-        f"{config.optimizer.name}, {config.train.loss}, {config.train.step}, {', '.join(setups)}"
+        f"{config.optimizer.name}, {config.train.loss}, {config.train.step}, "
+        f"{setup.state.open_loop}, {', '.join(setups)}"
     )
     chosen = choose(
         "devices",
