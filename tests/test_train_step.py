@@ -154,7 +154,6 @@ def test_every_traced_number_has_a_taker_that_uses_it(tiny_config: ConfigDict) -
         "optimizer": set(
             inspect.signature(make_optimizer(config.optimizer, num_steps=9).update).parameters
         ),
-        "regularisers": {"activation_penalty", "temporal_penalty"},
         "averaging": {"ema_decay", "tail_fraction"},
     }
     hyper = TracedHyperparameters.from_config(config)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jax.typing import ArrayLike
 
 
@@ -27,6 +28,14 @@ def bernoulli(key: jax.Array, probability: ArrayLike, shape: Sequence[int]) -> j
 def drops(rate: ArrayLike) -> bool:
     """Returns whether a rate is not zero. A traced one is not: see `TRACED_FIELDS`."""
     return isinstance(rate, jax.Array) or rate != 0
+
+
+def unknown(number: ArrayLike) -> jax.Array:
+    """Returns a number that XLA does not treat as a constant.
+
+    So a program that has the number in it rounds like one that gets it as an argument.
+    """
+    return lax.optimization_barrier(jnp.float32(number))
 
 
 class Dropout(nn.Module):
@@ -52,5 +61,4 @@ class Dropout(nn.Module):
             return x
         shape = [1 if axis in self.shared_axes else size for axis, size in enumerate(x.shape)]
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, shape)
-        # A product, because XLA divides by a constant and by a traced number differently.
-        return jnp.where(keep, x * (1.0 / (1.0 - self.rate)), 0.0)
+        return jnp.where(keep, x * (1.0 / (1.0 - unknown(self.rate))), 0.0)

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 
 from charrnn_jax.models.cells import Cell
-from charrnn_jax.models.dropout import bernoulli
+from charrnn_jax.models.dropout import bernoulli, unknown
 
 
 def drop_weights(
@@ -35,7 +35,7 @@ def drop_weights(
       key: random key.
     """
 
-    flat = flatten_dict(params)
+    flat, rate = flatten_dict(params), unknown(rate)
     recurrent = sorted(
         path
         for path, leaf in flat.items()

@@ -201,7 +201,6 @@ def _train_group(
                 model=first.state.model,
                 optimizer=first.state.optimizer,
                 open_loop=first.state.open_loop,
-                regularisers=first.state.regularisers,
             )
             with _keeping_errors(ended, index):
                 _, is_standard = choose_train_step(setup.config)

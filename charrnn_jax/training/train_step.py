@@ -22,7 +22,7 @@ from charrnn_jax.models.char_rnn import (
     forward_in_training,
     initialize_params,
 )
-from charrnn_jax.models.regularisers import Regularisers, with_weights
+from charrnn_jax.models.regularisers import Regularisers
 from charrnn_jax.registry import TRAIN_STEPS
 from charrnn_jax.training.open_loop import OpenLoop
 from charrnn_jax.training.schedule_free import averaged_weights
@@ -60,7 +60,8 @@ class TrainState:
       model: the model; static.
       optimizer: the optimizer; static.
       average: average of the parameters; None: they are not averaged.
-      regularisers: regularisers other than those that are fields of the model; static.
+      regularisers: regularisers other than those that are fields of the model; their numbers are
+        arrays, which do not change.
       open_loop: which inputs are the model's own characters; None: none; static.
     """
 
@@ -72,7 +73,7 @@ class TrainState:
     model: CharRNN = struct.field(pytree_node=False)
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
     average: Average | None = None
-    regularisers: Regularisers = struct.field(pytree_node=False, default=())
+    regularisers: Regularisers = ()
     open_loop: OpenLoop | None = struct.field(pytree_node=False, default=None)
 
     def evaluated_params(self) -> Params:
@@ -120,10 +121,10 @@ class Traced:
     """How a number of the config can be an argument of a compiled program.
 
     Attributes:
-      goes_to: what uses it: "start" (only what a run starts from: its first state and its
-        batches), "model" (it is a field of `CharRNN`), "optimizer" (it is an argument of the
-        optimizer's update), "regularisers" (it is the weight of a penalty), "averaging" or
-        "open_loop" (it is a field of `OpenLoop`).
+      goes_to: what uses it: "start" (only what a run starts from: its first state, the weights of
+        penalties in it, and its batches), "model" (it is a field of `CharRNN`), "optimizer" (it is
+        an argument of the optimizer's update), "averaging" or "open_loop" (it is a field of
+        `OpenLoop`).
       zero_is_another_program: whether the program leaves something out if the number is zero (or
         negative). If so, zero cannot be traced.
     """
@@ -146,8 +147,8 @@ TRACED_FIELDS = {
     "model.zoneout": Traced("model", zero_is_another_program=True),
     "optimizer.learning_rate": Traced("optimizer"),
     "optimizer.weight_decay": Traced("optimizer", zero_is_another_program=True),
-    "train.activation_penalty": Traced("regularisers", zero_is_another_program=True),
-    "train.temporal_penalty": Traced("regularisers", zero_is_another_program=True),
+    "train.activation_penalty": Traced("start", zero_is_another_program=True),
+    "train.temporal_penalty": Traced("start", zero_is_another_program=True),
     "train.ema_decay": Traced("averaging"),
     "train.tail_fraction": Traced("averaging"),
     "train.sampled_share": Traced("open_loop", zero_is_another_program=True),
@@ -165,14 +166,12 @@ class TracedHyperparameters:
     Attributes:
       model: numbers in place of fields of the model.
       optimizer: numbers in place of those that the optimizer was made with.
-      regularisers: numbers in place of the weights of the penalties.
       averaging: numbers in place of the config's, see `averaging`.
       open_loop: numbers in place of fields of the state's `OpenLoop`, if it has one.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
-    regularisers: dict[str, Any] = field(default_factory=dict)
     averaging: dict[str, Any] = field(default_factory=dict)
     open_loop: dict[str, Any] = field(default_factory=dict)
 
@@ -224,7 +223,7 @@ def create_train_state(
         key=key,
         model=model,
         optimizer=optimizer,
-        regularisers=regularisers,
+        regularisers=jax.tree.map(jnp.array, regularisers),
         open_loop=open_loop,
     )
 
@@ -243,8 +242,7 @@ def train_step(
       batch: inputs and targets, [B, T] each, and which sequences start from the zero carry.
       loss_fn: function from logits [B, T, V] and targets [B, T] to losses [B, T]; their mean and
         the penalties of the regularisers are minimised.
-      hyper: numbers in place of those that the model, the optimizer and the regularisers were made
-        with.
+      hyper: numbers in place of those that the model and the optimizer were made with.
 
     Returns:
       (state after the step, metrics). The metrics are "loss", before the update and without
@@ -253,7 +251,6 @@ def train_step(
     """
     hyper = hyper or TracedHyperparameters()
     model = state.model.clone(**hyper.model)
-    regularisers = with_weights(state.regularisers, hyper.regularisers)
     key = jax.random.fold_in(state.key, state.step)
     carry = reset_carry(state.carry, batch.resets, model=state.model)
     if state.open_loop:
@@ -269,11 +266,11 @@ def train_step(
 
     def mean_loss(params: Params) -> tuple[jax.Array, tuple[Carry, CrossEntropy]]:
         new_carry, activations = forward_in_training(
-            params, carry, batch.inputs, model=model, key=key, regularisers=regularisers
+            params, carry, batch.inputs, model=model, key=key, regularisers=state.regularisers
         )
         loss = counted_loss(loss_fn(activations.logits, batch.targets), batch.counted)
         minimised = loss.total / loss.count
-        for regulariser in regularisers:
+        for regulariser in state.regularisers:
             minimised += regulariser.penalty(activations, params=params)
         return minimised, (new_carry, loss)
 

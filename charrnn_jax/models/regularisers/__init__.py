@@ -5,10 +5,10 @@ fields of the model. Here are those that add a penalty to the loss, and `Regular
 own may be.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from charrnn_jax.errors import UserError
@@ -43,17 +43,10 @@ def make_regularisers(config: ConfigDict) -> Regularisers:
                 f"the regulariser {name!r} is {regulariser!r}: what is registered must return an "
                 "instance of a subclass of charrnn_jax.Regulariser"
             )
-        try:
-            hash(regulariser)
-        except TypeError as error:
+        leaves = jax.tree.leaves(regulariser)
+        if not all(isinstance(leaf, int | float | jax.Array | np.ndarray) for leaf in leaves):
             raise UserError(
-                f"the regulariser {name!r} cannot be compiled into a program ({error}): make it a "
-                "frozen dataclass of numbers and strings"
-            ) from error
+                f"the regulariser {name!r} cannot be compiled into a program: decorate its class "
+                "with flax.struct.dataclass, and let its fields be numbers or arrays"
+            )
     return (*penalties, *own)
-
-
-def with_weights(regularisers: Regularisers, weights: Mapping[str, jax.Array]) -> Regularisers:
-    """Returns regularisers with other weights of the penalties, {field of config.train: weight}."""
-    others = {_PENALTIES[name]: _PENALTIES[name](weight) for name, weight in weights.items()}
-    return tuple(others.get(type(regulariser), regulariser) for regulariser in regularisers)

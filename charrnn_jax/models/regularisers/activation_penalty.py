@@ -9,18 +9,22 @@ https://github.com/salesforce/awd-lstm-lm.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from charrnn_jax.models.regularisers.regulariser import Activations, Regulariser
 
 
-@dataclass(frozen=True)
+@struct.dataclass
 class ActivationPenalty(Regulariser):
-    """Attributes: weight: factor of the penalty."""
+    """The penalty with a weight.
+
+    Attributes:
+      weight: factor of the penalty.
+    """
 
     weight: float | jax.Array
 

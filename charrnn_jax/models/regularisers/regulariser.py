@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+from flax import struct
 
 
 class Activations(NamedTuple):
@@ -20,12 +21,13 @@ class Activations(NamedTuple):
     logits: jax.Array
 
 
+@struct.dataclass
 class Regulariser:
     """A method of regularisation. Each of its methods changes nothing unless it is overridden.
 
     Nothing of it acts outside of training. Its random numbers may depend on nothing but the key,
-    which is another one at every step. An instance is compiled into the training step, so it must
-    not change; a frozen dataclass is best.
+    which is another one at every step. A subclass is a `flax.struct.dataclass`, whose fields are
+    numbers or arrays; they are arguments of the compiled training step.
     """
 
     def transform_params(self, params: Mapping[str, Any], *, key: jax.Array) -> Mapping[str, Any]:

@@ -10,21 +10,25 @@ https://github.com/salesforce/awd-lstm-lm.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from charrnn_jax.models.regularisers.regulariser import Activations, Regulariser
 
 
-@dataclass(frozen=True)
+@struct.dataclass
 class TemporalPenalty(Regulariser):
-    """Attributes: weight: factor of the penalty."""
+    """The penalty with a weight.
+
+    Attributes:
+      weight: factor of the penalty.
+    """
 
     weight: float | jax.Array
 
     def penalty(self, activations: Activations, *, params: Mapping[str, Any]) -> jax.Array:
         change = jnp.diff(activations.outputs[-1], axis=1)
-        return self.weight * jnp.square(change).sum() / max(change.size, 1)
+        return self.weight * (jnp.square(change).sum() / max(change.size, 1))
