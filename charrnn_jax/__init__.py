@@ -22,6 +22,7 @@ Models
   Cell                 what the package knows of a recurrent cell
   Fused, CellWeights, Weights, Operations
                        its fused form, and what this gets and gives
+  linear_recurrence    h = a * h + b over time, for its parallel form
 
 Training
   train                trains a config in a workdir, or resumes the run there
@@ -118,6 +119,7 @@ if TYPE_CHECKING:
     from charrnn_jax.models.char_rnn import initialize_params as initialize_params
     from charrnn_jax.models.char_rnn import make_model as make_model
     from charrnn_jax.models.char_rnn import summary as summary
+    from charrnn_jax.models.linear import linear_recurrence as linear_recurrence
     from charrnn_jax.models.regularisers.regulariser import Activations as Activations
     from charrnn_jax.models.regularisers.regulariser import Regulariser as Regulariser
     from charrnn_jax.models.stepping import prepare as prepare
@@ -170,6 +172,7 @@ _NAMES = {
         "make_model",
         "summary",
     ],
+    "models.linear": ["linear_recurrence"],
     "models.regularisers.regulariser": ["Activations", "Regulariser"],
     "models.stepping": ["prepare"],
     "registry": [

@@ -41,6 +41,8 @@ def default_config() -> ConfigDict:
     config.data.batching = "chunks"  # "chunks": shuffled, zero carry; "lanes": contiguous, carried
     config.data.batch_size = 64  # sequences in a batch, over all devices; at least 1
     config.data.sequence_length = 100  # characters predicted per sequence; at least 1
+    config.data.offset = "fixed"  # "random": each epoch begins at another of the first characters
+    config.data.carry_reset_rate = 0.0  # lanes: how often a lane's carry is reset; 0 to below 1
 
     config.model = ConfigDict()
     config.model.cell = "gru"  # name of a built-in cell, see docs/cells.md, or of a registered one
@@ -81,18 +83,27 @@ def default_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.init_from = ""  # workdir of a run whose best weights to start from; "": none
     config.train.loss = "cross_entropy"  # loss to minimise: "cross_entropy", or a registered loss
-    config.train.regularisers = ""  # names of your registered regularisers, by commas; "": none
+    config.train.regularisers = ""  # registered regularisers, separated by commas; "": none
     config.train.activation_penalty = 0.0  # weight of the mean square of the last outputs; 0: none
     config.train.temporal_penalty = 0.0  # weight of the mean square of their changes; 0: none
     config.train.step = "standard"  # "standard", or a registered train step
     config.train.hooks = ""  # names of registered hooks, separated by commas; "": none
     config.train.num_epochs = 20  # passes over the training split; at least 1
     config.train.num_steps = 0  # training steps in all; 0: as many as num_epochs takes
+    config.train.length_warmup_steps = 0  # training steps in which sequences grow; 0: none
+    config.train.initial_length = 8  # characters per sequence at the start of that; at least 1
+    config.train.sampled_inputs = "none"  # own inputs: "none", "linear" or "inverse_sigmoid" growth
+    config.train.sampled_share = 0.5  # share of inputs that are the model's own at the end; 0 to 1
+    config.train.rollout_length = 0  # characters that the model writes in each sequence; 0: none
     config.train.max_seconds = 0.0  # training ends after this time, or its steps if earlier; 0: off
+    config.train.patience = 0  # training ends after so many evaluations without a new best; 0: off
+    config.train.averaging = "none"  # evaluated weights: "none" (the last ones), "ema" or "tail"
+    config.train.ema_decay = 0.999  # ema: share of the average that a step keeps; 0 to below 1
+    config.train.tail_fraction = 0.25  # tail: share of the training that is averaged; above 0, to 1
     config.train.on_nonfinite = "stop"  # a step with a NaN is never applied: "stop", or "skip" it
     config.train.max_skipped_steps = 10  # "skip": training stops after more than this in a row
     config.train.max_loss_ratio = 3.0  # stops if a row's loss is above this x the first; 0: off
-    config.train.data_devices = 0  # devices that share a batch; 0: all, or on CPUs one per process
+    config.train.data_devices = 0  # devices that share a batch; 0: all, or on CPUs what is faster
     config.train.model_devices = 1  # devices that share the hidden units; at least 1
     config.train.steps_per_call = 0  # training steps in one call of the device; 0: chosen by size
     config.train.log_every_steps = 50  # steps averaged in one row of metrics.jsonl; at least 1
@@ -155,6 +166,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.batching": _one_of("chunks", "lanes"),
     "data.batch_size": _at_least(1),
     "data.sequence_length": _at_least(1),
+    "data.offset": _one_of("fixed", "random"),
+    "data.carry_reset_rate": _between(0, 1),
     "model.cell": _ANY,
     "model.embedding_size": _from_to(1, 2**20),
     "model.hidden_size": _from_to(1, 2**20),
@@ -199,7 +212,16 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.hooks": _ANY,
     "train.num_epochs": _at_least(1),
     "train.num_steps": _at_least(0),
+    "train.length_warmup_steps": _at_least(0),
+    "train.initial_length": _at_least(1),
+    "train.sampled_inputs": _one_of("none", "linear", "inverse_sigmoid"),
+    "train.sampled_share": _from_to(0, 1),
+    "train.rollout_length": _at_least(0),
     "train.max_seconds": _at_least(0),
+    "train.patience": _at_least(0),
+    "train.averaging": _one_of("none", "ema", "tail"),
+    "train.ema_decay": _between(0, 1),
+    "train.tail_fraction": (lambda value: 0 < value <= 1, "above 0, and at most 1"),
     "train.on_nonfinite": _one_of("stop", "skip"),
     "train.max_skipped_steps": _at_least(0),
     "train.max_loss_ratio": _at_least(0),
@@ -291,11 +313,41 @@ def validate(config: ConfigDict) -> None:
             "config.train.gradient_noise compares parts of a batch, and config.data.batch_size is "
             "1: it must be at least 2"
         )
+    if config.train.averaging != "none" and config.optimizer.name == "schedule_free":
+        raise UserError(
+            f"config.train.averaging is {config.train.averaging!r}, but the optimizer "
+            "'schedule_free' has an average of its own: set --config.train.averaging=none"
+        )
     held_out = config.data.validation_fraction + config.data.test_fraction
     if held_out >= 1:
         raise UserError(
             f"config.data.validation_fraction + test_fraction is {held_out}; nothing is left to "
             "train on: their sum must be below 1"
+        )
+    if config.data.carry_reset_rate and config.data.batching != "lanes":
+        raise UserError(
+            f"config.data.carry_reset_rate is {config.data.carry_reset_rate}, but with "
+            f'config.data.batching="{config.data.batching}" every sequence starts from the zero '
+            "carry: leave one of them out"
+        )
+    _check_lengths(config.data.sequence_length, config.train)
+
+
+def _check_lengths(longest: int, train: ConfigDict) -> None:
+    """Checks the fields of `config.train` that depend on the length of the sequences."""
+    shortest = longest
+    if train.length_warmup_steps:
+        shortest = train.initial_length
+        if shortest > longest:
+            raise UserError(
+                f"config.train.initial_length is {shortest}; it must be at most "
+                f"config.data.sequence_length, which is {longest}"
+            )
+    if train.rollout_length > max(shortest - 2, 0):
+        raise UserError(
+            f"config.train.rollout_length is {train.rollout_length}; sequences of {shortest} "
+            f"characters have room for {max(shortest - 2, 0)}, since their first and last inputs "
+            "are true"
         )
 
 

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from charrnn_jax.errors import Interrupted, TrainingError, UserError, file_error, shortened
+from charrnn_jax.memory import keep_freed_memory
 from charrnn_jax.messages import OUTPUT, PROGRESS, show
 from charrnn_jax.training.interrupt import StopsCommand
 
@@ -95,6 +96,7 @@ def _run(argv: list[str]) -> None:
     PROGRESS.setLevel(
         logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
     )
+    keep_freed_memory()
     command.run(args, overrides)
     show(end="", flush=True)  # here, so that a reader that has gone is noticed in `main`
 

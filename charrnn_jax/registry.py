@@ -158,6 +158,9 @@ CELLS: Registry[Any] = Registry(
         "layer_norm_lstm",
         "mogrifier_lstm",
         "slstm",
+        "min_gru",
+        "min_lstm",
+        "rg_lru",
     ],
 )
 OPTIMIZERS: Registry[Any] = Registry(

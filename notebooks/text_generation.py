@@ -276,7 +276,7 @@ def noisy_train_step(state, batch):
     wrong = jax.random.bernoulli(where_key, 0.1, batch.inputs.shape)
     drawn = jax.random.randint(what_key, batch.inputs.shape, 1, state.model.vocabulary_size)
     inputs = jnp.where(wrong, drawn, batch.inputs)
-    return charrnn_jax.train_step(state, charrnn_jax.Batch(inputs, batch.targets))
+    return charrnn_jax.train_step(state, batch._replace(inputs=inputs))
 
 
 noisy_state = charrnn_jax.train(short, workdir + "-noisy", train_step=noisy_train_step)
@@ -291,7 +291,6 @@ own_state = charrnn_jax.create_train_state(
     charrnn_jax.make_optimizer(config.optimizer, num_steps=batches.steps_per_epoch),
     seed=0,
     batch_size=config.data.batch_size,
-    reset_every_steps=batches.reset_every_steps,
 )
 own_step = jax.jit(charrnn_jax.train_step, donate_argnums=0)
 loss = charrnn_jax.CrossEntropy(0.0, 0)

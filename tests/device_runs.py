@@ -52,7 +52,6 @@ def new_state(
         optax.chain(optax.clip_by_global_norm(1.0), getattr(optax, optimizer)(1e-2)),
         seed=0,
         batch_size=BATCH_SIZE,
-        reset_every_steps=BATCHES.reset_every_steps,
         regularisers=(ActivationPenalty(dropout), TemporalPenalty(dropout)),
     )
     return place_state(state, mesh)
@@ -74,9 +73,12 @@ def call_on(data: int, model: int, **case):
         num_steps=NUM_STEPS,
         shardings=shardings_of(state, mesh),
     )
-    starts = np.stack([BATCHES.starts(step) for step in range(NUM_STEPS)]).astype(np.int32)
+    where = (
+        np.stack([BATCHES.starts(step) for step in range(NUM_STEPS)]).astype(np.int32),
+        np.stack([BATCHES.resets(step) for step in range(NUM_STEPS)]),
+    )
     tokens = jax.device_put(TOKENS, replicated(mesh))
-    return run_steps, (state, tokens, place_rows(starts, mesh), np.int32(NUM_STEPS))
+    return run_steps, (state, tokens, place_rows(where, mesh), np.int32(NUM_STEPS))
 
 
 def train_on(data: int, model: int, **case):

@@ -36,6 +36,8 @@ LOSSES_AGREE, ARRAYS_AGREE = 1e-6, 1e-5
         ("lstm", "fused", "adam"),
         slow("rnn", "scan", "adam"),
         slow("mogrifier_lstm", "fused", "adam"),
+        slow("min_lstm", "parallel", "adam"),
+        slow("rg_lru", "parallel", "adam"),
         # The bias of the sLSTM's input gate has a gradient of nothing but rounding, which Adam
         # would make a whole step of.
         slow("slstm", "fused", "sgd"),
@@ -55,9 +57,7 @@ def test_two_devices_train_the_model_of_one(cell: str, implementation: str, opti
 def test_devices_share_the_columns_of_what_has_hidden_units() -> None:
     """The last axis of kernels and biases, and of Adam's moments of them."""
     mesh = make_mesh(data_devices=1, model_devices=2, batch_size=4, hidden_size=6)
-    state = create_train_state(
-        CharRNN(5, 3, 6), optax.adam(1e-3), seed=0, batch_size=4, reset_every_steps=0
-    )
+    state = create_train_state(CharRNN(5, 3, 6), optax.adam(1e-3), seed=0, batch_size=4)
     shardings = state_shardings(state, mesh)
     for tree in (shardings.params, shardings.opt_state[0].mu):
         for leaf in jax.tree.leaves(tree["layers_0"]["cell"]):
@@ -87,7 +87,7 @@ def assert_shared(state: TrainState, *, data: int, model: int) -> None:
 
     columns = state.model.hidden_size // model
     (moments,) = filter(is_adam, jax.tree.leaves(state.opt_state, is_leaf=is_adam))
-    for tree in (state.params, moments.mu, moments.nu):
+    for tree in (state.params, state.evaluated_params(), moments.mu, moments.nu):
         cell = jax.tree.leaves(tree["layers_0"])
         assert sizes(cell) == [(*leaf.shape[:-1], columns) for leaf in cell]
         ends = jax.tree.leaves((tree["embedding"], tree["dense"]))
@@ -128,6 +128,7 @@ def test_eight_devices_train_every_cell_in_every_way() -> None:
 def test_run_goes_on_with_other_devices(tiny_config: ConfigDict, tmp_path: Path) -> None:
     """One device, then two that share the batch, then two that share the hidden units."""
     tiny_config.data.batching, tiny_config.model.cell = "lanes", "rnn"
+    tiny_config.train.averaging = "ema"
     for epochs, (data, model) in enumerate([(1, 1), (2, 1), (1, 2)], start=1):
         tiny_config.train.num_epochs = epochs
         tiny_config.train.data_devices, tiny_config.train.model_devices = data, model
@@ -138,7 +139,8 @@ def test_run_goes_on_with_other_devices(tiny_config: ConfigDict, tmp_path: Path)
     train(tiny_config, tmp_path / "one")
     assert_rows_agree(tmp_path / "many", tmp_path / "one")
     run = load_run(tmp_path / "many", checkpoint="latest")
-    jax.tree.map(np.testing.assert_array_equal, run.params, jax.device_get(state.params))
+    evaluated = jax.device_get(state.evaluated_params())
+    jax.tree.map(np.testing.assert_array_equal, run.params, evaluated)
     assert all(len(x.devices()) == 1 for x in jax.tree.leaves(run.params))
 
 

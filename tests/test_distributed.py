@@ -103,6 +103,7 @@ def test_two_processes_train_the_model_of_one(tiny_config: ConfigDict, tmp_path:
     tiny_config.data.batching = "lanes"
     tiny_config.model.dropout = 0.2
     tiny_config.train.num_epochs = 1
+    tiny_config.train.averaging, tiny_config.train.patience = "ema", 5
     first, second = run_job(tiny_config, tmp_path / "two", num_processes=2)
     assert "Initial loss" in first
     assert all("[Gloo]" in line for line in second.splitlines())  # says so from C++

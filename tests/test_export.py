@@ -210,13 +210,16 @@ def test_weights_are_the_parameters_bit_for_bit(exported: Path) -> None:
         assert json.loads(file.metadata()["model"])["cell"] == "lstm"
 
 
+FUNCTIONS = ("tanh", "exp", "log", "sqrt", "where", "maximum", "inf")
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_equations_of_the_card_are_what_the_model_computes(cell: str) -> None:
     """Run as Python, with the parameters that they name."""
     model, params, carry, tokens = jax.device_get(make(cell, num_layers=2))
     weights = flatten_dict(params, sep="/")
     names = {
-        **{name: getattr(np, name) for name in ("tanh", "exp", "log", "where", "maximum", "inf")},
+        **{name: getattr(np, name) for name in FUNCTIONS},
         "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
         "joined": lambda *v: np.concatenate(v, axis=-1),
         "split": lambda v, parts: np.split(v, parts, axis=-1),
@@ -226,6 +229,8 @@ def test_equations_of_the_card_are_what_the_model_computes(cell: str) -> None:
         "heads": lambda h, k: np.hstack(
             [part @ one for part, one in zip(np.split(h, len(k), axis=1), k, strict=True)]
         ),
+        "rms": lambda v: np.sqrt((v**2).mean(-1, keepdims=True) + 1e-6),
+        "gelu": lambda v: np.asarray(jax.nn.gelu(v, approximate=True)),
         "p": weights,
     }
     x = weights["embedding/embedding"][tokens[:, 0]]
@@ -236,8 +241,11 @@ def test_equations_of_the_card_are_what_the_model_computes(cell: str) -> None:
             )
         )
         equations = CELLS[cell].equations
-        equations = re.sub(r"(\w+/(kernel|bias|scale))", rf"p['layers_{layer}/cell/\1']", equations)
-        exec(equations, scope := {**names, **state, "x": x})
+        own = flatten_dict(params[f"layers_{layer}"]["cell"], sep="/")
+        equations = re.sub(rf"\b({'|'.join(own)})\b", rf"p['layers_{layer}/cell/\1']", equations)
+        kernel = own.get("skip/kernel", np.eye(x.shape[-1]))
+        skip = lambda x, kernel=kernel: x @ kernel  # noqa: E731
+        exec(equations, scope := {**names, **state, "x": x, "skip": skip})
         x = scope["h"]
     logits = x @ weights["dense/kernel"] + weights["dense/bias"][None]
     _, expected = step(params, carry, tokens[:, 0], model=model.clone(implementation="scan"))

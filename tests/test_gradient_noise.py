@@ -36,9 +36,7 @@ def test_the_estimate_is_without_bias() -> None:
 def test_the_norms_are_those_of_the_gradients_of_parts_and_of_the_batch() -> None:
     """From the carry of the state; of the whole batch, it is the gradient of a training step."""
     size, model = 6, CharRNN(V, E, H)
-    state = create_train_state(
-        model, optax.sgd(0.1), seed=0, batch_size=size, reset_every_steps=1000
-    )
+    state = create_train_state(model, optax.sgd(0.1), seed=0, batch_size=size)
     rng = np.random.default_rng(0)
     carry = jax.tree.map(lambda c: jnp.float32(rng.normal(size=c.shape)), state.carry)
     state = state.replace(carry=carry, step=jnp.int32(7))
@@ -53,8 +51,9 @@ def test_the_norms_are_those_of_the_gradients_of_parts_and_of_the_batch() -> Non
         own = jax.tree.map(lambda c: c[rows], carry)
         return optax.tree.norm(gradient(state.params, own, inputs[rows], targets[rows])) ** 2
 
+    kept = np.zeros((1, size), bool)
     small, large = squared_norms(
-        state, Batch(inputs[None], targets[None]), num_parts=3, loss_fn=cross_entropy
+        state, Batch(inputs[None], targets[None], kept), num_parts=3, loss_fn=cross_entropy
     )
     parts = [square(slice(k, None, 3)) for k in range(3)]
     np.testing.assert_allclose(small, np.mean(parts), rtol=1e-5)

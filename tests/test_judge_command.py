@@ -150,3 +150,20 @@ def test_wrong_uses_of_novel_are_refused_in_one_line(
     command = ["sample", f"--workdir={trained}", "--prompt=the ", "--num_chars=50"]
     assert main([*command, *flags]) == 2
     assert message in last_line_of_error(capsys)
+
+
+def test_long_texts_are_followed_from_start_to_end(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    flags = ["--num_chars=520", "--setting=temperature=1", "--prompt=the "]
+    assert main(judge(trained, *flags)) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^  ([\d,]+ to [\d,]+) ", out, flags=re.MULTILINE) == [
+        "0 to 250",
+        "250 to 500",
+    ]
+    assert main(judge(trained, *flags, "--json")) == 0
+    judged = json.loads(capsys.readouterr().out)
+    for group in (judged["real"], *judged["groups"].values()):
+        assert len(group["loss_by_distance"]) == 2

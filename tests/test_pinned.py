@@ -20,6 +20,9 @@ PINNED = {
     "slstm": (2.2858113, 0.3379358),
     "layer_norm_gru": (2.2579335, 1.8008692),
     "layer_norm_lstm": (2.3185303, 0.77614775),
+    "min_gru": (2.676852, 1.066811),
+    "min_lstm": (2.7357054, 1.1561964),
+    "rg_lru": (2.272353, 0.7333681),
 }
 WHEN_TO_CHANGE = (
     "a step of {cell} has changed: loss {loss:.7f}, gradient norm {norm:.7f}, pinned {pinned}. "
@@ -29,8 +32,15 @@ WHEN_TO_CHANGE = (
 )
 
 
-@pytest.mark.parametrize("implementation", ["scan", "fused"])
-@pytest.mark.parametrize("cell", list(CELLS))
+@pytest.mark.parametrize(
+    ("cell", "implementation"),
+    [
+        (cell, form)
+        for cell in CELLS
+        for form in ("scan", "fused", "parallel")
+        if form == "scan" or getattr(CELLS[cell], form)
+    ],
+)
 def test_one_step_is_what_it_was(cell: str, implementation: str) -> None:
     """The parameters are waves, not draws, so that no version of JAX has others."""
     model = CharRNN(11, 6, 8, num_layers=2, cell=cell, implementation=implementation)

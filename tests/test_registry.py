@@ -20,7 +20,7 @@ from charrnn_jax.config import flatten, validate
 from charrnn_jax.errors import UserError
 from charrnn_jax.experiment import load_experiment, register_file
 from charrnn_jax.main import main
-from charrnn_jax.models.cells import Cell
+from charrnn_jax.models.cells import Cell, CellWeights, Weights
 from charrnn_jax.models.recurrence import Recurrence, choose_form
 from charrnn_jax.registry import ALL, CELLS, HOOKS, OPTIMIZERS, PROTOCOLS, Registry
 from charrnn_jax.training import setup
@@ -172,14 +172,19 @@ class Decay(nn.RNNCellBase):
         return 1
 
 
-def decay_at_once(params: Any, h: jax.Array, inputs: jax.Array, *, dtype: str) -> Any:
-    x = inputs @ params["w"]["kernel"] + params["w"]["bias"][None, None]
-    x = x.at[:, 0].add(params["a"][None] * h)
-    a = jnp.broadcast_to(params["a"], x.shape)
-    _, outputs = jax.lax.associative_scan(
-        lambda one, two: (one[0] * two[0], two[0] * one[1] + two[1]), (a, x), axis=1
-    )
-    return outputs[:, -1], outputs
+DECAY = charrnn_jax.Fused(
+    lambda params: CellWeights(
+        Weights({"w": params["w"]["kernel"]}, {"w": params["w"]["bias"]}),
+        Weights({}, {"a": params["a"]}),
+    ),
+    lambda ops, x: ops.times("w", x) + ops.vectors["w"],
+    lambda ops, h, x: (ops.vectors["a"] * h + x,) * 2,
+)
+
+
+def decay_at_once(ops: Any, h: jax.Array, x: jax.Array) -> Any:
+    outputs = charrnn_jax.linear_recurrence(ops.vectors["a"], x, h)
+    return outputs[-1], outputs
 
 
 def test_parallel_form_is_the_best_one_and_equals_the_scan(
@@ -187,7 +192,14 @@ def test_parallel_form_is_the_best_one_and_equals_the_scan(
 ) -> None:
     """In values and in gradients, with a carry that is not zero."""
     charrnn_jax.register_cell(
-        Cell("decay", Decay, "h = a * h + x @ w/kernel + w/bias", (), parallel=decay_at_once)
+        Cell(
+            "decay",
+            Decay,
+            "h = a * h + x @ w/kernel + w/bias",
+            (),
+            fused=DECAY,
+            parallel=decay_at_once,
+        )
     )
     both = replace(CELLS["gru"], parallel=decay_at_once)
     for cell in (CELLS["decay"], both):

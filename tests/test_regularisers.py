@@ -46,7 +46,6 @@ def state_of(model: CharRNN, params: Any, carry: Any, regularisers: Any) -> Trai
         optax.sgd(1.0),
         seed=0,
         batch_size=B,
-        reset_every_steps=9,
         regularisers=regularisers,
     )
     return state.replace(params=params, carry=carry, step=jnp.int32(1))

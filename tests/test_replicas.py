@@ -21,7 +21,7 @@ from charrnn_jax.errors import BusyError, DivergedError, Interrupted, UserError
 from charrnn_jax.files import locked
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.dropout import Dropout
-from charrnn_jax.training import replicas
+from charrnn_jax.training import measured, replicas
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.replicas import program_key, train_replicas
 from charrnn_jax.training.train_step import TRACED_FIELDS
@@ -31,7 +31,13 @@ from charrnn_jax.workdir.run import load_run
 
 VARIANTS: list[dict[str, Any]] = [
     {"seed": 0},
-    {"seed": 1, "optimizer.learning_rate": 3e-3, "optimizer.weight_decay": 0.3},
+    {
+        "seed": 1,
+        "optimizer.learning_rate": 3e-3,
+        "optimizer.weight_decay": 0.3,
+        "train.ema_decay": 0.9,
+        "train.tail_fraction": 0.5,
+    },
     {
         "seed": 2,
         "model.dropout": 0.5,
@@ -61,9 +67,11 @@ def variants(config: ConfigDict) -> list[ConfigDict]:
             "train.activation_penalty": 0.2,
             "train.temporal_penalty": 0.2,
             "optimizer.weight_decay": 0.1,
+            "train.averaging": "ema",
         },
     )
     config = override_values(config, {"optimizer.name": "adamw", "optimizer.schedule": "cosine"})
+    config.optimizer.warmup_steps = 7
     return [override_values(config, variant) for variant in VARIANTS]
 
 
@@ -87,7 +95,11 @@ def params_of(workdir: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("batching", "cell"), [("chunks", "gru"), slow("lanes", "rnn"), slow("lanes", "slstm")]
+    ("batching", "cell"),
+    [
+        ("chunks", "gru"),
+        *(slow("lanes", cell) for cell in ("rnn", "slstm", "rg_lru")),
+    ],
 )
 def test_mapped_replicas_are_bit_for_bit_what_they_are_alone(
     tiny_config: ConfigDict,
@@ -263,7 +275,8 @@ def test_groups_are_cut_to_fit_the_memory(
 def test_replicas_share_all_but_the_numbers_a_program_can_take(tiny_config: ConfigDict) -> None:
     keys = {program_key(config) for config in variants(tiny_config)}
     assert len(keys) == 1
-    assert set.union(*map(set, VARIANTS)) == TRACED_FIELDS.keys()
+    elsewhere = {"data.carry_reset_rate", "train.sampled_share", "train.rollout_length"}
+    assert set.union(elsewhere, *map(set, VARIANTS)) == TRACED_FIELDS.keys()  # test_open_loop.py
     for change in (
         {"model.dropout": 0.1},
         {"model.output_dropout": 0.0},
@@ -283,12 +296,12 @@ def test_the_faster_way_is_measured_once_and_remembered(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(replicas, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(measured, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(replicas, "_MAP_ALONE", ())
     tiny_config.train.num_steps, tiny_config.model.cell = 1, "rnn"
     configs = [override_values(tiny_config, {"seed": seed}) for seed in range(2)]
-    seconds = iter([1.0, 0.5])  # of map, then of vmap
-    monkeypatch.setattr(replicas, "_measure", lambda *_: next(seconds))
+    seconds = {"map": 1.0, "vmap": 0.5}
+    monkeypatch.setattr(measured, "measure", lambda calls: seconds)
     for name in ("a", "b"):
         train_replicas(configs, [tmp_path / f"{name}{i}" for i in range(2)])
     assert capsys.readouterr().out.count("map 1000.0 ms, vmap 500.0 ms") == 1

@@ -168,6 +168,13 @@ def test_drift_is_what_the_end_of_a_text_loses() -> None:
     own = [language(400, seed, first=10**7)[:2000] for seed in (3, 4, 5, 6)]
     worse = [text[:1500] + "".join(rng.permutation(list(text[1500:]))) for text in own]
     group = judge({"worse": worse}, training_text=TRAIN, real_text=REAL).groups["worse"]
+    assert len(group.loss_by_distance) == 8
+    for start, stretch in zip(range(0, 2000, 250), group.loss_by_distance, strict=True):
+        assert stretch.low < stretch.mean < stretch.high
+        assert (stretch.mean > 1 + group.loss_by_distance[0].mean) == (start >= 1500)
+    weights = [249, *[250] * 7]  # the first character of a text is not predicted
+    means = [stretch.mean for stretch in group.loss_by_distance]
+    assert np.average(means, weights=weights) == pytest.approx(group.figures["nats_per_char"].mean)
     drift = group.figures["drift"]
     assert (
         1

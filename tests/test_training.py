@@ -302,7 +302,7 @@ def test_skipped_steps_change_nothing_but_the_count_and_too_many_end_training(
 ) -> None:
     """The first step alone, then only poisoned ones: the state is that after one step."""
     tiny_config.train.on_nonfinite, tiny_config.train.num_steps = "skip", 9
-    tiny_config.train.max_skipped_steps = 8
+    tiny_config.train.max_skipped_steps, tiny_config.train.averaging = 8, "ema"
     bad = poisoned(*range(2, 30))
     state = train(tiny_config, tmp_path / "skipped", train_step=bad)
     tiny_config.train.num_steps = 1
@@ -409,7 +409,9 @@ MAY_CHANGE = {
         if name
         not in (
             *("init_from", "loss", "step", "regularisers"),
-            *("activation_penalty", "temporal_penalty"),
+            *("activation_penalty", "temporal_penalty", "averaging"),
+            *("length_warmup_steps", "initial_length"),
+            *("sampled_inputs", "sampled_share", "rollout_length"),
         )
     ),
 }
@@ -417,7 +419,8 @@ OTHER_VALUES = {
     "data.corpus": "text8",
     "data.offline_corpus": "python-stdlib",
     "data.vocabulary": "bytes",
-    "data.batching": "lanes",
+    "data.batching": "chunks",
+    "data.offset": "random",
     "model.cell": "lstm",
     "model.dropout_noise": "locked",
     "model.residual": "add",
@@ -438,6 +441,8 @@ OTHER_VALUES = {
     "train.regularisers": "other",
     "train.step": "other",
     "train.hooks": "other",
+    "train.averaging": "ema",
+    "train.sampled_inputs": "linear",
     "train.gradient_noise": "on",
     "evaluation.protocol": "carried",
     "sample.prompt": "fox",
@@ -456,7 +461,7 @@ def test_a_run_is_resumed_with_other_values_of_some_fields_and_of_no_others(
     known[REGULARISERS] = lambda _: Regulariser()
     for registry, code in known.items():
         monkeypatch.setitem(registry._registered, "other", code)
-    tiny_config.train.num_steps = 2
+    tiny_config.data.batching, tiny_config.train.num_steps = "lanes", 2
     train(tiny_config, tmp_path / "run")
     text = tmp_path / "moved.txt"
     text.write_bytes(Path(tiny_config.data.path).read_bytes())

@@ -24,9 +24,7 @@ carry, logits = c.forward(params, carry, batch.inputs, model=model)
 units, table = c.activations(params, carry, batch.inputs, model=model), c.summary(model)
 losses: jax.Array = c.cross_entropy(logits, batch.targets)
 optimizer = c.make_optimizer(config.optimizer, num_steps=9)
-state: c.TrainState = c.create_train_state(
-    model, optimizer, seed=0, batch_size=2, reset_every_steps=0
-)
+state: c.TrainState = c.create_train_state(model, optimizer, seed=0, batch_size=2)
 state, metrics = c.train_step(state, batch)
 mean: c.CrossEntropy = metrics["loss"]
 state = c.train(config, "runs/a")
@@ -56,6 +54,7 @@ units = c.load_sweep("runs/s")
 rows, imported = c.read_json_lines("runs/a/metrics.jsonl"), c.import_run
 cell: type[c.Cell] = c.Cell
 fused_form = (c.Fused, c.CellWeights, c.Weights, c.Operations)
+hs: jax.Array = c.linear_recurrence(logits, logits, logits[0])
 registered = (c.register_cell, c.register_hook, c.register_loss, c.register_optimizer)
 registered_too = (c.register_protocol, c.register_rule, c.register_train_step)
 regulariser, activations = c.Regulariser(), c.Activations((), (), logits)

@@ -175,14 +175,26 @@ def _show_table(judgement: "Judgement", training_text: str) -> None:
 
 
 def _show_columns(real: "Judged", groups: dict[str, "Judged"]) -> None:
+    from charrnn_jax.evaluation.samples import STRETCH
+
     headings = [name.split(", ") for name in ("real text", *groups)]
     for lines in zip_longest(*headings, fillvalue=""):
         cells = (line[1 - _COLUMN :].rjust(_COLUMN - 1) + " " for line in lines)
         show(f"{' ' * _LABEL}{''.join(cells)}".rstrip())
+    columns = real, *groups.values()
     for figure, (label, factor, digits) in _ROWS.items():
         cells = (
             _cell(judged.figures[figure], real.figures[figure], factor=factor, digits=digits)
-            for judged in (real, *groups.values())
+            for judged in columns
+        )
+        show(f"{label:{_LABEL}}{''.join(cells)}".rstrip())
+    if len(real.loss_by_distance) < 2:
+        return
+    show("n-gram nats/char in characters")
+    for index, usual in enumerate(real.loss_by_distance):
+        label = f"  {STRETCH * index:,} to {STRETCH * (index + 1):,}"
+        cells = (
+            _cell(judged.loss_by_distance[index], usual, factor=1, digits=2) for judged in columns
         )
         show(f"{label:{_LABEL}}{''.join(cells)}".rstrip())
 

@@ -207,9 +207,11 @@ def _parse_indices(text: str, num_units: int) -> list[int]:
 
 def _train_here(units: Sequence["WorkUnit"], *, is_search: bool) -> None:
     from charrnn_jax.compilation_cache import keep_compiled_programs
+    from charrnn_jax.host_devices import make_cores_devices
     from charrnn_jax.sweeps.worker import run_units
 
     keep_compiled_programs()
+    make_cores_devices()
     if is_search:
         from charrnn_jax.sweeps.search import run_trial
 

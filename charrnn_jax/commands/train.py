@@ -18,11 +18,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     config, workdir = load_config(args, overrides)
     join_job(args)
     from charrnn_jax.compilation_cache import keep_compiled_programs
+    from charrnn_jax.host_devices import make_cores_devices
     from charrnn_jax.processes import is_first_process, one_fails_all_end
     from charrnn_jax.training.loop import train
     from charrnn_jax.workdir.checkpoints import read_metadata, steps
 
     keep_compiled_programs()
+    make_cores_devices()
     with one_fails_all_end():
         train(config, workdir)
     if not is_first_process():

@@ -33,6 +33,7 @@ FIGURES = (
 SHORTEST = 200  # length of the shortest texts that can be judged, in characters
 _FEWEST_BLOCKS = 4  # of real text
 _NUM_QUARTERS = 4
+STRETCH = 250  # characters in a part of a text, where texts are followed from start to end
 _NUM_RESAMPLES = 2000
 _FAR_LOSS = 1.25  # times the upper end for real text is gibberish
 # Scripts that are written without spaces.
@@ -110,6 +111,9 @@ class Judged:
         cross-entropy under a Kneser-Ney model of the training text. "drift": the same in the last
         quarter of a text, less that in the first.
       loss_by_quarter: the cross-entropy in each quarter of the texts, in nats/char.
+      loss_by_distance: the cross-entropy in the first `STRETCH` characters of the texts, in the
+        next, and so on, as far as all texts go, in nats/char. Where generated text drifts away from
+        real text, it rises, or falls if the text becomes a loop; that of real text stays level.
       longest: the longest copied span of all texts.
       longest_text: number of the text that has it.
       verdict: "memorised", "repeats itself", "gibberish" or "invents words", or several of them
@@ -119,6 +123,7 @@ class Judged:
 
     figures: dict[str, Figure]
     loss_by_quarter: tuple[float, ...]
+    loss_by_distance: tuple[Figure, ...]
     longest: Span
     longest_text: int
     verdict: str = ""
@@ -170,7 +175,10 @@ def judge(
         )
     blocks = real_blocks(real_text, num_chars=num_chars, num_texts=min(sizes))
     num_words = max(min(len(split_words(block)) for block in blocks), *_DISTINCT)
-    measured = _measure([*blocks, *texts], training_text, num_words=num_words)
+    num_stretches = min(map(len, texts)) // STRETCH
+    measured = _measure(
+        [*blocks, *texts], training_text, num_words=num_words, num_stretches=num_stretches
+    )
     real = _summary(measured[: len(blocks)], num_drawn=min(sizes), seed=seed)
     judged, start = {}, len(blocks)
     for name, size in zip(groups, sizes, strict=True):
@@ -213,10 +221,13 @@ class _Measured(NamedTuple):
 
     figures: tuple[float, ...]
     loss_by_quarter: tuple[float, ...]
+    loss_by_distance: tuple[float, ...]
     longest: Span
 
 
-def _measure(texts: Sequence[str], training_text: str, *, num_words: int) -> list[_Measured]:
+def _measure(
+    texts: Sequence[str], training_text: str, *, num_words: int, num_stretches: int
+) -> list[_Measured]:
     known = set(split_words(training_text))
     vocabulary = Vocabulary.build([training_text])
     counted = vocabulary.encode(training_text[-MOST_COUNTED:])
@@ -234,7 +245,9 @@ def _measure(texts: Sequence[str], training_text: str, *, num_words: int) -> lis
             float(losses.mean()),
             quarters[-1] - quarters[0],
         )
-        measured.append(_Measured(figures, quarters, longest))
+        ends = [STRETCH * k - 1 for k in range(1, num_stretches + 1)]  # the first has no loss
+        by_distance = tuple(float(part.mean()) for part in np.split(losses, ends)[:-1])
+        measured.append(_Measured(figures, quarters, by_distance, longest))
     return measured
 
 
@@ -245,15 +258,16 @@ def _longest(matches: Matches) -> Span:
 
 def _summary(measured: Sequence[_Measured], *, num_drawn: int, seed: int) -> Judged:
     """Averages over texts; the intervals are those of the mean of `num_drawn` texts."""
-    rows = np.array([one.figures for one in measured])
+    rows = np.array([one.figures + one.loss_by_distance for one in measured])
     drawn = np.random.default_rng(seed).integers(len(rows), size=(_NUM_RESAMPLES, num_drawn))
     low, high = np.quantile(rows[drawn].mean(axis=1), [0.025, 0.975], axis=0).tolist()
-    figures = zip(rows.mean(axis=0).tolist(), low, high, strict=True)
+    figures = [Figure(*ends) for ends in zip(rows.mean(axis=0).tolist(), low, high, strict=True)]
     quarters = np.mean([one.loss_by_quarter for one in measured], axis=0).tolist()
     number = max(range(len(measured)), key=lambda i: measured[i].longest.length)
     return Judged(
-        {name: Figure(*values) for name, values in zip(FIGURES, figures, strict=True)},
+        dict(zip(FIGURES, figures, strict=False)),
         loss_by_quarter=tuple(quarters),
+        loss_by_distance=tuple(figures[len(FIGURES) :]),
         longest=measured[number].longest,
         longest_text=number,
     )

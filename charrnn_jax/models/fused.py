@@ -19,7 +19,7 @@ Letters: a is the input side; d_y is the gradient of the loss with respect to y.
 Source: products moved out of the loop, Appleyard et al. 2016 (arXiv:1604.01946).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -150,9 +150,25 @@ def _run(
     return carry, outputs.swapaxes(0, 1)
 
 
-def _rows(table: Any, x: Any) -> Any:
-    """Returns the input side of a step, whose x are rows or, if there is a table, their ids."""
-    return x if table is None else jax.tree.map(lambda rows: rows[x], table)
+def input_of_step(fused: Fused, table: Any, x: Any) -> Any:
+    """Returns the input side that a step reads.
+
+    Args:
+      fused: fused form of the cell.
+      table: the input side for every id, [V, N] or a tuple of such; None: x is the input side.
+      x: [B] ids, or the input side of B sequences.
+    """
+    a = x if table is None else jax.tree.map(lambda rows: rows[x], table)
+    return a if fused.input_parts == 1 else jnp.split(a, fused.input_parts, axis=-1)
+
+
+def _operations(
+    multiply: Callable[[str, jax.Array, int], list[jax.Array]],
+    vectors: Mapping[str, jax.Array],
+    apply: Callable[[Elementwise, jax.Array], jax.Array],
+) -> Operations:
+    """Returns operations whose whole products are those in one part."""
+    return Operations(lambda name, x: multiply(name, x, 1)[0], vectors, apply, multiply)
 
 
 def _beside(held: Any, a: Any) -> Any:
@@ -177,18 +193,18 @@ def _forward(
         x, held = now
         operands, results, values = [], [], []
 
-        def times(name: str, x: jax.Array) -> jax.Array:
+        def multiply(name: str, x: jax.Array, num_parts: int) -> list[jax.Array]:
             y = times_kernel(x, cast[name], transposed=name in transposed)
             operands.append(x)
-            results.append(y)
-            return y
+            results.append(jnp.split(y, num_parts, axis=-1))
+            return results[-1]
 
         def apply(function: Elementwise, x: jax.Array) -> jax.Array:
             values.append(function.f(x))
             return values[-1]
 
-        ops = Operations(times, vectors, apply)
-        new_carry, y = fused.step(ops, carry, _beside(held, _rows(table, x)))
+        ops = _operations(multiply, vectors, apply)
+        new_carry, y = fused.step(ops, carry, _beside(held, input_of_step(fused, table, x)))
         return new_carry, (y, once.pack((carry, operands, results, values)))
 
     carry, (outputs, kept) = lax.scan(step, carry, (xs, held))
@@ -218,21 +234,21 @@ def _recurrence_bwd(fused: Fused, dtype: str, residuals: Any, gradients: Any) ->
         def replay(vectors: Any, carry: Any, a: Any, results: Any) -> Any:
             results_left, values_left = iter(enumerate(results)), iter(values)
 
-            def times(name: str, x: jax.Array) -> jax.Array:
-                index, y = next(results_left)
+            def multiply(name: str, x: jax.Array, num_parts: int) -> list[jax.Array]:
+                index, parts = next(results_left)
                 names[index] = name
-                return _replayed_product(x, y, cast[name])
+                return _replayed_product(x, parts, cast[name])
 
             def apply(function: Elementwise, x: jax.Array) -> jax.Array:
                 return _replayed_function(function, x, next(values_left))
 
-            return fused.step(Operations(times, vectors, apply), carry, _beside(held, a))
+            return fused.step(_operations(multiply, vectors, apply), carry, _beside(held, a))
 
-        _, pull_back = jax.vjp(replay, vectors, carry, _rows(table, x), results)
+        _, pull_back = jax.vjp(replay, vectors, carry, input_of_step(fused, table, x), results)
         d_vectors_now, d_carry, d_a, d_results = pull_back((d_carry, d_output))
         d_vectors = jax.tree.map(jnp.add, d_vectors, d_vectors_now)
         # Where a is added to a product, they have one gradient, which is rounded for both.
-        rounded = {id(d): _to_bits(d.astype(dtype)) for d in d_results}
+        rounded = {id(d): _to_bits(d.astype(dtype)) for d in jax.tree.leaves(d_results)}
         d = jax.tree.map(lambda d: rounded.get(id(d), d), (d_results, d_a))
         return (d_carry, d_vectors), once.pack(d)
 
@@ -242,18 +258,20 @@ def _recurrence_bwd(fused: Fused, dtype: str, residuals: Any, gradients: Any) ->
     d_results, d_a = jax.tree.map(_from_bits, once.unpack(kept))
 
     d_kernels = jax.tree.map(jnp.zeros_like, kernels)
-    for name, x, d_y in zip(names, operands, d_results, strict=True):
+    for name, x, d_parts in zip(names, operands, d_results, strict=True):
         sum_of_outer = partial(dot, contracting=((0, 1), (0, 1)))
         if kernels[name].ndim > 2:
             sum_of_outer = jax.vmap(sum_of_outer, in_axes=(2, 2))
-        d_kernels[name] += sum_of_outer(x, d_y)
+        d_kernels[name] += jnp.concatenate([sum_of_outer(x, d) for d in d_parts], axis=-1)
+
+    def joined(d_parts: Any) -> Any:
+        return d_parts if fused.input_parts == 1 else jnp.concatenate(d_parts, axis=-1)
 
     if table is None:
-        d_xs = jax.tree.map(lambda d, x: d.astype(x.dtype), d_a, xs)
+        d_xs = jax.tree.map(lambda d, x: d.astype(x.dtype), joined(d_a), xs)
         return None, d_xs, None, d_carry, d_kernels, d_vectors
-    d_table = jax.tree.map(
-        lambda d, rows: _sum_rows(xs, d, num_rows=len(rows), dtype=dtype), d_a, table
-    )
+    num_rows = len(jax.tree.leaves(table)[0])
+    d_table = joined(jax.tree.map(partial(sum_rows, xs, num_rows=num_rows, dtype=dtype), d_a))
     return d_table, None, None, d_carry, d_kernels, d_vectors
 
 
@@ -261,18 +279,22 @@ _recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
 
 
 @jax.custom_vjp
-def _replayed_product(x: jax.Array, y: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Returns y, which is known to be the product of x and kernel.
+def _replayed_product(x: jax.Array, parts: list[jax.Array], kernel: jax.Array) -> list[jax.Array]:
+    """Returns the parts of y, which is known to be the product of x and kernel.
 
     The gradient of the kernel is left out: the gradient of y, from which it follows, is that of
     this function's second argument.
     """
-    return y
+    return parts
 
 
 _replayed_product.defvjp(
-    lambda x, y, kernel: (y, kernel),
-    lambda kernel, d_y: (times_kernel(d_y, kernel, transposed=True), d_y, None),
+    lambda x, parts, kernel: (parts, kernel),
+    lambda kernel, d_parts: (
+        times_kernel(jnp.concatenate(d_parts, axis=-1), kernel, transposed=True),
+        d_parts,
+        None,
+    ),
 )
 
 
@@ -306,7 +328,7 @@ class _Once:
         return jax.tree.map(lambda index: arrays[index], self._positions)
 
 
-def _sum_rows(tokens: jax.Array, d: jax.Array, *, num_rows: int, dtype: str) -> jax.Array:
+def sum_rows(tokens: jax.Array, d: jax.Array, *, num_rows: int, dtype: str) -> jax.Array:
     """Sums d [T, B, N] by token; returns [V, N]."""
     if num_rows > 256:
         return jnp.zeros((num_rows, d.shape[-1])).at[tokens].add(d)

@@ -2,7 +2,7 @@
 
   scan      `nn.scan` over the Flax module: the textbook loop, and the reference; every cell has it
   fused     a faster loop with a backward pass written by hand; see `fused`
-  parallel  a whole sequence at once
+  parallel  all steps at once, for cells that are linear in the carry; see `parallel`
   auto      the best form that the cell has: parallel, else fused, else scan
 
 The parameters are under "cell", in the layout of the cell's Flax module.
@@ -19,6 +19,7 @@ from charrnn_jax.errors import UserError
 from charrnn_jax.models.cells import CELLS, Cell
 from charrnn_jax.models.dropout import drops
 from charrnn_jax.models.fused import run_fused, run_fused_on_tokens
+from charrnn_jax.models.parallel import run_parallel, run_parallel_on_tokens
 from charrnn_jax.models.zoneout import (
     Held,
     draw_held,
@@ -122,7 +123,14 @@ class Recurrence(nn.Module):
                 params, carry, inputs, cell=cell, hidden_size=self.hidden_size, held=held
             )
         if self.form == "parallel":
-            return cell.parallel(params, carry, inputs, dtype=self.dtype)
+            return run_parallel(
+                params,
+                carry,
+                inputs,
+                fused=cell.fused,
+                parallel=cell.parallel,
+                dtype=self.dtype,
+            )
         fused = cell.fused if held is None else with_zoneout(cell)
         return run_fused(params, carry, inputs, fused=fused, dtype=self.dtype, held=held)
 
@@ -140,11 +148,21 @@ class Recurrence(nn.Module):
         Returns:
           (carry after the last token, outputs [B, T, H]).
         """
-        if self.form != "fused" or self.is_initializing():
+        if self.form == "scan" or self.is_initializing():
             return self(carry, table[tokens], deterministic=deterministic)
-        cell, held = CELLS[self.cell_name], self._held(carry, tokens.shape[1], deterministic)
+        cell, params = CELLS[self.cell_name], self.variables["params"]["cell"]
+        if self.form == "parallel":
+            return run_parallel_on_tokens(
+                params,
+                carry,
+                tokens,
+                table=table,
+                fused=cell.fused,
+                parallel=cell.parallel,
+                dtype=self.dtype,
+            )
+        held = self._held(carry, tokens.shape[1], deterministic)
         fused = cell.fused if held is None else with_zoneout(cell)
-        params = self.variables["params"]["cell"]
         return run_fused_on_tokens(
             params, carry, tokens, table=table, fused=fused, dtype=self.dtype, held=held
         )

@@ -5,8 +5,8 @@
   kernels   those of the fused form, such as all gates side by side, in the dtype of the products;
             transposed or not, see `prefers_transposed`
 
-The equations are those of the cell. A model whose form is not "fused" keeps its own parameters and
-is called directly, which is the reference.
+The equations are those of the cell. A model whose form is "scan" keeps its own parameters and is
+called directly, which is the reference. One whose form is "parallel" steps with the fused form.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ from charrnn_jax.models.cells import CELLS, CellWeights, Operations, Weights
 from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward
 from charrnn_jax.models.dropout import drops
 from charrnn_jax.models.ends import dense_kernel
-from charrnn_jax.models.fused import fused_read, repeat, times_kernel
+from charrnn_jax.models.fused import fused_read, input_of_step, repeat, times_kernel
 from charrnn_jax.models.recurrence import choose_form
 from charrnn_jax.models.zoneout import expected_held, with_zoneout
 
@@ -70,19 +70,19 @@ def prepare(params: Params, *, model: CharRNN, transposed: bool, dtype: str | No
       dtype: type of the operands of products, "float32" or "bfloat16"; None: the model's.
 
     Returns:
-      `StepWeights`, or the parameters themselves if the form of the model is not "fused".
+      `StepWeights`, or the parameters themselves if the form of the model is "scan".
 
     Raises:
       UserError: the dtype is unknown, or the model does not support it.
     """
     dtype = dtype or model.dtype
-    if check_dtype(dtype, model=model) != "fused":
+    if check_dtype(dtype, model=model) == "scan":
         return params
     return _lay_out(params, model=model, dtype=dtype, transposed=transposed)
 
 
 def check_dtype(dtype: str, *, model: CharRNN) -> str:
-    """Returns the form in which a model steps with products of `dtype`; see `choose_form`."""
+    """Returns the form of a model with products of `dtype`; see `choose_form`."""
     return choose_form(
         CELLS[model.cell], implementation=model.implementation, dtype=dtype, zoneout=model.zoneout
     )
@@ -137,12 +137,13 @@ def step(
 
     cell = CELLS[model.cell]
     fused = with_zoneout(cell) if drops(model.zoneout) else cell.fused
-    a = jax.tree.map(lambda rows: rows[tokens], weights.table)
+    a = input_of_step(fused, weights.table, tokens)
     new_carry: list[Any] = []
     outputs: list[jax.Array] = []
     for layer, layer_carry in zip(weights.layers, carry, strict=True):
         if outputs:
             a = fused.read(operations(layer.inputs), outputs[-1])
+            a = input_of_step(fused, None, a)
         if drops(model.zoneout):
             a = a, expected_held(layer_carry, rate=model.zoneout)
         layer_carry, y = fused.step(operations(layer.recurrent), layer_carry, a)

@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import Saved, diff, from_dict, override_values, validate
+from charrnn_jax.data.batches import chars_per_row
 from charrnn_jax.errors import UserError, shown
 from charrnn_jax.evaluation.protocols import make_protocol
 from charrnn_jax.files import replacing
@@ -27,6 +28,7 @@ from charrnn_jax.reading import Scalar, read_json
 from charrnn_jax.reports.sweep.report import write_sweep_report
 from charrnn_jax.reports.sweep.statistics import Result
 from charrnn_jax.sweeps.hyper import Overrides
+from charrnn_jax.training.setup import stages_of
 from charrnn_jax.workdir.checkpoints import read_metadata, steps
 from charrnn_jax.workdir.json_lines import read_json_lines, read_number
 from charrnn_jax.workdir.metadata import CheckpointMetadata
@@ -37,7 +39,10 @@ _STATUS_FILE = "unit.json"
 _MAX_SWEEP_BYTES = 1 << 22  # of sweep.json: tens of thousands of units
 ENDED = ("done", "diverged", "failed", "pruned")
 # A run may be resumed with other values of these fields, but a sweep could not compare it then.
-_FIXED = ("optimizer.", "train.num_steps", "train.num_epochs", "train.max_seconds")
+_FIXED = (
+    *("optimizer.", "train.num_steps", "train.num_epochs", "train.max_seconds"),
+    *("train.patience", "train.ema_decay", "train.tail_fraction"),
+)
 # Losses under different values of these fields cannot be compared.
 _COMPARED = ("data.validation_fraction", "data.test_fraction", "evaluation.")
 # A scaling law is fitted to a sweep that varies only these fields.
@@ -304,7 +309,7 @@ def _scaling_law(units: Sequence[WorkUnit], results: Sequence[Result]) -> list[s
     for unit, result in zip(units, results, strict=True):
         if result.status == "done" and result.loss is not None:
             data = unit.config.data
-            num_chars = result.curve[-1][0] * data.batch_size * data.sequence_length
+            num_chars = data.batch_size * chars_per_row(stages_of(unit.config), result.curve[-1][0])
             rows.append((result.num_params, num_chars, result.loss))
     if not rows:
         return []

@@ -26,15 +26,19 @@ from charrnn_jax.processes import say_once
 from charrnn_jax.training.train_step import TrainState
 
 
-def make_mesh(*, data_devices: int, model_devices: int, batch_size: int, hidden_size: int) -> Mesh:
+def make_mesh(
+    *, data_devices: int, model_devices: int, batch_size: int, hidden_size: int, cores: int = 1
+) -> Mesh:
     """Arranges the devices of all processes; those that share hidden units are next to each other.
 
     Args:
       data_devices: number of devices that share a batch; 0: as many accelerators as can share it
-        evenly, or on CPUs one device per process.
+        evenly, or on CPUs as many of `cores`.
       model_devices: number of devices that share the hidden units.
       batch_size: B, over all devices.
       hidden_size: H, units of each recurrent layer.
+      cores: most devices that share a batch if they are CPU cores and `data_devices` is 0, in all
+        processes; at least one per process.
 
     Returns:
       A mesh with the axes "data" and "model".
@@ -61,7 +65,8 @@ def make_mesh(*, data_devices: int, model_devices: int, batch_size: int, hidden_
             f"which is {there}{processes}: set other values"
         )
     if not each:
-        most = 1 if jax.default_backend() == "cpu" else most
+        if jax.default_backend() == "cpu":
+            most = max(1, min(most, cores // num_processes))
         each = max(
             (n for n in range(1, most + 1) if not batch_size % (n * num_processes)), default=1
         )
@@ -135,7 +140,8 @@ def shape_of_batch(mesh: Mesh, batch_size: int, sequence_length: int) -> Any:
     """Returns the shapes of a batch [B, T] over all processes, to trace a train step with."""
     sharding = NamedSharding(mesh, P("data"))
     ids: Any = jax.ShapeDtypeStruct((batch_size, sequence_length), np.int32, sharding=sharding)
-    return Batch(inputs=ids, targets=ids)
+    resets: Any = jax.ShapeDtypeStruct((batch_size,), np.bool_, sharding=sharding)
+    return Batch(inputs=ids, targets=ids, resets=resets)
 
 
 def place_rows(where: Any, mesh: Mesh) -> Any:

@@ -1,11 +1,13 @@
 """Several training steps in one call of the device, with the text on the device.
 
-The host sends only the positions where the sequences of each step begin, and the device slices the
-batches from the text. A text that is too large for the device's memory is sent batch by batch. The
-same compiled program runs all calls, however steps are grouped, so the results are the same.
+The host sends only the positions where the sequences of each step begin, and which of them start
+from the zero carry, and the device slices the batches from the text. A text that is too large for
+the device's memory is sent batch by batch. The same compiled program runs all calls with sequences
+of the same length, however steps are grouped, so the results are the same.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
@@ -34,12 +36,14 @@ class Call(NamedTuple):
     Attributes:
       stop: number of steps done after the call.
       num_steps: number of steps in the call, at most N.
-      where: `Batches.starts` of each step, or each batch itself, with a leading axis of N, of which
-        the first `num_steps` are used.
+      sequence_length: length of the sequences of these steps, in characters.
+      where: `Batches.starts` and `Batches.resets` of each step, or each batch itself, with a
+        leading axis of N, of which the first `num_steps` are used.
     """
 
     stop: int
     num_steps: int
+    sequence_length: int
     where: Any
 
 
@@ -58,9 +62,20 @@ def choose_steps_per_call(model: CharRNN, *, batch_size: int, sequence_length: i
       batch_size: B, in sequences.
       sequence_length: T, in characters.
     """
-    step_flops = 6 * batch_size * sequence_length * count_step_weights(model)
+    step_flops = count_step_flops(model, batch_size=batch_size, sequence_length=sequence_length)
     call_flops = _CALL_FLOPS.get(jax.default_backend(), _ACCELERATOR_CALL_FLOPS)
     return int(np.clip(call_flops // step_flops, 1, _MOST_STEPS))
+
+
+def count_step_flops(model: CharRNN, *, batch_size: int, sequence_length: int) -> int:
+    """Returns the floating-point operations of a training step: 6 for each weight and character.
+
+    Args:
+      model: the model.
+      batch_size: B, in sequences.
+      sequence_length: T, in characters.
+    """
+    return 6 * batch_size * sequence_length * count_step_weights(model)
 
 
 def count_step_weights(model: CharRNN) -> int:
@@ -100,9 +115,11 @@ def make_run_steps(
     def one_step(
         state: TrainState, tokens: Any, where: Any, *hyper: TracedHyperparameters
     ) -> tuple[TrainState, dict[str, Any]]:
-        batch = (
-            where if tokens is None else slice_batch(tokens, where, sequence_length=sequence_length)
-        )
+        if tokens is None:
+            batch = where
+        else:
+            starts, resets = where
+            batch = slice_batch(tokens, starts, sequence_length=sequence_length, resets=resets)
         return train_step(state, batch, **({"hyper": hyper[0]} if hyper else {}))
 
     def run_one(
@@ -180,16 +197,19 @@ def calls(
     """
 
     def item(step: int) -> Any:
-        starts = batches.starts(step)[rows]
+        starts, resets = batches.starts(step)[rows], batches.resets(step)[rows]
         if on_device:
-            return starts.astype(np.int32)
-        return slice_batch(batches.tokens, starts, sequence_length=batches.sequence_length)
+            return starts.astype(np.int32), resets
+        length = batches.length(step)
+        return slice_batch(batches.tokens, starts, sequence_length=length, resets=resets)
 
     size = 1  # of the first call, which compiles; its loss, and the speed after it, are shown early
     while start < stop:
         end = min(start + size, next_stop(start), stop)
-        items = [item(step) for step in range(start, end)]
+        length, together = next(groupby(range(start, end), key=batches.length))
+        items = [item(step) for step in together]
+        end = start + len(items)
         items += items[-1:] * (num_steps - len(items))
         where = jax.tree.map(lambda *steps: np.stack(steps), *items)
-        yield Call(end, end - start, where)
+        yield Call(end, end - start, length, where)
         start, size = end, num_steps

@@ -30,7 +30,7 @@ from charrnn_jax.registry import LOSSES
 from charrnn_jax.training.devices import own_rows, place_rows
 from charrnn_jax.training.recorder import Recorder
 from charrnn_jax.training.setup import Setup
-from charrnn_jax.training.train_step import LossFn, TrainState
+from charrnn_jax.training.train_step import LossFn, TrainState, reset_carry
 
 _MOST_PARTS = 8
 
@@ -72,9 +72,14 @@ class WriteGradientNoise:
 
     def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
         config, batches = self.setup.config, self.setup.batches
-        size, length = config.data.batch_size, config.data.sequence_length
-        starts = batches.starts(step)[own_rows(size)]
-        own = slice_batch(batches.tokens, starts, sequence_length=length)
+        size = config.data.batch_size
+        rows = own_rows(size)
+        own = slice_batch(
+            batches.tokens,
+            batches.starts(step)[rows],
+            sequence_length=batches.length(step),
+            resets=batches.resets(step)[rows],
+        )
         batch = place_rows(jax.tree.map(lambda x: x[None], own), self.setup.mesh)
         num_parts = choose_num_parts(size)
         # Of the config, since replicas share the model of one of them.
@@ -112,16 +117,15 @@ def squared_norms(
       num_parts: K, which divides B.
       loss_fn: loss to minimise; see `train_step`.
     """
-    first_carry = state.model.initialize_carry(batch.inputs.shape[1])
-    reset = state.step % state.reset_every_steps == 0
-    carry = jax.tree.map(partial(jnp.where, reset), first_carry, state.carry)
+    batch = jax.tree.map(lambda x: x[0], batch)
+    carry = reset_carry(state.carry, batch.resets, model=state.model)
     key = jax.random.fold_in(state.key, state.step)
 
     def in_parts(x: jax.Array) -> jax.Array:
         """[B, ...] -> [K, b, ...]; each part has rows of every device."""
         return x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1)
 
-    parts = jax.tree.map(in_parts, (carry, *jax.tree.map(lambda x: x[0], tuple(batch))))
+    parts = jax.tree.map(in_parts, (carry, batch.inputs, batch.targets))
     keys = jax.random.split(key, num_parts)
 
     def add(sums: tuple[Params, jax.Array], part: Any) -> tuple[tuple[Params, jax.Array], None]:

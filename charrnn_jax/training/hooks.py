@@ -89,6 +89,7 @@ class Evaluate:
             **({"validation/excess": excess.excess} if excess else {}),
         }
         self.recorder.write(step, row)
+        self.recorder.early_stopping.add(step, loss.nats_per_char)
         metrics |= row
         if self._floor and excess:
             self._floor.check(excess, protocol=protocol)
@@ -167,6 +168,7 @@ class Save:
             origin=setup.origin,
             registered=describe_registered(flatten(setup.config)),
             rows={file.file.name: file.written for file in self.files},
+            data_devices=setup.mesh.shape["data"],
         )
         self.checkpoints.save(*state.to_trees(), metadata=metadata)
 
@@ -224,13 +226,19 @@ class Schedule:
           also_save: whether to include hooks that save, even if they are not due.
           is_last: whether training ends here, even if steps are left.
         """
-        if is_last or step == self.num_steps:
-            return list(self.hooks)
-        return [
-            hook
-            for hook in self.hooks
-            if step % self._period(hook) == 0 or (also_save and isinstance(hook, Save))
-        ]
+        options = {"also_save": also_save, "is_last": is_last}
+        return [hook for hook in self.hooks if self.is_due(hook, step, **options)]
+
+    def is_due(
+        self, hook: Hook, step: int, *, also_save: bool = False, is_last: bool = False
+    ) -> bool:
+        """Returns whether to call a hook after `step` steps; see `due`."""
+        return (
+            is_last
+            or step == self.num_steps
+            or step % self._period(hook) == 0
+            or (also_save and isinstance(hook, Save))
+        )
 
     def _period(self, hook: Hook) -> int:
         return hook.every_steps or self.steps_per_epoch

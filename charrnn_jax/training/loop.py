@@ -28,27 +28,28 @@ from charrnn_jax.messages import PROGRESS
 from charrnn_jax.models.char_rnn import summary
 from charrnn_jax.processes import is_first_process, say_once
 from charrnn_jax.registry import LOSSES, TRAIN_STEPS
+from charrnn_jax.training.averaging import average_weights
 from charrnn_jax.training.devices import (
     Agreement,
     own_rows,
     place_rows,
     shape_of_batch,
-    state_shardings,
 )
-from charrnn_jax.training.dispatch import Call, calls, make_run_steps, put_on_device
+from charrnn_jax.training.dispatch import Call, calls, put_on_device
+from charrnn_jax.training.early_stopping import EarlyStopping
 from charrnn_jax.training.hooks import Hook, Sample, Schedule, make_hooks
 from charrnn_jax.training.interrupt import InterruptRequest
 from charrnn_jax.training.progress import Progress, format_seconds
 from charrnn_jax.training.recorder import Recorder
 from charrnn_jax.training.schedules import make_rate_at
 from charrnn_jax.training.setup import Setup, check_hooks, make_setup
+from charrnn_jax.training.sharing import compile_for, share_among_cores
 from charrnn_jax.training.time_limit import TimeLimit
 from charrnn_jax.training.train_step import (
     LossFn,
     TracedHyperparameters,
     TrainState,
     TrainStep,
-    apply_if_finite,
 )
 from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.json_lines import JsonLines
@@ -99,15 +100,13 @@ def train(
             say_once(setup.dataset.headline())
         else:
             say_once(f"{setup.dataset.describe()}\n{summary(setup.state.model)}")
+        first_progress = _as_argument(0.0 if config.train.max_seconds else None)
+        averaged = average_weights(step_fn, config=config.train, num_steps=setup.num_steps)
+        setup, run_steps = share_among_cores(setup, averaged, *first_progress)
+        programs = {config.data.sequence_length: run_steps}
         PROGRESS.debug(
             f"{setup.mesh.size} device(s) of kind {jax.devices()[0].device_kind!r}, "
             f"{setup.steps_per_call} steps a call, {setup.batches.steps_per_epoch} an epoch"
-        )
-        run_steps = make_run_steps(
-            apply_if_finite(step_fn),
-            sequence_length=config.data.sequence_length,
-            num_steps=setup.steps_per_call,
-            shardings=state_shardings(setup.state, setup.mesh),
         )
         agree, agree_on_time = Agreement(setup.mesh), Agreement(setup.mesh)
         with (
@@ -117,12 +116,18 @@ def train(
             state = training.state
             tokens = put_on_device(setup.dataset.splits["train"], setup.mesh)
             queue = training.calls(on_device=tokens is not None)
-            progress, time_is_over = training.first_progress(), False
+            progress, time_is_over, length = training.first_progress(), False, 0
             for call, where in prefetch(queue, lambda c: (c, place_rows(c.where, setup.mesh))):
-                state, metrics = run_steps(
+                if is_new := call.sequence_length != length:  # they only grow
+                    length = call.sequence_length
+                    if length not in programs:
+                        programs[length] = compile_for(setup, averaged, sequence_length=length)
+                state, metrics = programs[length](
                     state, tokens, where, np.int32(call.num_steps), *_as_argument(progress)
                 )
-                training.recorder.add(call.stop, metrics, count=call.num_steps, progress=progress)
+                training.recorder.add(
+                    call.stop, metrics, count=call.num_steps, progress=progress, compiles=is_new
+                )
                 signal_number = agree(interrupt.signal_number or 0) or None
                 if progress is not None:
                     part = agree_on_time(int(training.fraction_of_time(call.stop) * _MILLION))
@@ -132,7 +137,7 @@ def train(
                     training.call_hooks(
                         state, call.stop, signal_number=signal_number, time_is_over=time_is_over
                     )
-                if time_is_over:
+                if time_is_over or training.stops_early:
                     break
         return state
 
@@ -262,6 +267,11 @@ class Training:
         due = {_name(hook) for hook in self.schedule.due(step)}
         return self.recorder.fraction_of_time(pause=sum(known.get(name, 0.0) for name in due))
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether the validation losses so far end training."""
+        return self.recorder.early_stopping.is_over
+
     def is_due(self, step: int) -> bool:
         """Returns whether a hook is due after `step` steps."""
         return bool(self.schedule.due(step))
@@ -276,6 +286,8 @@ class Training:
     ) -> None:
         """Waits for the device, and calls the hooks that are due after `step` steps.
 
+        If the evaluation ends training, all hooks after it are due.
+
         Args:
           state: state after these steps.
           step: number of steps done.
@@ -289,9 +301,11 @@ class Training:
         metrics, limit = dict(self.recorder.last), self.recorder.limit
         if time_is_over:
             limit.ended = limit.max_seconds
-        due = self.schedule.due(step, also_save=bool(signal_number), is_last=time_is_over)
         took: dict[str, float] = defaultdict(float)
-        for hook in due:
+        for hook in self.schedule.hooks:
+            is_last = time_is_over or self.stops_early
+            if not self.schedule.is_due(hook, step, also_save=bool(signal_number), is_last=is_last):
+                continue
             try:
                 hook(step, state, metrics)
             except Exception:
@@ -305,12 +319,21 @@ class Training:
                 f"The {format_seconds(limit.max_seconds)} of train.max_seconds are over, after "
                 f"{step:,} steps"
             )
+        elif self.stops_early and step < self.setup.num_steps:
+            why = _why_early(self.setup, self.recorder.early_stopping)
+            self.progress.say(f"Training stops early after step {step:,}: {why}")
         if signal_number:
             self.checkpoints.wait()
             self.progress.say(
                 f"Saved step {step:,} of {self.setup.num_steps:,}; run the same command to resume"
             )
             raise Interrupted(signal_number, step)
+
+
+def _why_early(setup: Setup, early_stopping: EarlyStopping) -> str:
+    """Returns why training stops early, and which text decided that."""
+    why = early_stopping.describe(setup.dataset.vocabulary.unit)
+    return why + "; the test split was not used" if setup.config.data.test_fraction else why
 
 
 def _name(hook: Hook) -> str:
@@ -345,7 +368,10 @@ def start_training(
         saved = metadata.recorder if metadata else None
         limit = TimeLimit.resume(config.train.max_seconds, (saved or {}).get("time_limit"))
         is_over = limit.has_ended(saved["seconds"] if saved else 0.0)
-        stop = start if is_over else setup.num_steps
+        early_stopping = EarlyStopping.resume(
+            config.train.patience, (saved or {}).get("early_stopping")
+        )
+        stop = start if is_over or early_stopping.is_over else setup.num_steps
         if is_first_process() and start < stop:
             with replacing(setup.workdir / "config.json") as partial_file:
                 partial_file.write_text(to_json(config) + "\n")
@@ -353,7 +379,11 @@ def start_training(
             num_steps=setup.num_steps, start=start, steps_per_epoch=epoch, label=setup.label
         ) as progress:
             if metadata:
-                progress.say(_describe_resume(setup, metadata, stop=stop))
+                progress.say(
+                    _describe_resume(
+                        setup, metadata, time_is_over=is_over, early_stopping=early_stopping
+                    )
+                )
             metrics, samples = (
                 JsonLines(
                     setup.workdir / name,
@@ -370,6 +400,7 @@ def start_training(
                 config=config.train,
                 rate_at=make_rate_at(config.optimizer, num_steps=setup.num_steps),
                 limit=limit,
+                early_stopping=early_stopping,
                 started=setup.started,
                 steps_per_epoch=epoch,
                 vocabulary_size=setup.dataset.vocabulary.size if is_known else None,
@@ -402,19 +433,24 @@ def _restore(
     return setup.state.with_trees(params, rest), metadata
 
 
-def _describe_resume(setup: Setup, metadata: CheckpointMetadata, *, stop: int) -> str:
+def _describe_resume(
+    setup: Setup,
+    metadata: CheckpointMetadata,
+    *,
+    time_is_over: bool,
+    early_stopping: EarlyStopping,
+) -> str:
     """Returns where training resumes, and the change of the learning rate, if there is one."""
     start, num_steps = metadata.step, setup.num_steps
-    if stop <= start < num_steps:
-        return (
-            f"Nothing is left to train: {setup.workdir} has {start:,} steps, and the "
-            f"{setup.config.train.max_seconds:g} seconds of train.max_seconds are over"
-        )
+    nothing_left = f"Nothing is left to train: {setup.workdir} has {start:,} steps, and"
     if start >= num_steps:
-        return (
-            f"Nothing is left to train: {setup.workdir} has {start:,} steps, and the config asks "
-            f"for {num_steps:,}"
-        )
+        return f"{nothing_left} the config asks for {num_steps:,}"
+    if time_is_over:
+        limit = setup.config.train.max_seconds
+        return f"{nothing_left} the {limit:g} seconds of train.max_seconds are over"
+    if early_stopping.is_over:
+        why = _why_early(setup, early_stopping)
+        return f"{nothing_left} {why}: a larger --config.train.patience resumes it"
     line = f"Resuming from step {start:,} of {num_steps:,} in {setup.workdir}"
     old = from_dict(metadata.config)
     old_steps = old.train.num_steps or old.train.num_epochs * setup.batches.steps_per_epoch

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from charrnn_jax.errors import DivergedError
 from charrnn_jax.evaluation.metrics import CrossEntropy
+from charrnn_jax.training.early_stopping import EarlyStopping
 from charrnn_jax.training.progress import Progress, describe_initial_loss, format_seconds
 from charrnn_jax.training.schedules import RateAt
 from charrnn_jax.training.time_limit import TimeLimit
@@ -70,6 +71,7 @@ class Recorder:
       config: the `config.train` section.
       rate_at: function from the step and the progress to the learning rate.
       limit: time limit of the run.
+      early_stopping: best validation loss of the run.
       started: when this process began with the run, by `time.perf_counter`.
       steps_per_epoch: number of steps in an epoch.
       vocabulary_size: V, to check the initial loss; None: the loss is not checked.
@@ -78,6 +80,7 @@ class Recorder:
     Attributes:
       last: metrics of the last step that was read, named as in the rows.
       limit: time limit of the run.
+      early_stopping: best validation loss of the run.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Recorder:
         config: ConfigDict,
         rate_at: RateAt,
         limit: TimeLimit,
+        early_stopping: EarlyStopping,
         started: float,
         steps_per_epoch: int,
         vocabulary_size: int | None,
@@ -100,6 +104,7 @@ class Recorder:
         self._config = config
         self._rate_at = rate_at
         self.limit = limit
+        self.early_stopping = early_stopping
         self._steps_per_epoch = steps_per_epoch
         self._vocabulary_size = vocabulary_size
         self._window = Tally(**saved["window"]) if saved else Tally()  # since the last row
@@ -112,7 +117,7 @@ class Recorder:
         self._mark = started  # seconds are counted up to here
         self._pending: tuple[int, int, dict[str, Any], float | None] | None = None
         self._progress_of_call: float | None = None
-        self._compiled = False
+        self._is_timed = False  # whether the time since the mark is that of steps only
         self.last: dict[str, float] = {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,6 +128,7 @@ class Recorder:
             "seconds": self._seconds,
             "first_loss": self._first_loss,
             "skipped_in_a_row": self._skipped_in_a_row,
+            "early_stopping": self.early_stopping.to_dict(),
             **({"time_limit": self.limit.to_dict()} if self.limit.max_seconds else {}),
         }
 
@@ -135,7 +141,13 @@ class Recorder:
         return self.limit.fraction(self._seconds + time.perf_counter() - self._mark + pause)
 
     def add(
-        self, stop: int, metrics: dict[str, Any], *, count: int, progress: float | None = None
+        self,
+        stop: int,
+        metrics: dict[str, Any],
+        *,
+        count: int,
+        progress: float | None = None,
+        compiles: bool = False,
     ) -> None:
         """Takes the metrics of a call that was just started, and reads those of the call before it.
 
@@ -144,10 +156,12 @@ class Recorder:
           metrics: metrics of its steps, with a leading axis of steps.
           count: number of steps in the call; later entries of the metrics are ignored.
           progress: share of the training that was over, if the learning rate depends on it.
+          compiles: whether starting the call has compiled a program, which is no time of steps.
 
         Raises:
           DivergedError: a loss or gradient of the call before it is not finite, or too large.
         """
+        self._is_timed &= not compiles
         self.flush()
         self._pending = stop, count, metrics, progress
 
@@ -159,14 +173,14 @@ class Recorder:
         metrics = jax.device_get(metrics)
         of_call = self._lap()
         seconds = of_call / count
-        if self._compiled:
+        if self._is_timed:
             self.limit.call_seconds = of_call
         for index in range(count):
             step_metrics = jax.tree.map(lambda values, i=index: values[i], metrics)
             self._add_step(
-                stop - count + 1 + index, step_metrics, seconds if self._compiled else None
+                stop - count + 1 + index, step_metrics, seconds if self._is_timed else None
             )
-        self._compiled = True  # the first call of a process compiles, so its time does not count
+        self._is_timed = True
 
     def _add_step(self, step: int, metrics: dict[str, Any], seconds: float | None) -> None:
         loss: CrossEntropy = metrics.pop("loss")

@@ -15,9 +15,7 @@ used where it is clearly faster.
 """
 
 import contextlib
-import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -32,17 +30,17 @@ from ml_collections import ConfigDict
 
 from charrnn_jax.config import flatten, to_json, validate
 from charrnn_jax.data.batches import prefetch
-from charrnn_jax.data.corpora import cache_folder
 from charrnn_jax.data.dataset import Dataset
 from charrnn_jax.errors import DivergedError, Interrupted, TrainingError, UserError
-from charrnn_jax.files import replacing
+from charrnn_jax.host_devices import num_cores
 from charrnn_jax.messages import PROGRESS
 from charrnn_jax.models.cells import CELLS
-from charrnn_jax.reading import read_json
 from charrnn_jax.registry import OPTIMIZERS, TRAIN_STEPS
+from charrnn_jax.training.averaging import average_weights
 from charrnn_jax.training.dispatch import Call, make_run_steps, put_on_device
 from charrnn_jax.training.interrupt import InterruptRequest
 from charrnn_jax.training.loop import Training, choose_train_step, start_training
+from charrnn_jax.training.measured import choose
 from charrnn_jax.training.setup import Setup, make_setup
 from charrnn_jax.training.train_step import (
     TRACED_FIELDS,
@@ -148,7 +146,7 @@ def _set_up(
         index = waiting.pop(0)
         with _keeping_errors(ended, index):
             folder = folders[index]
-            setup = make_setup(configs[index], folder, dataset=dataset, label=folder.name)
+            setup = make_setup(configs[index], folder, dataset=dataset, label=folder.name, cores=1)
             if dataset is None:
                 PROGRESS.info(setup.dataset.describe())
             elif setup.dataset.identity() != dataset.identity():
@@ -198,13 +196,20 @@ def _train_group(
         group: dict[int, Training] = {}
         for index, setup in setups.items():
             # Static fields must be the same; numbers that differ go into `hyper`.
-            shared = replace(setup.state, model=first.state.model, optimizer=first.state.optimizer)
+            shared = replace(
+                setup.state,
+                model=first.state.model,
+                optimizer=first.state.optimizer,
+                open_loop=first.state.open_loop,
+            )
             with _keeping_errors(ended, index):
                 _, is_standard = choose_train_step(setup.config)
                 opened = start_training(
                     replace(setup, state=shared), at=start, checks_initial_loss=is_standard
                 )
-                group[index] = stack.enter_context(opened)
+                training = stack.enter_context(opened)
+                if training.start < training.stop:
+                    group[index] = training
         if not group:
             return
         leader = next(iter(group.values()))
@@ -213,21 +218,25 @@ def _train_group(
         tokens = put_on_device(first.dataset.splits["train"])
         queues = [training.calls(on_device=tokens is not None) for training in group.values()]
         queue = map(_join, zip(*queues, strict=True))
-        run_steps: RunReplicas | None = None
+        length = 0
         for call, where in prefetch(queue, lambda call: (call, jax.device_put(call.where))):
             count = np.int32(call.num_steps)
-            if run_steps is None:
+            if is_new := call.sequence_length != length:  # they only grow
+                length = call.sequence_length
+                arguments = (state, hyper, tokens, where, count)
                 run_steps = _choose_program(
-                    first, (state, hyper, tokens, where, count), mapping=mapping
+                    first, arguments, sequence_length=length, mapping=mapping
                 )
             state, metrics = run_steps(state, hyper, tokens, where, count)
             due = leader.is_due(call.stop) or interrupt.signal_number is not None
             signal_number = interrupt.signal_number if due else None
             for place, (index, training) in enumerate(group.items()):
-                if ended[index]:
+                if ended[index] or training.stops_early:
                     continue
                 try:
-                    training.recorder.add(call.stop, _take(metrics, place), count=call.num_steps)
+                    training.recorder.add(
+                        call.stop, _take(metrics, place), count=call.num_steps, compiles=is_new
+                    )
                     if due:
                         # Zoneout acts outside of training, too, where its rate is not in `hyper`.
                         own_rate = setups[index].state.model.zoneout
@@ -245,13 +254,15 @@ def _train_group(
                     ended[index] = error
             if signal_number is not None:
                 raise Interrupted(signal_number, call.stop)
-            if all(ended[index] for index in group):
+            if all(ended[index] or training.stops_early for index, training in group.items()):
                 break
 
 
-def _make_program(setup: Setup, *, mapping: str) -> RunReplicas:
+def _make_program(setup: Setup, *, sequence_length: int, mapping: str) -> RunReplicas:
     """Returns the program that runs a call of all replicas; the states are donated."""
-    train_step: Any = apply_if_finite(choose_train_step(setup.config)[0])
+    step_fn = choose_train_step(setup.config)[0]
+    averaged = average_weights(step_fn, config=setup.config.train, num_steps=setup.num_steps)
+    train_step: Any = apply_if_finite(averaged)
 
     def run_steps(
         state: TrainState, hyper: TracedHyperparameters, tokens: Any, where: Any, count: Any
@@ -259,7 +270,7 @@ def _make_program(setup: Setup, *, mapping: str) -> RunReplicas:
         def run_one(state: TrainState, hyper: TracedHyperparameters, where: Any) -> Any:
             run = make_run_steps(
                 partial(train_step, hyper=hyper),
-                sequence_length=setup.config.data.sequence_length,
+                sequence_length=sequence_length,
                 num_steps=setup.steps_per_call,
             )
             return run(state, tokens, where, count)
@@ -269,61 +280,49 @@ def _make_program(setup: Setup, *, mapping: str) -> RunReplicas:
     return jax.jit(run_steps, donate_argnums=0)
 
 
-def _choose_program(setup: Setup, arguments: tuple[Any, ...], *, mapping: str) -> RunReplicas:
+def _choose_program(
+    setup: Setup, arguments: tuple[Any, ...], *, sequence_length: int, mapping: str
+) -> RunReplicas:
     """Returns the program for a mapping; for "auto", the faster one.
 
     Args:
       setup: setup of any of the replicas.
       arguments: arguments of the first call.
+      sequence_length: length of the sequences, in characters.
       mapping: "map", "vmap" or "auto".
     """
+    make_program = partial(_make_program, setup, sequence_length=sequence_length)
     if mapping != "auto":
-        return _make_program(setup, mapping=mapping)
+        return make_program(mapping=mapping)
     state, num_steps = arguments[0], setup.steps_per_call
     num_replicas = len(state.step)
     if jax.default_backend() in _MAP_ALONE or num_replicas > _most_replicas(setup)["vmap"]:
-        return _make_program(setup, mapping="map")
-    data = setup.config.data
+        return make_program(mapping="map")
     key = (
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {num_replicas} x {state.model}, "
-        f"{data.batch_size} x {data.sequence_length}, {setup.steps_per_call}"
+        f"{setup.config.data.batch_size} x {sequence_length}, {setup.steps_per_call}"
     )
-    file = cache_folder() / "replicas.json"
-    known: dict[str, str] = {}
-    with contextlib.suppress(UserError):  # missing, or damaged
-        known = read_json(file, dict[str, str], remedy="delete it")
-    programs = {name: _make_program(setup, mapping=name) for name in MAPPINGS}
-    if known.get(key) not in programs:
-        arguments = (*arguments[:-1], np.int32(num_steps))  # a full call
-        seconds = {name: _measure(program, arguments) for name, program in programs.items()}
-        known[key] = "vmap" if seconds["vmap"] < _CLEARLY * seconds["map"] else "map"
-        shown = ", ".join(f"{name} {1000 * s:.1f} ms" for name, s in seconds.items())
-        PROGRESS.info(f"Time of {num_steps} steps of {num_replicas} replicas: {shown}")
-        with contextlib.suppress(OSError), replacing(file) as partial_file:
-            partial_file.write_text(json.dumps(known, indent=1))
-    return programs[known[key]]
-
-
-def _measure(program: RunReplicas, arguments: tuple[Any, ...]) -> float:
-    """Returns the seconds of a call, the best of three after one that compiles."""
-    state, *others = arguments
-    seconds = []
-    for _ in range(4):
-        copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))  # it will be donated
-        start = time.perf_counter()
-        jax.block_until_ready(program(copy, *others))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    programs = {name: make_program(mapping=name) for name in MAPPINGS}
+    arguments = (*arguments[:-1], np.int32(num_steps))  # a full call
+    chosen = choose(
+        "replicas",
+        key,
+        {name: (program, arguments) for name, program in programs.items()},
+        clearly=_CLEARLY,
+        what=f"{num_steps} steps of {num_replicas} replicas",
+    )
+    return programs[chosen]
 
 
 def _most_replicas(setup: Setup) -> dict[str, int]:
     """Returns how many replicas fit in memory with each mapping, at least one.
 
-    A state counts twice, for the gradient and the new arrays of the optimizer. In addition there
-    are the activations that a step keeps: of all replicas with "vmap", of one with "map".
+    A state counts twice, for the gradient and the new arrays. In addition there are the activations
+    that a step keeps: of all replicas with "vmap", of one with "map".
     """
     data, model = setup.config.data, setup.state.model
-    state = 2 * sum(x.nbytes for x in jax.tree.leaves((setup.state.params, setup.state.opt_state)))
+    arrays = setup.state.params, setup.state.opt_state, setup.state.average
+    state = 2 * sum(x.nbytes for x in jax.tree.leaves(arrays))
     kept = model.embedding_size + 3 * model.vocabulary_size
     weights = max(CELLS[model.cell].count_weights(model.hidden_size, model.hidden_size))
     num_gates = -(-weights // model.hidden_size**2)
@@ -341,8 +340,7 @@ def _memory_bytes() -> float:
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    share = cores / (os.cpu_count() or 1)
+    share = num_cores() / (os.cpu_count() or 1)
     return share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-Number = float | jax.Array  # an array if it is traced
+Number = float | np.float32 | jax.Array  # an array if it is traced
 RateAt = Callable[[int, float | None], float]  # (step, progress) -> learning rate
 
 
@@ -36,6 +37,9 @@ def make_schedule(
       Function from the step to the learning rate.
     """
     peak = config.learning_rate if peak is None else peak
+    if isinstance(peak, float):
+        # In float32 and without a division, rates are the same numbers as if the peak were traced.
+        peak = np.float32(peak)
     if progress is None:
         decay = _make_decay(
             config, peak, num_steps - config.warmup_steps, config.decay_fraction * num_steps
@@ -45,7 +49,8 @@ def make_schedule(
     if not config.warmup_steps:
         return decay if progress is None else lambda step: decay(progress)
     # A warm-up that starts at exactly 0 would waste step 0.
-    warmup = optax.linear_schedule(peak / config.warmup_steps, peak, config.warmup_steps - 1 or 1)
+    first = peak * (1 / config.warmup_steps)
+    warmup = optax.linear_schedule(first, peak, config.warmup_steps - 1 or 1)
     if progress is None:
         return optax.join_schedules([warmup, decay], [config.warmup_steps])
     return lambda step: jnp.minimum(warmup(step), decay(progress))

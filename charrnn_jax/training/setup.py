@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from charrnn_jax.config import from_dict
-from charrnn_jax.data.batches import Batches, make_batches
+from charrnn_jax.data.batches import Batches, Stage, make_batches, make_stages
 from charrnn_jax.data.dataset import Dataset, load_dataset
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
@@ -26,8 +26,10 @@ from charrnn_jax.models.products import can_train_in_bfloat16
 from charrnn_jax.models.regularisers import make_regularisers
 from charrnn_jax.processes import first_then_others, from_first, say_once
 from charrnn_jax.registry import HOOKS, RULES, compare_registered
+from charrnn_jax.training.averaging import start_average
 from charrnn_jax.training.devices import make_mesh, place_state
 from charrnn_jax.training.dispatch import choose_steps_per_call
+from charrnn_jax.training.open_loop import make_open_loop
 from charrnn_jax.training.optimizer import make_optimizer
 from charrnn_jax.training.train_step import TrainState, create_train_state
 from charrnn_jax.training.warm_start import warm_start
@@ -71,7 +73,12 @@ class Setup:
 
 
 def make_setup(
-    config: ConfigDict, workdir: Path, *, dataset: Dataset | None = None, label: str = ""
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    dataset: Dataset | None = None,
+    label: str = "",
+    cores: int | None = None,
 ) -> Setup:
     """Makes what a run starts from. Writes nothing; prints what has changed in a resumed run.
 
@@ -80,6 +87,8 @@ def make_setup(
       workdir: workdir of the run, locked by `resume.locked_for_training`.
       dataset: text of another run with the same `config.data`, which is then not read again.
       label: name of the run, if it is one of several in this process; otherwise "".
+      cores: most CPU cores that share a batch, each as a device, if the config does not say it;
+        None: as many as when the run was saved, or for a new run one.
 
     Raises:
       UserError: the config, text or workdir cannot be used.
@@ -93,23 +102,40 @@ def make_setup(
         "sequence_length": config.data.sequence_length,
     }
     batches = make_batches(
-        dataset.splits["train"], batching=config.data.batching, seed=config.seed, **size
+        dataset.splits["train"],
+        batching=config.data.batching,
+        seed=config.seed,
+        offset=config.data.offset,
+        carry_reset_rate=config.data.carry_reset_rate,
+        stages=stages_of(config),
+        **size,
     )
     _check_names(config, dataset.vocabulary)
+    if config.train.patience and not len(dataset.splits["validation"]):
+        raise UserError(
+            f"config.train.patience is {config.train.patience}, but there is no validation split "
+            "to judge by: set --config.data.validation_fraction=0.1, or --config.train.patience=0"
+        )
     num_steps = config.train.num_steps or config.train.num_epochs * batches.steps_per_epoch
     mesh = make_mesh(
         data_devices=config.train.data_devices,
         model_devices=config.train.model_devices,
         batch_size=config.data.batch_size,
         hidden_size=config.model.hidden_size,
+        cores=cores or (saved and saved.data_devices) or 1,
     )
+    if saved and saved.data_devices not in (None, mesh.shape["data"]):
+        say_once(
+            f"The batch was shared by {saved.data_devices} device(s), and is now by "
+            f"{mesh.shape['data']}: from here on, results differ by rounding"
+        )
     state = create_train_state(
         make_model(config.model, vocabulary_size=dataset.vocabulary.size),
         make_optimizer(config.optimizer, num_steps=num_steps, hidden_size=config.model.hidden_size),
         seed=config.seed,
         batch_size=config.data.batch_size,
-        reset_every_steps=batches.reset_every_steps,
         regularisers=make_regularisers(config),
+        open_loop=make_open_loop(config.train, num_steps=num_steps),
     )
     origin = saved.origin if saved else None
     if config.train.init_from and not saved:
@@ -118,6 +144,8 @@ def make_setup(
             state.params, source, config=config.model, vocabulary=vocabulary
         )
         state = replace(state, params=params)
+    if config.train.averaging != "none":
+        state = start_average(state)
     return Setup(
         config=config,
         workdir=workdir,
@@ -132,6 +160,15 @@ def make_setup(
         resumes=saved is not None,
         label=label,
         started=started,
+    )
+
+
+def stages_of(config: ConfigDict) -> tuple[Stage, ...]:
+    """Returns the lengths of the sequences of a run."""
+    return make_stages(
+        config.data.sequence_length,
+        initial_length=config.train.initial_length,
+        warmup_steps=config.train.length_warmup_steps,
     )
 
 

@@ -24,6 +24,7 @@ from charrnn_jax.models.char_rnn import (
 )
 from charrnn_jax.models.regularisers import Regularisers
 from charrnn_jax.registry import TRAIN_STEPS
+from charrnn_jax.training.open_loop import OpenLoop
 from charrnn_jax.training.schedule_free import averaged_weights
 
 # (logits [B, T, V], targets [B, T]) -> losses [B, T] in nats
@@ -58,10 +59,10 @@ class TrainState:
       key: random key, which never changes; step k uses fold_in(key, k).
       model: the model; static.
       optimizer: the optimizer; static.
-      reset_every_steps: number of steps from one reset of the carry to the next; static.
       average: average of the parameters; None: they are not averaged.
       regularisers: regularisers other than those that are fields of the model; their numbers are
         arrays, which do not change.
+      open_loop: which inputs are the model's own characters; None: none; static.
     """
 
     step: jax.Array
@@ -71,16 +72,15 @@ class TrainState:
     key: jax.Array
     model: CharRNN = struct.field(pytree_node=False)
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
-    reset_every_steps: int = struct.field(pytree_node=False)
     average: Average | None = None
     regularisers: Regularisers = ()
+    open_loop: OpenLoop | None = struct.field(pytree_node=False, default=None)
 
     def evaluated_params(self) -> Params:
         """Returns the parameters to evaluate, sample from and export: the average, if there is one.
 
-        The optimizer "schedule_free" has one of its own.
-
-        Parameters that are not averaged are returned as they are, not as copies.
+        The optimizer "schedule_free" has an average of its own. Parameters that are not averaged
+        are returned as they are, not as copies.
         """
         if self.average is None:
             return averaged_weights(self.params, self.opt_state)
@@ -121,8 +121,10 @@ class Traced:
     """How a number of the config can be an argument of a compiled program.
 
     Attributes:
-      goes_to: what uses it: "start" (only the state before the first step), "model" (it is a field
-        of `CharRNN`) or "optimizer" (it is an argument of the optimizer's update).
+      goes_to: what uses it: "start" (only what a run starts from: its first state, the weights of
+        penalties in it, and its batches), "model" (it is a field of `CharRNN`), "optimizer" (it is
+        an argument of the optimizer's update), "averaging" or "open_loop" (it is a field of
+        `OpenLoop`).
       zero_is_another_program: whether the program leaves something out if the number is zero (or
         negative). If so, zero cannot be traced.
     """
@@ -135,6 +137,7 @@ class Traced:
 # program takes as arguments, and where these go.
 TRACED_FIELDS = {
     "seed": Traced("start"),
+    "data.carry_reset_rate": Traced("start"),
     "model.init_scale": Traced("start"),
     "model.dropout": Traced("model", zero_is_another_program=True),
     "model.embedding_dropout": Traced("model", zero_is_another_program=True),
@@ -146,6 +149,10 @@ TRACED_FIELDS = {
     "optimizer.weight_decay": Traced("optimizer", zero_is_another_program=True),
     "train.activation_penalty": Traced("start", zero_is_another_program=True),
     "train.temporal_penalty": Traced("start", zero_is_another_program=True),
+    "train.ema_decay": Traced("averaging"),
+    "train.tail_fraction": Traced("averaging"),
+    "train.sampled_share": Traced("open_loop", zero_is_another_program=True),
+    "train.rollout_length": Traced("open_loop", zero_is_another_program=True),
 }
 
 
@@ -159,10 +166,14 @@ class TracedHyperparameters:
     Attributes:
       model: numbers in place of fields of the model.
       optimizer: numbers in place of those that the optimizer was made with.
+      averaging: numbers in place of the config's, see `averaging`.
+      open_loop: numbers in place of fields of the state's `OpenLoop`, if it has one.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    averaging: dict[str, Any] = field(default_factory=dict)
+    open_loop: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "TracedHyperparameters":
@@ -172,7 +183,8 @@ class TracedHyperparameters:
             traced = TRACED_FIELDS.get(name)
             if traced and (value > 0 or not traced.zero_is_another_program):
                 numbers[traced.goes_to][name.split(".")[-1]] = jnp.float32(value)
-        return cls(numbers["model"], numbers["optimizer"])
+        numbers.pop("start", None)
+        return cls(**numbers)
 
 
 TrainStep = Callable[..., tuple[TrainState, dict[str, Any]]]  # (state, batch, maybe hyper=)
@@ -184,8 +196,8 @@ def create_train_state(
     *,
     seed: int,
     batch_size: int,
-    reset_every_steps: int = 1,
     regularisers: Regularisers = (),
+    open_loop: OpenLoop | None = None,
 ) -> TrainState:
     """Draws the parameters and returns the state before the first step.
 
@@ -194,8 +206,8 @@ def create_train_state(
       optimizer: the optimizer.
       seed: seed of the parameters and of the state's key.
       batch_size: B, in sequences.
-      reset_every_steps: number of steps from one reset of the carry to the next.
       regularisers: regularisers other than those that are fields of the model.
+      open_loop: which inputs are the model's own characters; None: none.
     """
     params_key, key = jax.random.split(jax.random.key(seed))
     # Jitted, since one program starts faster than one for each operation. Rates do not matter here;
@@ -211,8 +223,8 @@ def create_train_state(
         key=key,
         model=model,
         optimizer=optimizer,
-        reset_every_steps=reset_every_steps,
         regularisers=jax.tree.map(jnp.array, regularisers),
+        open_loop=open_loop,
     )
 
 
@@ -227,7 +239,7 @@ def train_step(
 
     Args:
       state: state before the step.
-      batch: inputs and targets, [B, T] each.
+      batch: inputs and targets, [B, T] each, and which sequences start from the zero carry.
       loss_fn: function from logits [B, T, V] and targets [B, T] to losses [B, T]; their mean and
         the penalties of the regularisers are minimised.
       hyper: numbers in place of those that the model and the optimizer were made with.
@@ -237,25 +249,27 @@ def train_step(
       penalties, as a `CrossEntropy`, "gradient_norm", before clipping, and "update_ratio", the norm
       of the update divided by the norm of the parameters before it.
     """
-    reset = state.step % state.reset_every_steps == 0
-    first_carry = state.model.initialize_carry(batch.inputs.shape[0])
-    carry = jax.tree.map(partial(jnp.where, reset), first_carry, state.carry)
-    dropout_key = jax.random.fold_in(state.key, state.step)
     hyper = hyper or TracedHyperparameters()
     model = state.model.clone(**hyper.model)
+    key = jax.random.fold_in(state.key, state.step)
+    carry = reset_carry(state.carry, batch.resets, model=state.model)
+    if state.open_loop:
+        batch = replace(state.open_loop, **hyper.open_loop).replace_inputs(
+            batch,
+            params=state.params,
+            carry=carry,
+            model=state.model,
+            zoneout=model.zoneout,
+            step=state.step,
+            key=key,
+        )
 
     def mean_loss(params: Params) -> tuple[jax.Array, tuple[Carry, CrossEntropy]]:
         new_carry, activations = forward_in_training(
-            params,
-            carry,
-            batch.inputs,
-            model=model,
-            key=dropout_key,
-            regularisers=state.regularisers,
+            params, carry, batch.inputs, model=model, key=key, regularisers=state.regularisers
         )
-        losses = loss_fn(activations.logits, batch.targets)
-        loss = CrossEntropy(losses.sum(), jnp.asarray(losses.size))
-        minimised = losses.mean()
+        loss = counted_loss(loss_fn(activations.logits, batch.targets), batch.counted)
+        minimised = loss.total / loss.count
         for regulariser in state.regularisers:
             minimised += regulariser.penalty(activations, params=params)
         return minimised, (new_carry, loss)
@@ -276,6 +290,31 @@ def train_step(
         "gradient_norm": optax.tree.norm(gradient),
         "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
     }
+
+
+def reset_carry(carry: Carry, resets: Any, *, model: CharRNN) -> Carry:
+    """Returns a carry with zeros, or what else the cell starts from, where `resets` says so.
+
+    Args:
+      carry: carry of B sequences.
+      resets: [B] bool, see `Batch.resets`; None: all are reset.
+      model: the model.
+    """
+    first = model.initialize_carry(jax.tree.leaves(carry)[0].shape[0])
+    if resets is None:
+        return first
+
+    def choose_rows(first: jax.Array, kept: jax.Array) -> jax.Array:
+        return jnp.where(resets.reshape(-1, *[1] * (kept.ndim - 1)), first, kept)
+
+    return jax.tree.map(choose_rows, first, carry)
+
+
+def counted_loss(losses: jax.Array, counted: jax.Array | None) -> CrossEntropy:
+    """Returns the sum and the count of the losses [B, T] that count, see `Batch.counted`."""
+    if counted is None:
+        return CrossEntropy(losses.sum(), jnp.asarray(losses.size))
+    return CrossEntropy(jnp.where(counted, losses, 0.0).sum(), counted.sum())
 
 
 def apply_if_finite(train_step: TrainStep) -> TrainStep:

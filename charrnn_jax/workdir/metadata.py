@@ -30,6 +30,14 @@ class SavedTimeLimit(TypedDict):
     ended: Finite
 
 
+class SavedEarlyStopping(TypedDict):
+    """`EarlyStopping.to_dict()`."""
+
+    best_step: Count
+    best_loss: Finite | None
+    num_since: Count
+
+
 class SavedRecorder(TypedDict):
     """`Recorder.to_dict()`."""
 
@@ -39,6 +47,7 @@ class SavedRecorder(TypedDict):
     first_loss: NotRequired[Finite | None]  # earlier versions lack this, and the next
     skipped_in_a_row: NotRequired[Count]
     time_limit: NotRequired[SavedTimeLimit]  # only runs with such a limit have this
+    early_stopping: NotRequired[SavedEarlyStopping]  # earlier versions lack this
 
 
 def digest_of(entry: Mapping[str, Any]) -> str:
@@ -83,6 +92,7 @@ class CheckpointMetadata:
       imported: whether the model was trained elsewhere, so that the run cannot be resumed.
       registered: files that registered the names in the config, see `registry`.
       rows: what the files of rows held, by their names.
+      data_devices: number of devices that shared a batch; None: earlier versions did not record it.
     """
 
     step: Count
@@ -96,6 +106,7 @@ class CheckpointMetadata:
     imported: bool = False
     registered: Recorded = field(default_factory=dict)
     rows: dict[str, RowsWritten] = field(default_factory=dict)
+    data_devices: Count | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the metadata as plain data for JSON."""

@@ -33,7 +33,9 @@ _MAY_CHANGE = (
 )
 _MAY_NOT_CHANGE = (
     *("train.init_from", "train.loss", "train.step", "train.regularisers"),
-    *("train.activation_penalty", "train.temporal_penalty"),
+    *("train.activation_penalty", "train.temporal_penalty", "train.averaging"),
+    *("train.length_warmup_steps", "train.initial_length"),
+    *("train.sampled_inputs", "train.sampled_share", "train.rollout_length"),
 )
 
 

@@ -5,7 +5,7 @@ evaluate, sample, sweep and export it. A cell may also have faster forms, with t
 and the same results up to rounding:
 
   fused     the step as a function of its operations; `models.fused` runs it over time
-  parallel  a whole sequence at once, for cells whose recurrence is linear in the carry
+  parallel  all steps at once, for cells that are linear in the carry; see `models.parallel`
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-# (params, carry, inputs [B, T, E], dtype=) -> (carry, outputs [B, T, H])
-Parallel = Callable[..., tuple[Any, jax.Array]]
+from charrnn_jax.errors import UserError
 
 
 class Weights(NamedTuple):
@@ -76,11 +75,24 @@ class Operations:
       times: function (name, x [..., K]) -> [..., N], the product of x and the kernel of this name.
       vectors: the vectors by name, repeated for every row of x: [..., N].
       apply: function (`Elementwise`, x) -> its values.
+      multiply: function (name, x, number of parts) -> a product in parts; None: `times` is split.
     """
 
     times: Callable[[str, jax.Array], jax.Array]
     vectors: Mapping[str, jax.Array]
     apply: Callable[[Elementwise, jax.Array], jax.Array] = lambda function, x: function.f(x)
+    multiply: Callable[[str, jax.Array, int], list[jax.Array]] | None = None
+
+    def times_parts(self, name: str, x: jax.Array, num_parts: int) -> list[jax.Array]:
+        """Returns a product in equal parts [..., N / num_parts].
+
+        It equals a product that is split. But each part is kept on its own for the backward pass,
+        and only if it is needed; and a part that is only added to a part of a has its gradient,
+        which is then kept once. With one part, this is so for the whole.
+        """
+        if self.multiply:
+            return self.multiply(name, x, num_parts)
+        return jnp.split(self.times(name, x), num_parts, axis=-1)
 
     def sigmoid(self, x: jax.Array) -> jax.Array:
         return self.apply(SIGMOID, x)
@@ -109,11 +121,19 @@ class Fused:
       gather: function (params of the Flax module) -> `CellWeights`.
       read: function (ops, x [..., E]) -> a, the input side: an array [..., N], or a tuple of such.
       step: function (ops, carry, a) -> (carry, y [B, H]).
+      input_parts: number of equal parts [B, N / parts] in which the step reads the array a, as a
+        list; 1: it reads a as it is. See `Operations.times_parts`.
     """
 
     gather: Callable[[Any], CellWeights]
     read: Callable[[Operations, jax.Array], Any]
     step: Callable[[Operations, Any, Any], tuple[Any, jax.Array]]
+    input_parts: int = 1
+
+
+# All steps of a fused cell at once: (ops, carry, a [T, B, N] or a tuple of such) -> (carry, outputs
+# [T, B, H]), where `ops.times` takes [T, B, K], and `ops.vectors` are [T, B, N].
+Parallel = Callable[[Operations, Any, Any], tuple[Any, jax.Array]]
 
 
 @dataclass(frozen=True)
@@ -179,13 +199,15 @@ class Cell:
         arrays [B, ...] in tuples, lists and dicts; devices may share an array whose last axis is H.
       equations: equations of one step, in the names of the parameters; vectors are rows, and @ is
         the matrix product.
-      recurrent: names of the parameters that multiply the carry, at the top of the module's tree.
+      recurrent: names of the parameters that multiply the carry or what is made of it, at the top
+        of the module's tree.
       carry: what the carry contains, in the letters of the equations.
       output: function from a carry to the output y that it contains, by default its last array.
         Zoneout needs it. None: the carry does not contain y, or its arrays have a meaning only
         together; then the cell has no zoneout.
       fused: fused form of the cell; None: there is none.
-      parallel: parallel form of the cell; None: there is none.
+      parallel: parallel form of the cell, in place of the fused form's step: it needs `fused` for
+        its input side, and for the steps of sampling and zoneout. None: there is none.
       gates: layout of the parameters, if it is that of Flax's own cells; models of other libraries
         and web pages know only this one.
     """
@@ -199,6 +221,10 @@ class Cell:
     fused: Fused | None = None
     parallel: Parallel | None = None
     gates: Gates | None = None
+
+    def __post_init__(self) -> None:
+        if self.parallel and not self.fused:
+            raise UserError(f"the cell {self.name!r} has a parallel form, which needs a fused one")
 
     def count_weights(self, input_size: int, hidden_size: int) -> tuple[int, int]:
         """Returns the number of weights in the kernels, as (input kernels, recurrent kernels).

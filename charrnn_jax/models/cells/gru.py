@@ -14,7 +14,6 @@ Source: Cho et al. 2014 (arXiv:1406.1078), in the form of Chung et al. 2014 (arX
 """
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from charrnn_jax.models.cells.cell import Cell, Fused, Gates, Operations
@@ -22,9 +21,9 @@ from charrnn_jax.models.cells.cell import Cell, Fused, Gates, Operations
 GATES = Gates(("r", "z", "n"), "i", last_bias="hn")
 
 
-def step(ops: Operations, h: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    a_r, a_z, a_n = jnp.split(a, 3, axis=-1)
-    q_r, q_z, q_n = jnp.split(ops.times("h", h), 3, axis=-1)
+def step(ops: Operations, h: jax.Array, a: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    a_r, a_z, a_n = a
+    q_r, q_z, q_n = ops.times_parts("h", h, 3)
     r = ops.sigmoid(a_r + q_r)
     z = ops.sigmoid(a_z + q_z)
     n = ops.tanh(a_n + r * (q_n + ops.vectors["h"]))
@@ -41,6 +40,6 @@ z = sigmoid(x @ iz/kernel + iz/bias + h @ hz/kernel)
 n = tanh(x @ in/kernel + in/bias + r * (h @ hn/kernel + hn/bias))
 h = (1 - z) * n + z * h""",
     recurrent=("hr", "hz", "hn"),
-    fused=Fused(GATES.gather, GATES.read, step),
+    fused=Fused(GATES.gather, GATES.read, step, input_parts=3),
     gates=GATES,
 )
