@@ -37,7 +37,8 @@ PENALTIES = ActivationPenalty(2.0), TemporalPenalty(1.0)
 
 def batch_of(tokens: jax.Array) -> Batch:
     rng = np.random.default_rng(5)
-    return Batch(tokens, rng.integers(0, V, tokens.shape).astype(np.int32))
+    targets = rng.integers(0, V, tokens.shape).astype(np.int32)
+    return Batch(tokens, targets, resets=np.zeros(len(tokens), bool))
 
 
 def state_of(model: CharRNN, params: Any, carry: Any, regularisers: Any) -> TrainState:
