@@ -10,7 +10,7 @@ from charrnn_jax.models.char_rnn import CharRNN, initialize_params, summary
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
-@pytest.mark.parametrize("cell", EVERY_CELL)
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_model_equals_a_python_loop_over_cells(cell: str, num_layers: int) -> None:
     model, params, carry, tokens = make(cell, num_layers)
     new_carry, logits = forward(params, carry, tokens, model=model)
