@@ -157,5 +157,13 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
         show(f"charrnn: warning: {message}", to="stderr")
 
 
+def program() -> NoReturn:
+    """Runs `main` and ends the process. Once all is written, a signal changes no exit code."""
+    exit_code = main()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(exit_code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
