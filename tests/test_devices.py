@@ -1,6 +1,5 @@
 """Several devices of one process train the model that one device trains."""
 
-import itertools
 import json
 import os
 import subprocess
@@ -115,13 +114,11 @@ def test_eight_devices_train_the_model_of_one_and_restore_what_others_saved() ->
 
 
 @pytest.mark.slow
-def test_eight_devices_train_every_cell_in_every_way() -> None:
+def test_eight_devices_train_other_cells_and_forms_in_other_arrangements() -> None:
     names = ("cell", "implementation", "dropout")
-    values = (("gru", "lstm", "rnn"), ("fused", "scan"), (0.0, 0.3))
-    meshes = [(2, 1), (4, 1), (8, 1), (1, 2), (4, 2), (1, 8)]
-    run_on_eight_devices(
-        [(dict(zip(names, case, strict=True)), meshes) for case in itertools.product(*values)]
-    )
+    cases = ("gru", "scan", 0.3), ("lstm", "fused", 0.3), ("rnn", "fused", 0.0)
+    meshes = [(8, 1), (4, 2), (1, 8)]
+    run_on_eight_devices([(dict(zip(names, case, strict=True)), meshes) for case in cases])
 
 
 @pytest.mark.slow
