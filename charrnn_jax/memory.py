@@ -2,7 +2,8 @@
 
 A training step on a CPU allocates and frees arrays of many megabytes. By default glibc returns such
 memory to the system at once, and the system fills it with zeros, page by page, each time it is
-handed out again. That can cost a third of a training step.
+handed out again. That took a third of a training step of a GRU with 512 units in bfloat16, on two
+cores of an AMD EPYC (experiments/LOG.md).
 """
 
 import ctypes

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from conftest import ROOT
 
 from charrnn_jax.models.cells import CELLS
+from charrnn_jax.workdir.resume import _MAY_CHANGE, _MAY_NOT_CHANGE
 
 
 def test_every_row_of_the_table_of_faults_names_a_test() -> None:
@@ -34,3 +35,9 @@ def test_table_of_cells_has_every_cell_with_its_forms_size_and_carry() -> None:
         forms = [form for form in ("parallel", "fused") if getattr(cell, form)] + ["scan"]
         expected[name] = ", ".join(forms), sum(leaf.size for leaf in params), cell.carry
     assert rows == expected
+
+
+def test_page_names_every_field_that_a_resumed_run_may_or_may_not_change() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    for name in (*_MAY_CHANGE, *_MAY_NOT_CHANGE):
+        assert re.search(rf"`{re.escape(name)}[`*]", page), name

@@ -13,12 +13,13 @@ from jax import export
 from ml_collections import ConfigDict
 
 import charrnn_jax
+from charrnn_jax.config import default_config
 from charrnn_jax.errors import Interrupted, UserError
 from charrnn_jax.main import main
 from charrnn_jax.models import linear
 from charrnn_jax.models.cells import CELLS, Cell, Operations
 from charrnn_jax.models.cells.rg_lru import coefficients, decay_init
-from charrnn_jax.models.char_rnn import CharRNN, forward
+from charrnn_jax.models.char_rnn import CharRNN, check_model, forward
 from charrnn_jax.models.linear import linear_recurrence
 from charrnn_jax.models.products import can_train_in_bfloat16
 from charrnn_jax.models.recurrence import Recurrence
@@ -359,3 +360,13 @@ def test_a_parallel_form_without_a_fused_one_is_refused() -> None:
     with pytest.raises(UserError, match="'mine' has a parallel form, which needs a fused one"):
         Cell("mine", CELLS["gru"].module, "", (), parallel=CELLS["min_gru"].parallel)
     assert charrnn_jax.linear_recurrence is linear_recurrence
+
+
+def test_weight_dropout_needs_recurrent_kernels() -> None:
+    config = default_config().model
+    config.weight_dropout = 0.3
+    config.cell = "rg_lru"
+    check_model(config)
+    config.cell = "min_gru"
+    with pytest.raises(UserError, match="'min_gru' has no recurrent kernels"):
+        check_model(config)

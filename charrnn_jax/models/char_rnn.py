@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
+from charrnn_jax.errors import UserError
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.dropout import Dropout, drops
 from charrnn_jax.models.ends import Dense, Embedding
@@ -197,16 +198,27 @@ def make_model(config: ConfigDict, *, vocabulary_size: int) -> CharRNN:
       vocabulary_size: V, including `[UNK]`.
 
     Raises:
-      UserError: the cell is not registered, or does not support the implementation or dtype.
+      UserError: see `check_model`.
     """
     check_model(config)
     return CharRNN(vocabulary_size=vocabulary_size, **config.to_dict())
 
 
 def check_model(config: ConfigDict) -> None:
-    """Raises UserError if a `config.model` section has an unknown cell, or a form that it lacks."""
+    """Checks a `config.model` section.
+
+    Raises:
+      UserError: the cell is not registered, or it lacks the form, the dtype, zoneout or weights to
+        drop.
+    """
+    cell = CELLS[config.cell]
+    if config.weight_dropout and not cell.recurrent:
+        raise UserError(
+            f"config.model.weight_dropout is {config.weight_dropout}, but the cell {cell.name!r} "
+            "has no recurrent kernels to drop weights of: set it to 0"
+        )
     choose_form(
-        CELLS[config.cell],
+        cell,
         implementation=config.implementation,
         dtype=config.dtype,
         zoneout=config.zoneout,

@@ -1,7 +1,7 @@
 """One cell over time, in three forms with one signature and one parameter tree.
 
   scan      `nn.scan` over the Flax module: the textbook loop, and the reference; every cell has it
-  fused     a faster loop with a backward pass written by hand; see `fused`
+  fused     a faster loop, whose backward pass keeps products out of it; see `fused`
   parallel  all steps at once, for cells that are linear in the carry; see `parallel`
   auto      the best form that the cell has: parallel, else fused, else scan
 

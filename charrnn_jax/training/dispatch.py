@@ -37,8 +37,8 @@ class Call(NamedTuple):
       stop: number of steps done after the call.
       num_steps: number of steps in the call, at most N.
       sequence_length: length of the sequences of these steps, in characters.
-      where: `Batches.starts` and `Batches.resets` of each step, or each batch itself, with a
-        leading axis of N, of which the first `num_steps` are used.
+      where: `Batches.starts` and `Batches.resets` of each step, or each batch itself, stacked
+        along a first axis of length N; entries after the first `num_steps` are ignored.
     """
 
     stop: int
