@@ -71,19 +71,22 @@ def load_experiment(file: str, arg: str = "") -> ConfigDict:
     return config.lock()
 
 
-def call_experiment(file: str, function: str, argument: Any) -> Any:
+def call_experiment(file: str, function: str, argument: Any, arg: str = "") -> Any:
     """Calls a function of an experiment file and returns its value.
 
     Args:
       file: path of the file.
       function: name of the function, such as "get_hyper".
-      argument: the function's only argument.
+      argument: the function's first argument.
+      arg: its second one, if it takes two: that of `get_config`.
 
     Raises:
       UserError: the file is missing, does not run, or has no such function.
     """
     with _running(file) as module:
-        return _find(module, function)(argument)
+        call = _find(module, function)
+        takes_arg = len(inspect.signature(call).parameters) > 1
+        return call(argument, arg) if takes_arg else call(argument)
 
 
 def register_file(file: str) -> None:

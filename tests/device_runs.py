@@ -22,6 +22,7 @@ import optax
 from charrnn_jax.config import default_config
 from charrnn_jax.data.batches import make_batches
 from charrnn_jax.data.dataset import CorpusIdentity
+from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import make_model
 from charrnn_jax.models.regularisers.activation_penalty import ActivationPenalty
 from charrnn_jax.models.regularisers.temporal_penalty import TemporalPenalty
@@ -46,7 +47,8 @@ def new_state(
     config.cell, config.implementation = cell, implementation
     config.embedding_size, config.hidden_size = 8, HIDDEN_SIZE
     config.dropout = config.input_dropout = dropout
-    config.weight_dropout = config.embedding_dropout = dropout
+    config.embedding_dropout = dropout
+    config.weight_dropout = dropout if CELLS[cell].recurrent else 0.0
     state = create_train_state(
         make_model(config, vocabulary_size=20),
         optax.chain(optax.clip_by_global_norm(1.0), getattr(optax, optimizer)(1e-2)),

@@ -20,6 +20,7 @@ from charrnn_jax.config import default_config
 from charrnn_jax.errors import BusyError, UserError
 from charrnn_jax.experiment import call_experiment, load_experiment
 from charrnn_jax.files import locked
+from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import initialize_params, make_model
 from charrnn_jax.reports.sweep.statistics import Result
 from charrnn_jax.sweeps import hyper, local
@@ -278,14 +279,26 @@ def test_a_result_is_read_from_whatever_a_run_has_left(tmp_path: Path) -> None:
     assert unit.read_result().status == "waiting"
 
 
-def test_the_cells_of_the_ablation_have_equal_numbers_of_parameters() -> None:
-    file = str(ROOT / "experiments" / "cell_ablation.py")
-    sweep = call_experiment(file, "get_hyper", hyper)
-    units = make_units(load_experiment(file), sweep, workdir=Path("s"))
-    assert {unit.config.model.cell for unit in units} == {"gru", "lstm", "rnn"}
-    sizes = set()
+def test_the_cells_of_the_comparison_are_all_of_equal_size() -> None:
+    file = str(ROOT / "experiments" / "cells.py")
+    units = make_units(
+        load_experiment(file), call_experiment(file, "get_hyper", hyper), workdir=Path("s")
+    )
+    models = {}
     for unit in units:
-        model = make_model(unit.config.model, vocabulary_size=66)
+        models.setdefault(unit.config.model.cell, unit.config.model)
+    assert models.keys() == set(CELLS)
+    sizes = set()
+    for config in models.values():
+        model = make_model(config, vocabulary_size=66)
         params = jax.eval_shape(partial(initialize_params, model), jax.random.key(0))
         sizes.add(sum(param.size for param in jax.tree.leaves(params)))
-    assert max(sizes) / min(sizes) < 1.01
+    assert max(sizes) / min(sizes) < 1.02
+
+
+def test_the_argument_of_an_experiment_reaches_its_sweep(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text("def get_hyper(hyper, arg=''): return hyper.fixed('data.corpus', arg)")
+    assert call_experiment(str(file), "get_hyper", hyper, "x") == [{"data.corpus": "x"}]
+    file.write_text("def get_hyper(hyper): return hyper.fixed('data.corpus', '')")
+    assert call_experiment(str(file), "get_hyper", hyper, "x") == [{"data.corpus": ""}]

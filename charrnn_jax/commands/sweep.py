@@ -173,7 +173,8 @@ def _open_sweep(args: argparse.Namespace, overrides: list[str]) -> tuple[list["W
     config, workdir = load_config(args, overrides)
     if not args.workdir:
         workdir = workdir.with_name(f"{workdir.name}-sweep")
-    sweep = call_experiment(args.config.partition(":")[0], "get_hyper", hyper)
+    file, _, arg = args.config.partition(":")
+    sweep = call_experiment(file, "get_hyper", hyper, arg)
     units = make_units(config, sweep, workdir=workdir)
     check_workdirs(units)
     find_tasks(units, workdir=workdir)  # raises before the file that the tasks read is replaced
