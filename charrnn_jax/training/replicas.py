@@ -38,8 +38,9 @@ from charrnn_jax.models.cells import CELLS
 from charrnn_jax.registry import OPTIMIZERS, TRAIN_STEPS
 from charrnn_jax.training.averaging import average_weights
 from charrnn_jax.training.dispatch import Call, make_run_steps, put_on_device
+from charrnn_jax.training.in_progress import Training, start_training
 from charrnn_jax.training.interrupt import InterruptRequest
-from charrnn_jax.training.loop import Training, choose_train_step, start_training
+from charrnn_jax.training.loop import choose_train_step
 from charrnn_jax.training.measured import choose
 from charrnn_jax.training.setup import Setup, make_setup
 from charrnn_jax.training.train_step import (
