@@ -4,7 +4,7 @@ charrnn sweep --config=experiments/cells.py           # equal parameters, equal 
 charrnn sweep --config=experiments/cells.py:seconds   # equal parameters, 40 seconds each
 charrnn sweep --config=experiments/cells.py:rates     # the search for the learning rates
 
-All models have 165,000 parameters, and each cell has the best of four learning rates, found by the
+All models have 165,000 parameters, and each cell has the best of five learning rates, found by the
 third command with one seed. The first two have five seeds. `min_gru` and `min_lstm` have three
 layers with residual connections, since a single one cannot combine characters; a layer of `rg_lru`
 is a whole block. A run has one CPU core, if the machine has as many cores as the sweep has workers.
@@ -49,7 +49,7 @@ def get_config(arg: str = ""):
 
 
 def get_hyper(hyper, arg: str = ""):
-    """Returns the work units: every cell with five seeds, or with four learning rates."""
+    """Returns the work units: every cell with five seeds, or with five learning rates."""
     units = []
     for cell, (num_layers, hidden_size, learning_rate) in CELLS.items():
         residual = "add" if cell in ("min_gru", "min_lstm") else "none"
@@ -60,7 +60,7 @@ def get_hyper(hyper, arg: str = ""):
             "model.residual": residual,
         }
         if arg == "rates":
-            varied = hyper.sweep("optimizer.learning_rate", [2e-3, 4e-3, 8e-3, 16e-3])
+            varied = hyper.sweep("optimizer.learning_rate", [2e-3, 4e-3, 8e-3, 16e-3, 32e-3])
         else:
             rate = hyper.fixed("optimizer.learning_rate", learning_rate)
             varied = hyper.product([rate, hyper.sweep("seed", range(5))])
