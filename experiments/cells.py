@@ -4,7 +4,7 @@ charrnn sweep --config=experiments/cells.py           # equal parameters, equal 
 charrnn sweep --config=experiments/cells.py:seconds   # equal parameters, 40 seconds each
 charrnn sweep --config=experiments/cells.py:rates     # the search for the learning rates
 
-All models have 165,000 parameters, and each cell has the best of five learning rates, found by the
+All models have 165,000 parameters, and each cell has the best of seven learning rates, found by the
 third command with one seed. The first two have five seeds. `min_gru` and `min_lstm` have three
 layers with residual connections, since a single one cannot combine characters; a layer of `rg_lru`
 is a whole block. A run has one CPU core, if the machine has as many cores as the sweep has workers.
@@ -14,15 +14,15 @@ from charrnn_jax.config import default_config
 
 CELLS = {  # layers, hidden units, learning rate
     "gru": (1, 192, 8e-3),
-    "lstm": (1, 164, 8e-3),
-    "rnn": (1, 341, 2e-3),
-    "layer_norm_gru": (1, 191, 8e-3),
-    "layer_norm_lstm": (1, 163, 8e-3),
+    "lstm": (1, 164, 32e-3),
+    "rnn": (1, 341, 8e-3),
+    "layer_norm_gru": (1, 191, 32e-3),
+    "layer_norm_lstm": (1, 163, 16e-3),
     "mogrifier_lstm": (1, 135, 8e-3),
-    "slstm": (1, 268, 8e-3),
-    "min_gru": (3, 177, 8e-3),
-    "min_lstm": (3, 143, 8e-3),
-    "rg_lru": (2, 73, 8e-3),
+    "slstm": (1, 268, 16e-3),
+    "min_gru": (3, 177, 64e-3),
+    "min_lstm": (3, 143, 64e-3),
+    "rg_lru": (2, 73, 16e-3),
 }
 
 
@@ -49,7 +49,7 @@ def get_config(arg: str = ""):
 
 
 def get_hyper(hyper, arg: str = ""):
-    """Returns the work units: every cell with five seeds, or with five learning rates."""
+    """Returns the work units: every cell with five seeds, or with seven learning rates."""
     units = []
     for cell, (num_layers, hidden_size, learning_rate) in CELLS.items():
         residual = "add" if cell in ("min_gru", "min_lstm") else "none"
@@ -60,7 +60,7 @@ def get_hyper(hyper, arg: str = ""):
             "model.residual": residual,
         }
         if arg == "rates":
-            varied = hyper.sweep("optimizer.learning_rate", [2e-3, 4e-3, 8e-3, 16e-3, 32e-3])
+            varied = hyper.sweep("optimizer.learning_rate", [1e-3 * 2**k for k in range(1, 8)])
         else:
             rate = hyper.fixed("optimizer.learning_rate", learning_rate)
             varied = hyper.product([rate, hyper.sweep("seed", range(5))])
