@@ -78,15 +78,15 @@ def call_experiment(file: str, function: str, argument: Any, arg: str = "") -> A
       file: path of the file.
       function: name of the function, such as "get_hyper".
       argument: the function's first argument.
-      arg: its second one, if it takes two: that of `get_config`.
+      arg: its argument `arg`, if it has one, as for `get_config`.
 
     Raises:
       UserError: the file is missing, does not run, or has no such function.
     """
     with _running(file) as module:
         call = _find(module, function)
-        takes_arg = len(inspect.signature(call).parameters) > 1
-        return call(argument, arg) if takes_arg else call(argument)
+        takes_arg = "arg" in inspect.signature(call).parameters
+        return call(argument, arg=arg) if takes_arg else call(argument)
 
 
 def register_file(file: str) -> None:

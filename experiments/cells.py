@@ -11,6 +11,7 @@ is a whole block. A run has one CPU core, if the machine has as many cores as th
 """
 
 from charrnn_jax.config import default_config
+from charrnn_jax.errors import UserError
 
 CELLS = {  # layers, hidden units, learning rate
     "gru": (1, 192, 8e-3),
@@ -45,6 +46,8 @@ def get_config(arg: str = ""):
     if arg == "seconds":
         config.train.num_steps = 1_000_000
         config.train.max_seconds = 40.0
+    elif arg not in ("", "rates"):
+        raise UserError(f"cells.py knows :seconds and :rates, not :{arg}")
     return config
 
 

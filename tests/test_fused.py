@@ -84,8 +84,10 @@ def test_fused_equals_scan_in_values_and_gradients(
     # The scalar itself is a sum that may cancel to next to nothing; what it is made of may not.
     (_, expected), expected_gradients = value_and_gradients(scan)(params, carry, tokens)
     (_, values), gradients = value_and_gradients(fused)(params, carry, tokens)
-    # After 100 steps, rounding alone makes a difference of 1.3e-5 between two orders of a sum.
-    equal_to(5e-5, (values, gradients), (expected, expected_gradients))
+    # Rarely, gradients of the layer_norm_lstm after 100 steps are sensitive: parameters that differ
+    # in their last bit move those of scan itself by 1e-4. Usually, scan and fused differ by 1e-6.
+    relative = 1e-4 if cell == "layer_norm_lstm" else 1e-5
+    equal_to(relative, (values, gradients), (expected, expected_gradients))
 
 
 @pytest.mark.parametrize(("cell", "gates"), [("gru", 3), ("lstm", 4)])

@@ -217,3 +217,28 @@ def test_a_sweep_killed_in_the_middle_resumes_and_gives_the_same(
             first, second = (load_run(unit.workdir, checkpoint="latest") for unit in (one, other))
             for x, y in zip(*map(jax.tree.leaves, (first.params, second.params)), strict=True):
                 np.testing.assert_array_equal(x, y)
+
+
+def test_the_argument_of_an_experiment_reaches_its_sweep(
+    experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = """
+def get_hyper(hyper, {parameter}="fixed"):
+    return hyper.fixed("data.offset", {parameter})
+"""
+    file, flags = tmp_path / "experiment.py", ["--dry_run", f"--workdir={tmp_path / 'sweep'}"]
+    text = file.read_text()
+    file.write_text(text + own.format(parameter="arg"))
+    assert main(["sweep", f"{experiment}:random", *flags]) == 0
+    assert "offset=random" in capsys.readouterr().out
+    file.write_text(text + own.format(parameter="other"))  # which means something else
+    assert main(["sweep", f"{experiment}:random", *flags]) == 0
+    assert "offset=fixed" in capsys.readouterr().out
+
+
+def test_an_argument_that_an_experiment_does_not_know_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--workdir={tmp_path / 'sweep'}", "--dry_run"]
+    assert main(["sweep", f"--config={ROOT / 'experiments' / 'cells.py'}:secnds", *flags]) == 2
+    assert "cells.py knows :seconds and :rates, not :secnds" in capsys.readouterr().err

@@ -294,11 +294,3 @@ def test_the_cells_of_the_comparison_are_all_of_equal_size() -> None:
         params = jax.eval_shape(partial(initialize_params, model), jax.random.key(0))
         sizes.add(sum(param.size for param in jax.tree.leaves(params)))
     assert max(sizes) / min(sizes) < 1.02
-
-
-def test_the_argument_of_an_experiment_reaches_its_sweep(tmp_path: Path) -> None:
-    file = tmp_path / "own.py"
-    file.write_text("def get_hyper(hyper, arg=''): return hyper.fixed('data.corpus', arg)")
-    assert call_experiment(str(file), "get_hyper", hyper, "x") == [{"data.corpus": "x"}]
-    file.write_text("def get_hyper(hyper): return hyper.fixed('data.corpus', '')")
-    assert call_experiment(str(file), "get_hyper", hyper, "x") == [{"data.corpus": ""}]

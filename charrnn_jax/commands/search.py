@@ -127,9 +127,10 @@ def _load_plan(args: argparse.Namespace, overrides: list[str]) -> tuple["Plan", 
     config, workdir = load_config(args, overrides)
     if not args.workdir:
         workdir = workdir.with_name(f"{workdir.name}-search")
+    file, _, arg = args.config.partition(":")
     plan = make_plan(
         config,
-        call_experiment(args.config.partition(":")[0], "get_search", space),
+        call_experiment(file, "get_search", space, arg),
         sampler=args.sampler or "tpe",
         pruner=args.pruner or "asha",
         experiment=[f"--config={args.config}", *overrides],

@@ -25,11 +25,7 @@ from charrnn_jax.models.char_rnn import summary
 from charrnn_jax.processes import say_once
 from charrnn_jax.registry import LOSSES, TRAIN_STEPS
 from charrnn_jax.training.averaging import average_weights
-from charrnn_jax.training.devices import (
-    Agreement,
-    place_rows,
-    shape_of_batch,
-)
+from charrnn_jax.training.devices import Agreement, place_rows, shape_of_batch
 from charrnn_jax.training.dispatch import put_on_device
 from charrnn_jax.training.hooks import Hook
 from charrnn_jax.training.in_progress import start_training

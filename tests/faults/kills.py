@@ -230,6 +230,8 @@ def run_killed(
                 if result.kills:
                     break
                 # It was faster than the undisturbed run: once more, and sooner.
+                for process in processes:
+                    process.wait(SECONDS)
                 shutil.rmtree(workdir)
                 seconds /= 2
                 continue
