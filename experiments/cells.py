@@ -10,8 +10,7 @@ layers with residual connections, since a single one cannot combine characters; 
 is a whole block. A run has one CPU core, if the machine has as many cores as the sweep has workers.
 """
 
-from charrnn_jax.config import default_config
-from charrnn_jax.errors import UserError
+from charrnn_jax.config import UserError, default_config
 
 CELLS = {  # layers, hidden units, learning rate
     "gru": (1, 192, 8e-3),
