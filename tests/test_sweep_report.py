@@ -69,6 +69,16 @@ def random_search(num: int) -> list[Result]:
     ]
 
 
+def ablation() -> list[Result]:
+    """A base and seven configurations, each of which changes one setting or two."""
+    methods = [{}, *({f"train.method_{i}": i} for i in range(6)), {"a.x": 0.5, "train.method_0": 7}]
+    return [
+        make_result({**method, "seed": seed}, 1.5 + index / 10 + seed / 99)
+        for index, method in enumerate(methods)
+        for seed in range(2)
+    ]
+
+
 def hostile() -> list[Result]:
     return [
         make_result(
@@ -129,6 +139,7 @@ SWEEPS = {
         for s in range(4)
     ],
     "hundreds": random_search(300),
+    "ablation": ablation(),
     "hostile": hostile(),
 }
 
@@ -199,8 +210,21 @@ def test_the_table_says_what_was_measured(tmp_path: Path) -> None:
 
 def test_what_is_left_out_of_figures_is_said(tmp_path: Path) -> None:
     page = (write(SWEEPS["hundreds"], tmp_path) / "sweep.html").read_text(encoding="utf-8")
-    assert "Only the best 30 of 300" in page
+    assert "Only the best 40 of 300" in page
     assert "Only the best 10 of 300" in page
+
+
+def test_a_sweep_that_changes_one_thing_at_a_time_lists_the_changes(tmp_path: Path) -> None:
+    """Not a column for each of its many settings, most of them empty."""
+    page = (write(ablation(), tmp_path) / "sweep.html").read_text(encoding="utf-8")
+    (columns, *rows), runs = parse_tables(page)
+    assert columns[:3] == ["#", "Changes", "Done"]
+    assert runs[0][:5] == ["Run", "#", "Changes", "seed", "Status"]
+    changes = [row[1] for row in rows]
+    assert changes[:2] == ["none", "train.method_0 = 0"]
+    assert changes[-1] == "a.x = 0.5, train.method_0 = 7"
+    assert "#2 method_0 = 0" in page
+    assert "Effects of the settings" not in page
 
 
 def test_only_runs_that_are_not_over_are_still_to_come(tmp_path: Path) -> None:

@@ -106,6 +106,12 @@ def setting_text(configuration: Configuration, name: str) -> str:
     return value_text(settings[name]) if name in settings else MISSING
 
 
+def changes_text(settings: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Returns those of the settings that are among `names`, or "none"."""
+    texts = [f"{name} = {value_text(settings[name])}" for name in settings if name in names]
+    return ", ".join(texts) or "none"
+
+
 def levels_of(configurations: Sequence[Configuration], name: str) -> dict[Hashable, Any]:
     """Returns the levels of a setting, key -> value: numbers by size, others as they appear."""
     levels: dict[Hashable, Any] = {

@@ -20,7 +20,13 @@ from charrnn_jax.reports.sweep.figures import (
     style_of,
     to_svg,
 )
-from charrnn_jax.reports.sweep.statistics import Configuration, Summary, setting_key, varying
+from charrnn_jax.reports.sweep.statistics import (
+    Configuration,
+    Summary,
+    is_sparse,
+    setting_key,
+    varying,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +39,7 @@ def make_factor_charts(summaries: Sequence[Summary]) -> list[Chart]:
     """Returns the figure that suits the settings that vary, if there is one.
 
     One numeric setting: the loss against it. Two settings in a grid that is at least 80% full: a
-    heat map. More than two: parallel axes.
+    heat map. More than two: parallel axes, unless each is in few configurations.
 
     Args:
       summaries: summaries of the configurations, best first.
@@ -48,7 +54,9 @@ def make_factor_charts(summaries: Sequence[Summary]) -> list[Chart]:
         sizes = [len(levels_of(configurations, name)) for name in names]
         is_grid = len(configurations) >= 0.8 * math.prod(sizes) and max(sizes) <= MAX_GRID
         return [_grid_chart(summaries, names)] if is_grid else []
-    return [_parallel_chart(summaries, names)] if len(names) > 2 else []
+    if len(names) < 3 or is_sparse(configurations):
+        return []
+    return [_parallel_chart(summaries, names)]
 
 
 def _curve_chart(summaries: Sequence[Summary], name: str) -> Chart:

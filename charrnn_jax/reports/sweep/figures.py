@@ -18,11 +18,12 @@ import numpy as np
 
 from charrnn_jax.reports.document import Chart
 from charrnn_jax.reports.page import LIGHT
-from charrnn_jax.reports.sweep.effects import setting_text
+from charrnn_jax.reports.sweep.effects import changes_text, setting_text
 from charrnn_jax.reports.sweep.statistics import (
     Configuration,
     Interval,
     Summary,
+    is_sparse,
     mean_interval,
     varying,
 )
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_CURVES = 10  # configurations, besides the baseline
-MAX_DOTS = 30  # configurations, besides the baseline
+MAX_DOTS = 40  # configurations, besides the baseline
 _SERIES = [name for name in LIGHT if name.startswith("series-")]
 INK, MUTED, LINE, SURFACE = (LIGHT[name] for name in ("ink", "muted", "line", "surface"))
 COLOURS = tuple(LIGHT[name] for name in _SERIES)
@@ -147,10 +148,19 @@ def to_svg(figure: "Figure", *, prefix: str, label: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
 
 
-def label_of(summary: Summary, rank: int, names: Sequence[str], *, longest: int = 34) -> str:
-    """Returns the rank and the values of the settings that vary, shortened for a figure."""
-    values = ", ".join(setting_text(summary.configuration, name) for name in names)
-    return drawable(f"#{rank} {values}".strip(), longest)
+def labels_of(summaries: Sequence[Summary], *, longest: int = 34) -> list[str]:
+    """Returns the rank and the settings that vary of each summary, shortened for a figure."""
+    configurations = [each.configuration for each in summaries]
+    names, sparse = varying(configurations), is_sparse(configurations)
+    labels = []
+    for rank, each in enumerate(configurations, 1):
+        if sparse:
+            short = {name.split(".")[-1]: value for name, value in each.settings.items()}
+            text = changes_text(short, [name.split(".")[-1] for name in names])
+        else:
+            text = ", ".join(setting_text(each, name) for name in names)
+        labels.append(drawable(f"#{rank} {text}".strip(), longest))
+    return labels
 
 
 def drawable(text: str, longest: int = 34) -> str:
@@ -211,7 +221,7 @@ def _draw_intervals(
     axes: "Axes", summaries: Sequence[Summary], shown: Sequence[int], *, longest: int
 ) -> bool:
     """Draws the intervals; returns whether a loss is beyond the end of the axis."""
-    names = varying([each.configuration for each in summaries])
+    texts = labels_of(summaries, longest=longest)
     losses = [loss for i in shown for loss in summaries[i].configuration.losses.values()]
     scale = range_of(losses or [0.0])
     labels = []
@@ -219,8 +229,7 @@ def _draw_intervals(
         summary, style = summaries[index], style_of(row)
         if index >= MAX_CURVES and not summary.is_baseline:
             style = {"color": MUTED, "marker": "o"}  # not among the learning curves
-        label = label_of(summary, index + 1, names, longest=longest)
-        labels.append(f"{label} (baseline)" if summary.is_baseline else label)
+        labels.append(f"{texts[index]} (baseline)" if summary.is_baseline else texts[index])
         if summary.loss is None:
             axes.text(
                 0.98,
@@ -261,11 +270,13 @@ def _draw_intervals(
 
 def _interval_chart(summaries: Sequence[Summary]) -> Chart:
     shown = _best(summaries, MAX_DOTS)
+    configurations = [each.configuration for each in summaries]
+    sparse = is_sparse(configurations)
     with drawing():
         figure, axes = make_figure(height=0.25 * len(shown) + 0.75)
-        is_cut = _draw_intervals(axes, summaries, shown, longest=32)
+        is_cut = _draw_intervals(axes, summaries, shown, longest=44 if sparse else 32)
         svg = to_svg(figure, prefix="intervals", label="Loss of every configuration")
-    names = ", ".join(varying([each.configuration for each in summaries]))
+    names = "changes" if sparse else ", ".join(varying(configurations))
     caption = (
         f"Labels: number in the table{f'; {names}' if names else ''}. Large marks: means over "
         "seeds; bars: 95% intervals (none for a single seed; wide ones are cut off); small dots: "

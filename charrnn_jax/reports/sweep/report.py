@@ -15,6 +15,7 @@ from charrnn_jax.files import replacing
 from charrnn_jax.reports.document import Cell, Document, Section, Table, to_html, to_markdown
 from charrnn_jax.reports.sweep.effects import (
     Decomposition,
+    changes_text,
     decompose,
     is_number,
     setting_text,
@@ -30,6 +31,7 @@ from charrnn_jax.reports.sweep.statistics import (
     Interval,
     Result,
     Summary,
+    is_sparse,
     summarize,
     varying,
 )
@@ -137,7 +139,8 @@ def _sections(
     results: Sequence[Result], summaries: Sequence[Summary], protocol: str
 ) -> list[Section]:
     sections = [_configurations_section(results, summaries)]
-    names = varying([each.configuration for each in summaries])
+    configurations = [each.configuration for each in summaries]
+    names, sparse = varying(configurations), is_sparse(configurations)
     lost = [result for result in results if result.status in ("diverged", "failed")]
     if lost:
         table = Table(
@@ -145,16 +148,18 @@ def _sections(
             [[Cell(run.name), Cell(run.status), Cell(run.message or MISSING)] for run in lost],
         )
         sections.append(Section("Runs that diverged or failed", [], [table], fold=len(lost) > 12))
-    if names and any(each.loss for each in summaries):
-        sections.append(_effects_section(decompose([each.configuration for each in summaries])))
+    if names and not sparse and any(each.loss for each in summaries):
+        sections.append(_effects_section(decompose(configurations)))
     sections.append(Section("How to read this", _methods(summaries, protocol)))
     ranks = {id(run): i for i, s in enumerate(summaries, 1) for run in s.configuration.runs}
-    columns = ["Run", "#", *names, "seed", "Status", "Loss", "Lowest loss", "Bits/char"]
+    columns = ["Run", "#", *_setting_columns(configurations), "seed", "Status"]
+    columns += ["Loss", "Lowest loss", "Bits/char", "Parameters", "Seconds", "Message"]
     rows = [
         [
             Cell(run.name),
             _number(ranks[id(run)], "d"),
-            *(_setting(run.settings, name) for name in [*names, "seed"]),
+            *_setting_cells(run.settings, configurations),
+            _setting(run.settings, "seed"),
             Cell(run.status),
             _number(run.loss, ".4f"),
             _number(run.best_loss, ".4f"),
@@ -165,8 +170,7 @@ def _sections(
         ]
         for run in results
     ]
-    table = Table([*columns, "Parameters", "Seconds", "Message"], rows)
-    return [*sections, Section("All runs", [], [table], fold=True)]
+    return [*sections, Section("All runs", [], [Table(columns, rows)], fold=True)]
 
 
 def _configurations_section(results: Sequence[Result], summaries: Sequence[Summary]) -> Section:
@@ -189,7 +193,7 @@ def _configurations_section(results: Sequence[Result], summaries: Sequence[Summa
         rows.append(
             [
                 _number(rank, "d"),
-                *(_setting(each.configuration.settings, name) for name in names),
+                *_setting_cells(each.configuration.settings, configurations),
                 Cell(f"{len(done)}/{len(runs)}{mark}", len(done)),
                 *(_number(counts[status], "d") for status in lost),
                 _number(mean, ".4f"),
@@ -202,8 +206,16 @@ def _configurations_section(results: Sequence[Result], summaries: Sequence[Summa
                 _number(sum(seconds) / len(seconds) if seconds else None, ",.0f"),
             ]
         )
-    columns = ["#", *names, "Done", *map(str.capitalize, lost), "Loss", "95% interval"]
-    columns += ["Δ to baseline", "95% interval of Δ", "p", "p (Holm)", "Significant"]
+    columns = ["#", *_setting_columns(configurations), "Done", *map(str.capitalize, lost)]
+    columns += [
+        "Loss",
+        "95% interval",
+        "Δ to baseline",
+        "95% interval of Δ",
+        "p",
+        "p (Holm)",
+        "Significant",
+    ]
     columns += ["Bits/char", "Min", "Max", "Parameters", "Seconds"]
     paragraphs = [
         "Sorted by mean validation loss in nats/char; lower is better. Δ: the configuration minus "
@@ -276,8 +288,7 @@ def _methods(summaries: Sequence[Summary], protocol: str) -> list[str]:
 
 def _describe(configuration: Configuration, summaries: Sequence[Summary]) -> str:
     names = varying([each.configuration for each in summaries])
-    values = ", ".join(f"{name} = {setting_text(configuration, name)}" for name in names)
-    return f" ({values})" if values else ""
+    return f" ({changes_text(configuration.settings, names)})" if names else ""
 
 
 def _count_text(results: Sequence[Result]) -> str:
@@ -315,6 +326,19 @@ def _number(value: float | None, form: str) -> Cell:
     if value is None or not math.isfinite(value):
         return Cell("n/a" if value is None else str(value))
     return Cell(_format(value, form), value)
+
+
+def _setting_columns(configurations: Sequence[Configuration]) -> list[str]:
+    return ["Changes"] if is_sparse(configurations) else varying(configurations)
+
+
+def _setting_cells(
+    settings: Mapping[str, Any], configurations: Sequence[Configuration]
+) -> list[Cell]:
+    names = varying(configurations)
+    if is_sparse(configurations):
+        return [Cell(changes_text(settings, names))]
+    return [_setting(settings, name) for name in names]
 
 
 def _setting(settings: Mapping[str, Any], name: str) -> Cell:

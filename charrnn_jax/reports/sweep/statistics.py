@@ -161,6 +161,17 @@ def varying(configurations: Sequence[Configuration]) -> list[str]:
     ]
 
 
+def is_sparse(configurations: Sequence[Configuration]) -> bool:
+    """Returns whether many settings vary, each in few configurations, as in an ablation.
+
+    A table then has one column for all of them, and no setting an effect of its own beside the
+    difference to the baseline.
+    """
+    names = varying(configurations)
+    num_set = sum(name in each.settings for each in configurations for name in names)
+    return len(names) > 4 and num_set < len(names) * len(configurations) / 2
+
+
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """Returns the mean with Student's t interval, mean ± t s / sqrt(n).
 
