@@ -128,7 +128,7 @@ def test_rollouts_are_between_true_characters_and_share_is_as_asked() -> None:
     rows = 2000
     batch = Batch(jnp.full((rows, T), V + 5), jnp.zeros((rows, T), jnp.int32))
 
-    def own(open_loop: OpenLoop, step: int) -> tuple[np.ndarray, Batch]:
+    def own(open_loop: OpenLoop, progress: float) -> tuple[np.ndarray, Batch]:
         model = state.model
         mixed = open_loop.replace_inputs(
             batch,
@@ -136,8 +136,8 @@ def test_rollouts_are_between_true_characters_and_share_is_as_asked() -> None:
             carry=model.initialize_carry(rows),
             model=model,
             zoneout=0.0,
-            step=step,
-            key=jax.random.key(step),
+            progress=progress,
+            key=jax.random.key(0),
         )
         return np.asarray(mixed.inputs) < V, mixed  # true characters here are none of the model's
 
@@ -149,17 +149,17 @@ def test_rollouts_are_between_true_characters_and_share_is_as_asked() -> None:
         assert not is_own[:, -1].any()
         assert is_own[:, 1:-1].any(axis=0).all()
         assert (np.abs(np.diff(is_own, axis=1)).sum(axis=1) == 2).all()  # one span
-    for name, step, share in (
+    for name, progress, share in (
         ("linear", 0, 0.0),
-        ("linear", 30, 0.24),
+        ("linear", 0.3, 0.24),
         ("inverse_sigmoid", 0, 0.8 * 0.01),
-        ("inverse_sigmoid", 50, 0.4),
-        ("inverse_sigmoid", 100, 0.8 * 0.99),
-        ("linear", 150, 0.8),  # longer than planned
+        ("inverse_sigmoid", 0.5, 0.4),
+        ("inverse_sigmoid", 1, 0.8 * 0.99),
+        ("linear", 1.5, 0.8),  # longer than planned
     ):
         open_loop = OpenLoop(name, 0.8, 0, 100)
-        assert float(open_loop.share(step)) == pytest.approx(share, abs=2e-4)
-    is_own, mixed = own(open_loop, 50)
+        assert float(open_loop.share(progress)) == pytest.approx(share, abs=2e-4)
+    is_own, mixed = own(open_loop, 0.5)
     assert mixed.counted is None
     assert is_own[:, 1:].mean() == pytest.approx(0.4, abs=0.01)
     assert not is_own[:, 0].any()
@@ -170,7 +170,7 @@ def test_share_of_true_inputs_is_the_inverse_sigmoid_of_the_paper() -> None:
     k, num_steps = 100.0, 1000
     for step in (0, 200, 500, 999):
         i = 2 * k * np.log(k) * step / num_steps
-        true = 1 - OpenLoop("inverse_sigmoid", 1.0, 0, num_steps).share(step)
+        true = 1 - OpenLoop("inverse_sigmoid", 1.0, 0, num_steps).share(step / num_steps)
         assert float(true) == pytest.approx(k / (k + np.exp(i / k)), abs=1e-5)
 
 

@@ -60,9 +60,10 @@ def limited(tiny_config: ConfigDict) -> ConfigDict:
     return tiny_config
 
 
-def test_steps_end_so_that_the_last_evaluation_and_checkpoint_fit_and_the_rate_has_decayed(
+def test_steps_end_so_that_the_last_evaluation_and_checkpoint_fit_and_schedules_follow_the_time(
     limited: ConfigDict, tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    limited.train.sampled_inputs = "linear"
     traces: list[float] = []
     standard = TRAIN_STEPS["standard"]
 
@@ -83,8 +84,9 @@ def test_steps_end_so_that_the_last_evaluation_and_checkpoint_fit_and_the_rate_h
     progress = [row["train/progress"] for row in timed]
     assert progress[0] == 0
     assert 0.85 < progress[-1] < 1  # an evaluation, a checkpoint and two calls are 0.15
-    for row, share in zip(timed, progress, strict=True):
-        schedule = make_schedule(limited.optimizer, num_steps=9, progress=share)
+    for row, part in zip(timed, progress, strict=True):
+        assert row["train/sampled_share"] == pytest.approx(0.5 * part)
+        schedule = make_schedule(limited.optimizer, num_steps=9, progress=part)
         np.testing.assert_allclose(row["train/learning_rate"], schedule(row["step"] - 1), rtol=1e-5)
     assert timed[-1]["train/learning_rate"] < 0.15 * limited.optimizer.learning_rate
     assert (

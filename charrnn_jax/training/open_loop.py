@@ -55,10 +55,15 @@ class OpenLoop:
     rollout_length: int | jax.Array
     num_steps: int
 
-    def share(self, step: ArrayLike) -> jax.Array:
+    @property
+    def samples(self) -> bool:
+        """Whether there is scheduled sampling."""
+        return self.sampled_inputs != "none" and is_on(self.sampled_share)
+
+    def share(self, progress: ArrayLike) -> jax.Array:
         """Returns the probability that an input of a step is drawn.
 
-        With u = step / num_steps:
+        With the progress u:
 
           linear           u * sampled_share
           inverse_sigmoid  (1 - k / (k + exp(i / k))) * sampled_share, with i / k = 2 u ln(k)
@@ -68,9 +73,9 @@ class OpenLoop:
         curves over the whole training: the inverse sigmoid goes from 1% to 99%.
 
         Args:
-          step: number of steps done.
+          progress: share of the training that is over, from 0 to 1; more counts as 1.
         """
-        progress = jnp.minimum(jnp.asarray(step, jnp.float32) / self.num_steps, 1.0)
+        progress = jnp.minimum(progress, 1.0)
         if self.sampled_inputs == "inverse_sigmoid":
             progress = jax.nn.sigmoid((2 * progress - 1) * jnp.log(_INVERSE_SIGMOID_K))
         return progress * self.sampled_share
@@ -83,7 +88,7 @@ class OpenLoop:
         carry: Carry,
         model: CharRNN,
         zoneout: ArrayLike,
-        step: ArrayLike,
+        progress: ArrayLike,
         key: jax.Array,
     ) -> Batch:
         """Returns a batch in which some inputs are the model's own characters.
@@ -94,7 +99,7 @@ class OpenLoop:
           carry: carry before the batch.
           model: the model.
           zoneout: its rate of zoneout, which may differ between replicas.
-          step: number of steps done.
+          progress: share of the training that is over, from 0 to 1.
           key: random key of the step.
         """
         coin_key, span_key, draw_key = jax.random.split(jax.random.fold_in(key, _KEY), 3)
@@ -107,8 +112,8 @@ class OpenLoop:
             first = 1 + jnp.floor(first)
             is_own = (positions >= first) & (positions < first + self.rollout_length)
             counted = ~is_own if counted is None else counted & ~is_own
-        if self.sampled_inputs != "none" and is_on(self.sampled_share):
-            is_own |= jax.random.uniform(coin_key, shape) < self.share(step)
+        if self.samples:
+            is_own |= jax.random.uniform(coin_key, shape) < self.share(progress)
         inputs = mix_inputs(
             batch.inputs,
             is_own & (positions > 0),

@@ -246,21 +246,27 @@ def train_step(
 
     Returns:
       (state after the step, metrics). The metrics are "loss", before the update and without
-      penalties, as a `CrossEntropy`, "gradient_norm", before clipping, and "update_ratio", the norm
-      of the update divided by the norm of the parameters before it.
+      penalties, as a `CrossEntropy`, "gradient_norm", before clipping, "update_ratio", the norm of
+      the update divided by the norm of the parameters before it, and, with scheduled sampling,
+      "sampled_share", the probability that an input was the model's own character.
     """
     hyper = hyper or TracedHyperparameters()
     model = state.model.clone(**hyper.model)
     key = jax.random.fold_in(state.key, state.step)
+    other_metrics = {}
     carry = reset_carry(state.carry, batch.resets, model=state.model)
     if state.open_loop:
-        batch = replace(state.open_loop, **hyper.open_loop).replace_inputs(
+        open_loop = replace(state.open_loop, **hyper.open_loop)
+        progress = hyper.optimizer.get("progress", state.step / open_loop.num_steps)
+        if open_loop.samples:
+            other_metrics["sampled_share"] = open_loop.share(progress)
+        batch = open_loop.replace_inputs(
             batch,
             params=state.params,
             carry=carry,
             model=state.model,
             zoneout=model.zoneout,
-            step=state.step,
+            progress=progress,
             key=key,
         )
 
@@ -289,6 +295,7 @@ def train_step(
         "loss": loss,
         "gradient_norm": optax.tree.norm(gradient),
         "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
+        **other_metrics,
     }
 
 
