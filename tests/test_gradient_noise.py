@@ -14,10 +14,11 @@ from charrnn_jax.config import override_values, validate
 from charrnn_jax.data.batches import Batch
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.metrics import cross_entropy
-from charrnn_jax.models.char_rnn import CharRNN, forward
+from charrnn_jax.models.char_rnn import CharRNN
+from charrnn_jax.models.regularisers.activation_penalty import ActivationPenalty
 from charrnn_jax.training.gradient_noise import GradientNoise, choose_num_parts, squared_norms
 from charrnn_jax.training.loop import train
-from charrnn_jax.training.train_step import create_train_state
+from charrnn_jax.training.train_step import create_train_state, train_step
 from charrnn_jax.workdir.json_lines import read_json_lines
 
 
@@ -34,9 +35,12 @@ def test_the_estimate_is_without_bias() -> None:
 
 
 def test_the_norms_are_those_of_the_gradients_of_parts_and_of_the_batch() -> None:
-    """From the carry of the state; of the whole batch, it is the gradient of a training step."""
+    """From the carry of the state, with penalties: of the batch, the gradient of a step."""
     size, model = 6, CharRNN(V, E, H)
-    state = create_train_state(model, optax.sgd(0.1), seed=0, batch_size=size)
+    penalties = (ActivationPenalty(0.7),)
+    state = create_train_state(
+        model, optax.sgd(0.1), seed=0, batch_size=size, regularisers=penalties
+    )
     rng = np.random.default_rng(0)
     carry = jax.tree.map(lambda c: jnp.float32(rng.normal(size=c.shape)), state.carry)
     state = state.replace(carry=carry, step=jnp.int32(7))
@@ -45,7 +49,9 @@ def test_the_norms_are_those_of_the_gradients_of_parts_and_of_the_batch() -> Non
     @jax.jit
     @jax.grad
     def gradient(params, carry, inputs, targets):
-        return cross_entropy(forward(params, carry, inputs, model=model)[1], targets).mean()
+        _, activations = model.apply({"params": params}, carry, inputs, method="run")
+        loss = cross_entropy(activations.logits, targets).mean()
+        return loss + 0.7 * jnp.mean(activations.outputs[-1] ** 2)
 
     def square(rows: slice) -> float:
         own = jax.tree.map(lambda c: c[rows], carry)
@@ -58,6 +64,9 @@ def test_the_norms_are_those_of_the_gradients_of_parts_and_of_the_batch() -> Non
     parts = [square(slice(k, None, 3)) for k in range(3)]
     np.testing.assert_allclose(small, np.mean(parts), rtol=1e-5)
     np.testing.assert_allclose(large, square(slice(None)), rtol=1e-5)
+    batch = Batch(inputs, targets, kept[0])
+    _, metrics = jax.jit(train_step)(state, batch)
+    np.testing.assert_allclose(large, metrics["gradient_norm"] ** 2, rtol=1e-5)
     assert [choose_num_parts(n) for n in (2, 12, 64, 11)] == [2, 6, 8, 11]
 
 

@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import optax
 
 from charrnn_jax.data.batches import Batch, slice_batch
-from charrnn_jax.models.char_rnn import CharRNN, Params, forward, make_model
+from charrnn_jax.models.char_rnn import Params, make_model
 from charrnn_jax.registry import LOSSES
 from charrnn_jax.training.devices import own_rows, place_rows
 from charrnn_jax.training.recorder import Recorder
 from charrnn_jax.training.setup import Setup
-from charrnn_jax.training.train_step import LossFn, TrainState, reset_carry
+from charrnn_jax.training.train_step import LossFn, TrainState, minimised_loss, reset_carry
 
 _MOST_PARTS = 8
 
@@ -128,28 +128,22 @@ def squared_norms(
     parts = jax.tree.map(in_parts, (carry, batch.inputs, batch.targets))
     keys = jax.random.split(key, num_parts)
 
+    gradient_of = jax.grad(minimised_loss, has_aux=True)
+
     def add(sums: tuple[Params, jax.Array], part: Any) -> tuple[tuple[Params, jax.Array], None]:
-        gradient = _gradient(state.params, *part, model=state.model, loss_fn=loss_fn)
+        carry, inputs, targets, key = part
+        gradient, _ = gradient_of(
+            state.params,
+            carry,
+            Batch(inputs, targets),
+            model=state.model,
+            regularisers=state.regularisers,
+            loss_fn=loss_fn,
+            key=key,
+        )
         total, squares = sums
         return (optax.tree.add(total, gradient), squares + optax.tree.norm(gradient) ** 2), None
 
     start = optax.tree.zeros_like(state.params), jnp.zeros(())
     (total, squares), _ = jax.lax.scan(add, start, (*parts, keys))
     return squares / num_parts, (optax.tree.norm(total) / num_parts) ** 2
-
-
-def _gradient(
-    params: Params,
-    carry: Any,
-    inputs: jax.Array,
-    targets: Any,
-    key: jax.Array,
-    *,
-    model: CharRNN,
-    loss_fn: LossFn,
-) -> Params:
-    def mean_loss(params: Params) -> jax.Array:
-        _, logits = forward(params, carry, inputs, model=model, dropout_key=key)
-        return loss_fn(logits, targets).mean()
-
-    return jax.grad(mean_loss)(params)

@@ -270,17 +270,15 @@ def train_step(
             key=key,
         )
 
-    def mean_loss(params: Params) -> tuple[jax.Array, tuple[Carry, CrossEntropy]]:
-        new_carry, activations = forward_in_training(
-            params, carry, batch.inputs, model=model, key=key, regularisers=state.regularisers
-        )
-        loss = counted_loss(loss_fn(activations.logits, batch.targets), batch.counted)
-        minimised = loss.total / loss.count
-        for regulariser in state.regularisers:
-            minimised += regulariser.penalty(activations, params=params)
-        return minimised, (new_carry, loss)
-
-    gradient, (new_carry, loss) = jax.grad(mean_loss, has_aux=True)(state.params)
+    gradient, (new_carry, loss) = jax.grad(minimised_loss, has_aux=True)(
+        state.params,
+        carry,
+        batch,
+        model=model,
+        regularisers=state.regularisers,
+        loss_fn=loss_fn,
+        key=key,
+    )
     updates, opt_state = state.optimizer.update(
         gradient, state.opt_state, state.params, **hyper.optimizer
     )
@@ -297,6 +295,37 @@ def train_step(
         "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
         **other_metrics,
     }
+
+
+def minimised_loss(
+    params: Params,
+    carry: Carry,
+    batch: Batch,
+    *,
+    model: CharRNN,
+    regularisers: Regularisers,
+    loss_fn: LossFn,
+    key: jax.Array,
+) -> tuple[jax.Array, tuple[Carry, CrossEntropy]]:
+    """Returns (mean loss with penalties, (carry after the batch, loss without penalties)).
+
+    Args:
+      params: model parameters, as returned by `initialize_params`.
+      carry: carry before the batch, for B sequences.
+      batch: inputs and targets, [B, T] each.
+      model: the model.
+      regularisers: regularisers other than those that are fields of the model.
+      loss_fn: function from logits [B, T, V] and targets [B, T] to losses [B, T].
+      key: random key of the step.
+    """
+    new_carry, activations = forward_in_training(
+        params, carry, batch.inputs, model=model, key=key, regularisers=regularisers
+    )
+    loss = counted_loss(loss_fn(activations.logits, batch.targets), batch.counted)
+    minimised = loss.total / loss.count
+    for regulariser in regularisers:
+        minimised += regulariser.penalty(activations, params=params)
+    return minimised, (new_carry, loss)
 
 
 def reset_carry(carry: Carry, resets: Any, *, model: CharRNN) -> Carry:
