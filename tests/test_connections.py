@@ -10,6 +10,7 @@ import pytest
 from helpers import VOCABULARY, E, H, T, V, forward, make, slow
 
 from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.metrics import cross_entropy
 from charrnn_jax.export.page import write_page
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import (
@@ -19,6 +20,7 @@ from charrnn_jax.models.char_rnn import (
     initialize_params,
     summary,
 )
+from charrnn_jax.models.products import can_train_in_bfloat16
 from charrnn_jax.models.stepping import prepare, step
 from charrnn_jax.training.dispatch import count_step_weights
 
@@ -100,6 +102,25 @@ def test_one_step_equals_forward(case: dict[str, Any], form: str) -> None:
             now, of_step = one_step(weights, now, tokens[:, t])
             close(of_step, logits[:, t])
         jax.tree.map(close, now, end)
+
+
+@pytest.mark.skipif(not can_train_in_bfloat16(), reason="this jaxlib cannot on this processor")
+@pytest.mark.parametrize("case", [CASES[2], *map(slow, [*CASES[:2], *CASES[3:]])])
+def test_gradients_in_bfloat16_are_near_those_in_float32(case: dict[str, Any]) -> None:
+    def gradient_of(dtype: str) -> Any:
+        model, params, carry, tokens = make_case({**case, "dtype": dtype})
+
+        @jax.jit
+        @jax.grad
+        def gradient(params: Any) -> jax.Array:
+            return cross_entropy(forward(params, carry, tokens, model=model)[1], tokens).sum()
+
+        return gradient(params)
+
+    def near(rounded: jax.Array, exact: jax.Array) -> None:
+        assert 0 < np.linalg.norm(rounded - exact) < 0.02 * np.linalg.norm(exact)
+
+    jax.tree.map(near, gradient_of("bfloat16"), gradient_of("float32"))
 
 
 @pytest.mark.parametrize("case", [CASES[-1], *map(slow, CASES[2:5])])

@@ -61,7 +61,10 @@ def _product_fwd(x: jax.Array, kernel: jax.Array, dtype: str) -> tuple[jax.Array
 def _product_bwd(dtype: str, residuals: Any, d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     d_y, rows = d_y.astype(dtype), tuple(range(x.ndim - 1))
-    return dot(d_y, kernel.astype(dtype), ((x.ndim - 1,), (1,))), dot(x, d_y, (rows, rows))
+    d_x = dot(d_y, kernel.astype(dtype), ((x.ndim - 1,), (1,)))
+    # The barrier keeps XLA from joining the product and a transposition after it, as where the
+    # kernel is another's transpose: its code for CPUs has no such product of bfloat16.
+    return d_x, lax.optimization_barrier(dot(x, d_y, (rows, rows)))
 
 
 reverse_product.defvjp(_product_fwd, _product_bwd)
