@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate": "compute the loss on a whole split",
     "sample": "generate text",
     "score": "compute the loss of a given text",
+    "report": "write a run as one web page: curves, samples, losses, config",
     "compare": "say whether runs differ on the same text, and where",
     "judge": "say how good generated text is, beside real text",
     "sweep": "train all work units of an experiment's get_hyper, and write a report",

@@ -52,6 +52,21 @@ def show(text: object = "", *, end: str = "\n", flush: bool = False, to: str = "
         raise OSError(error.errno, error.strerror, _STREAMS[to]) from error
 
 
+def format_seconds(seconds: float) -> str:
+    """Returns a duration in its two largest units.
+
+    >>> format_seconds(9.7), format_seconds(125), format_seconds(7300)
+    ('9.7 s', '2 min 5 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
 class _Shown(logging.Handler):
     """Prints messages above a progress bar, if there is one."""
 

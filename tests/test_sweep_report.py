@@ -18,7 +18,8 @@ from markdown_it import MarkdownIt
 from selenium import webdriver
 
 from charrnn_jax.errors import UserError
-from charrnn_jax.reports.sweep.figures import _best, range_of
+from charrnn_jax.reports.drawing import range_of
+from charrnn_jax.reports.sweep.figures import _best
 from charrnn_jax.reports.sweep.report import write_sweep_report
 from charrnn_jax.reports.sweep.statistics import STATUSES, Result, summarize
 

@@ -359,22 +359,27 @@ def activations(params: Params, carry: Carry, tokens: ArrayLike, *, model: CharR
     return jnp.stack(computed.outputs, axis=2)
 
 
-def summary(model: CharRNN) -> str:
-    """Returns a table of layers and parameter counts, and the form of the recurrence."""
+def layers_of(model: CharRNN) -> list[tuple[str, str, int]]:
+    """Returns the name, the shape of the output and the number of parameters of each layer."""
     params = jax.eval_shape(partial(initialize_params, model), jax.random.key(0))
     layers = [
         (f"layers_{i}", f" ({model.cell})", model.hidden_size) for i in range(model.num_layers)
     ]
     ends = ("embedding", "", model.embedding_size), ("dense", "", model.vocabulary_size)
     counts = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in params}
-    total = sum(counts.values())
-    rows = [
-        (name + cell, f"[B, T, {size}]", f"{counts[name]:,}", f"{counts[name] / total:.1%}")
+    return [
+        (name + cell, f"[B, T, {size}]", counts[name])
         for name, cell, size in (ends[0], *layers, ends[1])
     ]
+
+
+def summary(model: CharRNN) -> str:
+    """Returns a table of layers and parameter counts, and the form of the recurrence."""
+    layers = layers_of(model)
+    total = sum(num_params for _, _, num_params in layers)
     table = [
         ("layer", "output shape", "parameters", "share"),
-        *rows,
+        *((name, shape, f"{num:,}", f"{num / total:.1%}") for name, shape, num in layers),
         ("total", "", f"{total:,}", ""),
     ]
     lines = (f"{a:20}{b:16}{c:>14}{d:>8}".rstrip() for a, b, c, d in table)

@@ -1,4 +1,4 @@
-"""Documents of paragraphs, tables and charts, as one web page and as Markdown.
+"""Documents of paragraphs, tables, quoted texts and charts, as one web page and as Markdown.
 
 Texts are untrusted: both formats escape them. This file knows nothing about what the tables show.
 """
@@ -27,13 +27,30 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Cell]]
 
 
+class Mark(NamedTuple):
+    """A stretch of a quoted text to highlight: its start, its length, and a note about it."""
+
+    start: int
+    length: int
+    note: str
+
+
+class Quote(NamedTuple):
+    """A text as it is, with its line breaks; the marks are in order and do not overlap."""
+
+    title: str
+    text: str
+    marks: Sequence[Mark] = ()
+
+
 class Section(NamedTuple):
-    """Paragraphs followed by tables; `fold` hides them until the reader opens the section."""
+    """Paragraphs, tables and texts; `fold` hides them until the reader opens the section."""
 
     title: str
     paragraphs: Sequence[str]
     tables: Sequence[Table] = ()
     fold: bool = False
+    quotes: Sequence[Quote] = ()
 
 
 class Chart(NamedTuple):
@@ -87,10 +104,24 @@ def _html_figure(chart: Chart) -> str:
 
 def _html_section(section: Section) -> str:
     inside = _html_paragraphs(section.paragraphs) + "\n".join(map(_html_table, section.tables))
+    if section.quotes:
+        inside += f'<div class="quotes">{"".join(map(_html_quote, section.quotes))}</div>'
     title = escape(section.title)
     if section.fold:
         return f"<details><summary>{title}</summary>{inside}</details>"
     return f"<section><h2>{title}</h2>{inside}</section>"
+
+
+def _html_quote(quote: Quote) -> str:
+    parts, end = [], 0
+    for mark in quote.marks:
+        stop = mark.start + mark.length
+        parts.append(escape(quote.text[end : mark.start]))
+        parts.append(f'<mark title="{escape(mark.note)}">')
+        parts.append(f"{escape(quote.text[mark.start : stop])}</mark>")
+        end = stop
+    text = "".join([*parts, escape(quote.text[end:])])
+    return f'<div><h3>{escape(quote.title)}</h3><pre tabindex="0">\n{text}</pre></div>'
 
 
 def _html_paragraphs(paragraphs: Sequence[str]) -> str:
@@ -135,7 +166,15 @@ def to_markdown(document: Document) -> str:
     for section in document.sections:
         parts += [f"## {_markdown_text(section.title)}", *map(_markdown_text, section.paragraphs)]
         parts += map(_markdown_table, section.tables)
+        parts += map(_markdown_quote, section.quotes)
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_quote(quote: Quote) -> str:
+    """Returns a text as indented code, which nothing in it can end."""
+    lines = "\n".join(f"    {line}" for line in quote.text.splitlines())
+    notes = "".join(f"\n\n{_markdown_text(mark.note)}" for mark in quote.marks)
+    return f"### {_markdown_text(quote.title)}\n\n{lines}{notes}"
 
 
 def _markdown_table(table: Table) -> str:

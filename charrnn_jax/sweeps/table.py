@@ -14,9 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from charrnn_jax.messages import printable
+from charrnn_jax.messages import format_seconds, printable
 from charrnn_jax.sweeps.units import ENDED, WorkUnit
-from charrnn_jax.training.progress import format_seconds
 from charrnn_jax.workdir.json_lines import read_json_lines, read_number
 
 _MOST_ROWS = 20  # running units shown

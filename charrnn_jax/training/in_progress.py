@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from charrnn_jax.config import from_dict, to_json
 from charrnn_jax.errors import Interrupted
 from charrnn_jax.files import replacing
+from charrnn_jax.messages import format_seconds
 from charrnn_jax.processes import is_first_process
 from charrnn_jax.training.devices import own_rows
 from charrnn_jax.training.dispatch import Call, calls
 from charrnn_jax.training.early_stopping import EarlyStopping
 from charrnn_jax.training.hooks import Hook, Sample, Schedule, make_hooks
-from charrnn_jax.training.progress import Progress, format_seconds
+from charrnn_jax.training.progress import Progress
 from charrnn_jax.training.recorder import Recorder
 from charrnn_jax.training.schedules import make_rate_at
 from charrnn_jax.training.setup import Setup

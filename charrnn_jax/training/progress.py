@@ -7,7 +7,7 @@ from logging import INFO
 import jax
 from tqdm import tqdm
 
-from charrnn_jax.messages import PROGRESS
+from charrnn_jax.messages import PROGRESS, format_seconds
 from charrnn_jax.processes import is_first_process, say_once
 
 LONG_RUN_SECONDS = 15 * 60
@@ -134,18 +134,3 @@ def describe_time_left(seconds: float, *, steps: int) -> str:
             "Ctrl-C saves,\nand the same command resumes."
         )
     return text
-
-
-def format_seconds(seconds: float) -> str:
-    """Returns a duration in its two largest units.
-
-    >>> format_seconds(9.7), format_seconds(125), format_seconds(7300)
-    ('9.7 s', '2 min 5 s', '2 h 1 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from charrnn_jax.errors import DivergedError
 from charrnn_jax.evaluation.metrics import CrossEntropy
+from charrnn_jax.messages import format_seconds
 from charrnn_jax.training.early_stopping import EarlyStopping
-from charrnn_jax.training.progress import Progress, describe_initial_loss, format_seconds
+from charrnn_jax.training.progress import Progress, describe_initial_loss
 from charrnn_jax.training.schedules import RateAt
 from charrnn_jax.training.time_limit import TimeLimit
 from charrnn_jax.workdir.checkpoints import Checkpoints

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 from ml_collections import ConfigDict
@@ -31,14 +31,19 @@ class EvaluatedLoss(TypedDict):
     """A loss in an entry of `evaluation.json`."""
 
     nats_per_char: float
+    standard_error: NotRequired[float | None]  # earlier versions lack it, and other models
 
 
 class Evaluated(TypedDict):
-    """What is used of an entry of `evaluation.json`, which has one for each split."""
+    """What is used of an entry of `evaluation.json`, which has one for each split.
+
+    `losses` has a loss for each protocol, and `baselines` those of models without a network.
+    """
 
     step: int
     corpus: EvaluatedText
     losses: dict[str, EvaluatedLoss]
+    baselines: NotRequired[dict[str, EvaluatedLoss]]
 
 
 @dataclass(frozen=True)
@@ -101,21 +106,32 @@ class Run:
         losses: dict[str, dict[str, float]] = {}
         if self.loss is not None:
             losses["validation"] = {make_protocol(self.config.evaluation).label: self.loss}
-        file = self.workdir / "evaluation.json"
-        if file.exists():
-            remedy = "delete it, and evaluate again"
-            saved = read_json(file, dict[str, dict[str, Any]], remedy=remedy)
-            evaluated = typed(saved, dict[str, Evaluated], name=str(file), remedy=remedy)
-            for split, entry in evaluated.items():
-                digest = digest_of(saved[split])
-                if saved[split].get("sha256", digest) != digest:  # earlier versions wrote none
-                    raise UserError(f"{file} does not match its checksums: {remedy}")
-                same_text = entry["corpus"]["sha256"] == self.corpus.sha256
-                if entry["step"] == self.step and same_text:
-                    by_protocol = losses.setdefault(split, {})
-                    for protocol, loss in entry["losses"].items():
-                        by_protocol[protocol] = loss["nats_per_char"]
+        for split, entry in self.evaluations().items():
+            by_protocol = losses.setdefault(split, {})
+            for protocol, loss in entry["losses"].items():
+                by_protocol[protocol] = loss["nats_per_char"]
         return losses
+
+    def evaluations(self) -> dict[str, Evaluated]:
+        """Returns what `charrnn evaluate` found on the run's own text, by split.
+
+        Raises:
+          UserError: `evaluation.json` is damaged.
+        """
+        file, remedy = self.workdir / "evaluation.json", "delete it, and evaluate again"
+        if not file.exists():
+            return {}
+        saved = read_json(file, dict[str, dict[str, Any]], remedy=remedy)
+        evaluated = typed(saved, dict[str, Evaluated], name=str(file), remedy=remedy)
+        for entry in saved.values():
+            digest = digest_of(entry)
+            if entry.get("sha256", digest) != digest:  # earlier versions wrote none
+                raise UserError(f"{file} does not match its checksums: {remedy}")
+        return {
+            split: entry
+            for split, entry in evaluated.items()
+            if entry["step"] == self.step and entry["corpus"]["sha256"] == self.corpus.sha256
+        }
 
 
 def load_run(workdir: str | Path, *, checkpoint: str | int = "best") -> Run:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from charrnn_jax.reports.document import Chart
-from charrnn_jax.reports.sweep.effects import is_geometric, is_numeric, levels_of, setting_text
-from charrnn_jax.reports.sweep.figures import (
+from charrnn_jax.reports.drawing import (
     COLOURS,
     INK,
     MUTED,
@@ -20,6 +19,7 @@ from charrnn_jax.reports.sweep.figures import (
     style_of,
     to_svg,
 )
+from charrnn_jax.reports.sweep.effects import is_geometric, is_numeric, levels_of, setting_text
 from charrnn_jax.reports.sweep.statistics import (
     Configuration,
     Summary,

@@ -1,0 +1,116 @@
+"""Figures of a run: the loss, and how training went."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from charrnn_jax.reports.document import Chart
+from charrnn_jax.reports.drawing import (
+    COLOURS,
+    INK,
+    MUTED,
+    drawable,
+    drawing,
+    make_figure,
+    style_of,
+    to_svg,
+)
+from charrnn_jax.reports.run.history import Curve, History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_OTHERS = {  # curve -> (title, label of the axis, whether the axis is logarithmic)
+    "train/learning_rate": ("Learning rate", "learning rate", False),
+    "train/gradient_norm": ("Gradient", "norm of the gradient", True),
+    "train/update_ratio": ("Size of an update", "norm of update / norm of weights", True),
+    "train/chars_per_second": ("Speed", "characters/s", False),
+}
+
+
+def draw_figures(history: History, lines: Mapping[str, float], *, unit: str) -> "dict[str, Figure]":
+    """Returns the figures of a run, {name: figure}; call it inside `drawing`.
+
+    Args:
+      history: what the run has recorded.
+      lines: losses of other models under the protocol of the validation loss, by name, nats/char.
+      unit: what losses are per, "char" or "byte".
+    """
+    figures = {}
+    if len(history.validation.steps) or "train/loss" in history.curves:
+        figures["loss"], axes = make_figure(height=3.6)
+        _draw_loss(axes, history, lines, unit=unit)
+    for name, (_, label, is_log) in _OTHERS.items():
+        if curve := history.curves.get(name):
+            file_name = name.removeprefix("train/")
+            figures[file_name], axes = make_figure(height=2.4)
+            _draw_curve(axes, curve, label, is_log=is_log)
+    return figures
+
+
+def make_charts(history: History, lines: Mapping[str, float], *, unit: str) -> list[Chart]:
+    """Returns the figures as parts of a page; see `draw_figures`."""
+    titles = {name.removeprefix("train/"): title for name, (title, _, _) in _OTHERS.items()}
+    charts = []
+    with drawing():
+        for name, figure in draw_figures(history, lines, unit=unit).items():
+            title = titles.get(name, "Loss")
+            svg = to_svg(figure, prefix=name.replace("_", "-"), label=title)
+            charts.append(Chart(title, _caption(name, history, lines), svg))
+    return charts
+
+
+def _caption(name: str, history: History, lines: Mapping[str, float]) -> str:
+    if name == "loss":
+        text = "Training: mean since the row before, with dropout if there is any."
+        if history.protocol:
+            text += f" Validation: {history.protocol}, all of the split; the ring is the lowest."
+        if lines:
+            text += " Dashed: other models on the same split, under the same protocol."
+        return f"{text} Losses above the axis, such as at the start, are cut off."
+    return {
+        "gradient_norm": "Before clipping, on a logarithmic axis.",
+        "update_ratio": "On a logarithmic axis.",
+        "chars_per_second": "Characters of training text, without pauses for evaluation.",
+    }.get(name, "")
+
+
+def _draw_loss(axes: "Axes", history: History, lines: Mapping[str, float], *, unit: str) -> None:
+    empty = Curve(np.array([]), np.array([]))
+    train, validation = history.curves.get("train/loss", empty), history.validation
+    axes.plot(train.steps, train.values, lw=1.1, color=MUTED, label="training")
+    axes.plot(validation.steps, validation.values, lw=1.4, ms=4, **style_of(0), label="validation")
+    if len(validation.steps):
+        best = int(np.argmin(validation.values))
+        axes.plot(validation.steps[best], validation.values[best], "o", ms=9, mfc="none", color=INK)
+    for number, (name, loss) in enumerate(lines.items(), 1):
+        colour = COLOURS[number % len(COLOURS)]
+        axes.axhline(loss, lw=1.1, ls=(0, (5, 3)), color=colour, label=drawable(name))
+    # The losses at the start would hide all differences after it.
+    late = [c.values[c.steps >= 0.1 * history.last_step] for c in (train, validation)]
+    shown = np.concatenate([*late, list(lines.values())])
+    low, high = float(shown.min()), float(np.quantile(shown, 0.98))
+    room = max(high - low, 1e-3)
+    axes.set_ylim(low - 0.08 * room, high + 0.15 * room)
+    _finish(axes, f"loss (nats/{unit})")
+    axes.legend()
+
+
+def _draw_curve(axes: "Axes", curve: Curve, label: str, *, is_log: bool) -> None:
+    if is_log and curve.values.min() > 0:
+        axes.set_yscale("log")
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis(lambda value, _: f"{value:g}")
+    elif curve.values.min() >= 0:
+        axes.set_ylim(0, 1.08 * float(curve.values.max()) or 1.0)
+    axes.plot(curve.steps, curve.values, lw=1.2, color=COLOURS[0])
+    _finish(axes, label)
+
+
+def _finish(axes: "Axes", label: str) -> None:
+    axes.grid()
+    axes.set_axisbelow(True)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)

@@ -1,0 +1,232 @@
+"""The report of a run: one web page, the same as Markdown, and its figures as files."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from charrnn_jax.config import default_config, diff
+from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.copies import Span, copied_spans, longest_matches
+from charrnn_jax.evaluation.protocols import make_protocol
+from charrnn_jax.files import replacing
+from charrnn_jax.messages import format_seconds
+from charrnn_jax.models.char_rnn import layers_of
+from charrnn_jax.reports.document import (
+    Cell,
+    Document,
+    Mark,
+    Quote,
+    Section,
+    Table,
+    to_html,
+    to_markdown,
+)
+from charrnn_jax.reports.drawing import drawing
+from charrnn_jax.reports.run.figures import draw_figures, make_charts
+from charrnn_jax.reports.run.history import History, Sampled, read_history
+from charrnn_jax.workdir.run import Run
+
+MAX_SAMPLES = 6  # texts that are shown
+SHORTEST_COPY = 30  # characters of a copied span that is highlighted
+
+
+def write_run_report(
+    run: Run, folder: Path, *, training_text: str | None, formats: Sequence[str] = ()
+) -> None:
+    """Writes report.html and report.md, and the figures as `report.<figure>.<format>`.
+
+    Each file is replaced whole.
+
+    Args:
+      run: the run, opened at the checkpoint that the report is about.
+      folder: folder to write to.
+      training_text: text that the model was trained on, in which copied spans are looked up; None:
+        it is not available.
+      formats: formats of the figures, such as "png", "svg" or "pdf".
+
+    Raises:
+      UserError: `evaluation.json` is damaged, or the rows cannot be read.
+    """
+    history = read_history(run.workdir)
+    lines = _other_models(run)
+    document = Document(
+        title=run.workdir.resolve().name,
+        overview=_overview(run, history),
+        sections=[
+            _evaluation_section(run),
+            _samples_section(history, training_text),
+            _layers_section(run),
+            _config_section(run),
+        ],
+        charts=make_charts(history, lines, unit=run.vocabulary.unit),
+    )
+    for name, text in (("html", to_html(document)), ("md", to_markdown(document))):
+        with replacing(folder / f"report.{name}") as partial:
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    if not formats:
+        return
+    with drawing(fonttype="path"):
+        for name, figure in draw_figures(history, lines, unit=run.vocabulary.unit).items():
+            for form in formats:
+                with replacing(folder / f"report.{name}.{form}") as partial:
+                    figure.savefig(partial, format=form, dpi=200)
+
+
+def _other_models(run: Run) -> dict[str, float]:
+    """Returns the losses of models without a network under the protocol of validation."""
+    label = make_protocol(run.config.evaluation).label
+    evaluations = run.evaluations()
+    if "validation" not in evaluations:
+        return {}
+    return {
+        name.removesuffix(label).strip(): loss["nats_per_char"]
+        for name, loss in evaluations["validation"].get("baselines", {}).items()
+        if name.endswith(f" {label}")
+    }
+
+
+def _overview(run: Run, history: History) -> list[str]:
+    model, config = run.model, run.config
+    layers = f"{model.num_layers} layers of " if model.num_layers > 1 else ""
+    paragraphs = [
+        f"{layers}{model.cell}, {model.hidden_size:,} hidden units, trained on "
+        f"{run.corpus.without_folders().describe()}."
+    ]
+    if run.imported:
+        paragraphs[0] += " The model was imported: it was not trained here."
+    if run.origin:
+        paragraphs.append(f"It started from the weights of {run.origin.describe()}.")
+    if history.last_step:
+        paragraphs.append(
+            f"{history.last_step:,} steps of {config.data.batch_size} x "
+            f"{config.data.sequence_length} {run.vocabulary.kind}, {history.epoch:.3g} epochs, in "
+            f"{format_seconds(history.seconds)}."
+        )
+    if run.loss is not None:
+        unit = run.vocabulary.unit
+        paragraphs.append(
+            f"Checkpoint of step {run.step:,}: validation loss {run.loss:.4f} nats/{unit} "
+            f"({run.loss / math.log(2):.4f} bits/{unit}, perplexity {math.exp(run.loss):.3f}), "
+            f"{make_protocol(config.evaluation).label}."
+        )
+    return paragraphs
+
+
+def _layers_section(run: Run) -> Section:
+    layers = layers_of(run.model)
+    total = sum(num_params for _, _, num_params in layers)
+    rows = [
+        [Cell(name), Cell(shape), Cell(f"{num:,}", num), Cell(f"{num / total:.1%}", num / total)]
+        for name, shape, num in layers
+    ]
+    text = f"{total:,} parameters; B sequences of T {run.vocabulary.kind}."
+    table = Table(["Layer", "Output shape", "Parameters", "Share"], rows)
+    return Section("Layers", [text], [table])
+
+
+def _evaluation_section(run: Run) -> Section:
+    rows = []
+    for split, entry in run.evaluations().items():
+        losses = {f"network, {name}": loss for name, loss in entry["losses"].items()}
+        for name, loss in {**losses, **entry.get("baselines", {})}.items():
+            nats, error = loss["nats_per_char"], loss.get("standard_error")
+            rows.append(
+                [
+                    Cell(split),
+                    Cell(name),
+                    Cell(f"{nats:.4f}", nats),
+                    Cell("" if error is None else f"{error:.4f}", error),
+                    Cell(f"{nats / math.log(2):.4f}", nats),
+                    Cell(f"{math.exp(nats):.3f}", nats),
+                ]
+            )
+    if not rows:
+        why = "Not evaluated at this step: run charrnn evaluate, and then this command again."
+        return Section("Evaluation", [why])
+    unit = run.vocabulary.unit
+    columns = ["Split", "Model and protocol", f"Nats/{unit}", "Standard error", f"Bits/{unit}"]
+    text = (
+        "The whole split, each character once. Losses of different protocols must not be compared."
+    )
+    return Section("Evaluation", [text], [Table([*columns, "Perplexity"], rows)])
+
+
+def _samples_section(history: History, training_text: str | None) -> Section:
+    samples = _spread(history.samples)
+    if not samples:
+        return Section("Samples", ["The run has written no samples."])
+    paragraphs = [
+        "Text that the model wrote while it was trained, with the same prompt and seed. The "
+        "prompt is part of it."
+    ]
+    marks: list[list[Mark]] = [[] for _ in samples]
+    texts = [sample.prompt + sample.text for sample in samples]
+    if training_text is None:
+        paragraphs.append("The training text was not found, so copied spans are not marked.")
+    else:
+        matches = longest_matches(texts, training_text)
+        marks = [
+            _marks(copied_spans(found, at_least=SHORTEST_COPY), training_text) for found in matches
+        ]
+        paragraphs.append(
+            f"Marked: spans of at least {SHORTEST_COPY} characters that stand in the training "
+            f"text; {sum(map(len, marks))} were found. The note on each says where."
+        )
+    quotes = [
+        Quote(f"Step {sample.step:,}, temperature {sample.temperature:g}", text, found)
+        for sample, text, found in zip(samples, texts, marks, strict=True)
+    ]
+    return Section("Samples", paragraphs, quotes=quotes)
+
+
+def _spread(samples: Sequence[Sampled]) -> list[Sampled]:
+    """Returns at most `MAX_SAMPLES` of the samples, the first and the last among them."""
+    if len(samples) <= MAX_SAMPLES:
+        return list(samples)
+    last = len(samples) - 1
+    return [samples[round(i * last / (MAX_SAMPLES - 1))] for i in range(MAX_SAMPLES)]
+
+
+def _marks(spans: Sequence[Span], training_text: str) -> list[Mark]:
+    """Returns marks that do not overlap, of spans that may."""
+    marks, end = [], 0
+    for span in spans:
+        start, stop = max(span.start, end), span.start + span.length
+        if stop > start:
+            place = span.place + start - span.start
+            line = training_text.count("\n", 0, place) + 1
+            note = f"from character {place:,}, line {line:,}, of the training text"
+            marks.append(Mark(start, stop - start, note))
+            end = stop
+    return marks
+
+
+def _config_section(run: Run) -> Section:
+    changes = diff(default_config(), run.config)
+    rows = [
+        [Cell(name), Cell(repr(ours)), Cell(repr(theirs))]
+        for name, (theirs, ours) in changes.items()
+    ]
+    text = "Fields that differ from the default; config.json in the run has all."
+    return Section("Config", [text], [Table(["Field", "Value", "Default"], rows)])
+
+
+def read_training_text(run: Run, *, path: str = "") -> str | None:
+    """Returns the text that a run was trained on; None if it is not known or not there.
+
+    Args:
+      run: the run.
+      path: path of the text, if it was moved; "": where it was.
+
+    Raises:
+      UserError: `path` is given, and is not the text of the run.
+    """
+    if run.imported:
+        return None
+    try:
+        dataset = run.load_dataset(path)
+    except (UserError, OSError):
+        if path:
+            raise
+        return None
+    return run.vocabulary.decode(dataset.splits["train"])
