@@ -13,7 +13,7 @@ of its own. Two layers have as many parameters as the base; `experiments/cells.p
 
 from charrnn_jax.config import default_config
 
-METHODS = (
+METHODS: tuple[dict, ...] = (
     {},  # the base
     {"optimizer.learning_rate": 1e-2},
     {"model.dropout": 0.2},

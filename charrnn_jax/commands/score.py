@@ -1,17 +1,30 @@
-"""`charrnn score`: computes the loss of a given text."""
+"""`charrnn score`: computes the loss of a given text, and shows it character by character."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from charrnn_jax.commands.arguments import (
     checkpoint_flags,
     hint_at_unk,
     open_run,
+    path,
     path_text,
     read_text,
     unk_flag,
 )
 from charrnn_jax.errors import UserError
-from charrnn_jax.messages import show
+from charrnn_jax.files import replacing
+from charrnn_jax.messages import NOTES, show
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from charrnn_jax.evaluation.surprise import Surprise
+    from charrnn_jax.workdir.run import Run
+
+_NUM_LIKELIEST = 5  # characters that a page lists for each prediction
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -26,25 +39,36 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help='file to score; "-": standard input',
     )
     parser.add_argument("--per_char", action="store_true", help="print the bits of each character")
+    parser.add_argument(
+        "--html",
+        type=path,
+        metavar="FILE",
+        help="write a page with the text, each character coloured by its bits",
+    )
+    parser.add_argument(
+        "--beside", type=path, metavar="DIR", help="with --html: workdir of a run to compare with"
+    )
     unk_flag(parser)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Prints the loss."""
+    """Prints the loss, and writes the page if it is asked for."""
+    if args.beside and not args.html:
+        raise UserError("--beside compares two runs on a page: give --html=FILE, too")
     trained = open_run(args, overrides)
     import numpy as np
 
     from charrnn_jax.evaluation.metrics import CrossEntropy
-    from charrnn_jax.evaluation.protocols import Carried
+    from charrnn_jax.workdir.run import load_run
 
     text = args.text
     if text is None:
         text = read_text(args.text_file, kind=trained.vocabulary.kind)
-    with hint_at_unk():
-        tokens = trained.vocabulary.encode(text, unk=args.unk)
-    if len(tokens) < 2:
-        raise UserError("nothing to score: the first character is context, so give two or more")
-    losses = np.concatenate(list(Carried().losses(trained.params, tokens, model=trained.model)))
+    runs = [trained, *([load_run(args.beside)] if args.beside else [])]
+    scored = [_score(each, text, unk=args.unk) for each in runs]
+    if args.html:
+        _write_page(args.html, runs, scored)
+    tokens, (losses, _, _) = scored[0]
     if args.per_char:
         for token, nats in zip(tokens[1:], losses, strict=True):
             show(f"{trained.vocabulary.decode([token])!r}\t{nats / np.log(2):.4f} bits")
@@ -53,3 +77,45 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         f"{loss.describe(trained.vocabulary.unit)}, perplexity {loss.describe_perplexity()} "
         f"({loss.count:,} {trained.vocabulary.kind} after the first, carried)"
     )
+
+
+def _score(run: "Run", text: str | bytes, *, unk: str) -> "tuple[np.ndarray, Surprise]":
+    """Returns the tokens of a text, and the predictions of all but the first."""
+    from charrnn_jax.evaluation.surprise import surprise
+
+    if isinstance(text, bytes) and run.vocabulary.kind == "characters":
+        raise UserError(f"{run.workdir} reads characters, and the other run bytes: give --text")
+    with hint_at_unk():
+        tokens = run.vocabulary.encode(text, unk=unk)
+    if len(tokens) < 2:
+        raise UserError("nothing to score: the first character is context, so give two or more")
+    num_likeliest = min(_NUM_LIKELIEST, run.vocabulary.size)
+    return tokens, surprise(run.params, tokens, model=run.model, num_likeliest=num_likeliest)
+
+
+def _write_page(
+    file: Path, runs: "Sequence[Run]", scored: "Sequence[tuple[np.ndarray, Surprise]]"
+) -> None:
+    from charrnn_jax.evaluation.surprise import by_character
+    from charrnn_jax.reports.surprise.page import Reader, make_surprise_page
+
+    names = [run.workdir.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.workdir) for run in runs]
+    readers, texts = [], []
+    for name, run, (tokens, found) in zip(names, runs, scored, strict=True):
+        vocabulary = run.vocabulary
+        text, losses = by_character(found.losses, tokens, vocabulary=vocabulary)
+        is_bytes = vocabulary.kind == "bytes"  # then what is likely is no character
+        symbols = [] if is_bytes else [vocabulary.decode([i]) for i in range(vocabulary.size)]
+        readers.append(Reader(name, losses, None if is_bytes else found, symbols))
+        texts.append(text)
+    if texts[0] != texts[-1]:
+        raise UserError(
+            "the two runs know other characters, so they do not read the same text: leave out what "
+            "one of them does not know"
+        )
+    with replacing(file) as partial:
+        page = make_surprise_page(texts[0], readers, title="Surprise")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+    NOTES.info(f"Wrote {file}")

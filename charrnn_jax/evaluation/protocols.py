@@ -68,7 +68,7 @@ class Cold(Protocol):
             return
         rows = min(self.batch_size, -(-num_chars // length), most // length)
         zero_carry = model.initialize_carry(rows)
-        for batch, num_targets in _segments(tokens, rows=rows, length=length):
+        for batch, num_targets in segments(tokens, rows=rows, length=length):
             _, losses = eval_step(params, zero_carry, batch, model=model)
             yield jax.device_get(losses).reshape(-1)[:num_targets]
 
@@ -91,7 +91,7 @@ def _pass(params: Params, tokens: np.ndarray, *, model: CharRNN) -> Iterator[np.
     """Yields the losses of one text, whose carry is kept; see `Protocol.losses`."""
     carry = model.initialize_carry(1)
     length = min(_SEGMENT, len(tokens) - 1, _most_characters(model))
-    for batch, num_targets in _segments(tokens, rows=1, length=length):
+    for batch, num_targets in segments(tokens, rows=1, length=length):
         carry, losses = eval_step(params, carry, batch, model=model)
         yield jax.device_get(losses).reshape(-1)[:num_targets]
 
@@ -101,7 +101,7 @@ def _most_characters(model: CharRNN) -> int:
     return max(_LOGITS_BYTES // (4 * model.vocabulary_size), 1)
 
 
-def _segments(tokens: np.ndarray, *, rows: int, length: int) -> Iterator[tuple[Batch, int]]:
+def segments(tokens: np.ndarray, *, rows: int, length: int) -> Iterator[tuple[Batch, int]]:
     """Yields (batch [rows, length] on the device, number of its targets that are in the text)."""
     for start in range(0, len(tokens) - 1, rows * length):
         piece = np.asarray(tokens[start : start + rows * length + 1], np.int32)
