@@ -11,10 +11,50 @@ from charrnn_jax.messages import PROGRESS, format_seconds
 from charrnn_jax.processes import is_first_process, say_once
 
 LONG_RUN_SECONDS = 15 * 60
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+class Sparkline:
+    """The course of the loss as a few characters, each the mean of as many steps.
+
+    >>> line = Sparkline(longest=4)
+    >>> for loss in (4, 3, 2, 2, 1, 1, 1, 1):
+    ...     line.add(loss)
+    >>> str(line)
+    '█▄▁▁'
+
+    Args:
+      longest: most characters, an even number; with more means, neighbours are joined.
+    """
+
+    def __init__(self, longest: int = 16):
+        self._longest = longest
+        self._width = 1  # steps in a mean
+        self._means: list[float] = []
+        self._sum, self._count = 0.0, 0  # of the steps after the last mean
+
+    def add(self, loss: float) -> None:
+        """Adds the loss of a step."""
+        self._sum, self._count = self._sum + loss, self._count + 1
+        if self._count < self._width:
+            return
+        if len(self._means) == self._longest:
+            pairs = zip(self._means[::2], self._means[1::2], strict=True)
+            self._means, self._width = [(a + b) / 2 for a, b in pairs], 2 * self._width
+            return  # this mean is now half of one
+        self._means.append(self._sum / self._count)
+        self._sum, self._count = 0.0, 0
+
+    def __str__(self) -> str:
+        if len(self._means) < 2:
+            return ""
+        low, high = min(self._means), max(self._means)
+        scale = (len(_BARS) - 1) / ((high - low) or 1.0)
+        return "".join(_BARS[round((mean - low) * scale)] for mean in self._means)
 
 
 class Progress:
-    """A progress bar with epoch, loss, chars/s and time left, and lines printed above it.
+    """A progress bar with epoch, loss and its course, chars/s and time left, and lines above it.
 
     The bar is shown only on a terminal; lines always go to standard output. After the first steps,
     a line estimates how long training will take. A run with a label is one of several in this
@@ -43,6 +83,9 @@ class Progress:
             smoothing=0.1,
         )
         self._num_steps = num_steps
+        self._course = Sparkline()
+        encoding = getattr(sys.stderr, "encoding", None) or ""
+        self._shows_course = encoding.lower().replace("-", "") == "utf8"
 
     def __enter__(self) -> "Progress":
         return self
@@ -72,7 +115,9 @@ class Progress:
         speed = "" if math.isnan(chars_per_second) else f", {chars_per_second:,.0f} chars/s"
         self._bar.set_description(f"epoch {epoch}", refresh=False)
         left = "" if seconds_left is None else f", {format_seconds(seconds_left)} left"
-        self._bar.set_postfix_str(f"loss {loss:.4f}{speed}{left}", refresh=False)
+        self._course.add(loss)
+        course = f" {self._course}".rstrip() if self._shows_course else ""
+        self._bar.set_postfix_str(f"loss {loss:.4f}{course}{speed}{left}", refresh=False)
         self._bar.update(step - self._bar.n)
         if self._timed is not None and seconds is not None:
             self._timed.append(seconds)
