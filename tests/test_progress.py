@@ -46,4 +46,4 @@ def test_bar_shows_the_course_of_the_loss_where_the_terminal_can(
             progress._bar.refresh()
     shown = terminal.getvalue().rpartition("\r")[2]
     assert "loss 0.5000" in shown
-    assert ("loss 0.5000 █" in shown) == (encoding == "UTF-8")
+    assert ("100,000 chars/s █" in shown) == (encoding == "UTF-8")

@@ -1,6 +1,8 @@
 """`score --html`: the numbers of a text, and the page that shows them, in a real browser."""
 
+import base64
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from helpers import VOCABULARY, V, forward, make, slow
 from ml_collections import ConfigDict
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
 
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
@@ -18,7 +21,8 @@ from charrnn_jax.evaluation import surprise as module
 from charrnn_jax.evaluation.protocols import Carried
 from charrnn_jax.evaluation.surprise import Surprise, by_character, surprise
 from charrnn_jax.main import main
-from charrnn_jax.reports.surprise.page import Reader, make_surprise_page
+from charrnn_jax.reports.page import escape_text
+from charrnn_jax.reports.surprise.page import Reader, _pack, make_surprise_page
 from charrnn_jax.training.loop import train
 
 
@@ -45,6 +49,11 @@ def test_losses_of_bytes_are_added_by_character() -> None:
     found = by_character(losses, tokens, vocabulary=vocabulary)
     assert found[0] == text
     np.testing.assert_array_equal(found[1], [0, 1 + 2, 3 + 4 + 5, 6])
+    text = "漢a"  # the bytes of the first character are context
+    found = by_character(np.arange(1.0, 4), vocabulary.encode(text), vocabulary=vocabulary)
+    np.testing.assert_array_equal(found[1], [0, 3])
+    with pytest.raises(UserError, match="one character, which is context"):
+        by_character(losses[:1], vocabulary.encode("é"), vocabulary=vocabulary)
     with pytest.raises(UserError, match="not UTF-8 at byte 2"):
         by_character(losses[:3], tokens[[0, 0, 1, 0]], vocabulary=vocabulary)
     ids = VOCABULARY.encode(VOCABULARY.characters)
@@ -69,9 +78,9 @@ def test_command_writes_the_page_beside_the_loss(
     plain = capsys.readouterr().out
     assert main([*text, f"--html={page}", f"--beside={tmp_path / 'b'}"]) == 0
     assert capsys.readouterr().out == plain
-    bits = plain.split(", ")[1]
-    assert f"<strong>a</strong>: {bits}" in page.read_text(encoding="utf-8")
-    assert "<strong>b</strong>" in page.read_text(encoding="utf-8")
+    bits, shown = plain.split(", ")[1], page.read_text(encoding="utf-8")
+    assert re.search(rf"<strong>a, step \d+</strong>: {bits}", shown)
+    assert "<strong>b, step" in shown
     assert main([*text, f"--beside={tmp_path / 'b'}"]) == 2
     assert "give --html=FILE, too" in capsys.readouterr().err
 
@@ -86,7 +95,7 @@ def readers(text: str, num: int) -> list[Reader]:
     for k in range(num):
         losses = np.concatenate([[0.0], rng.uniform(0, 12 * math.log(2), len(text) - 1)])
         likeliest = rng.integers(0, len(symbols), (len(text) - 1, 3))
-        shares = np.tile([0.5, 0.25, 0.0001], (len(text) - 1, 1))
+        shares = np.tile([0.5, 0.006, 0.0001], (len(text) - 1, 1))
         found.append(
             Reader(f"<i>run {k}", losses, Surprise(losses[1:], likeliest, shares), symbols)
         )
@@ -108,10 +117,30 @@ def colours(driver: webdriver.Chrome) -> list[float]:
     )
 
 
-TEXT = (
+LINE = (
     "</div><script>document.title = 'broken'</script> &amp; 漢字 \N{SLIGHTLY SMILING FACE}\n\n\tz"
-    * 20
 )
+TEXT = f"{LINE}\r\n\r" * 30 + "no line break " * 300 + LINE * 20  # in several blocks
+
+
+def test_losses_on_the_page_are_rounded_such_that_their_sums_are_exact() -> None:
+    """In 16 bits, or in 8 for long texts."""
+    losses = np.random.default_rng(0).exponential(0.02, 5000)
+    for fine, kind in ((True, "<u2"), (False, "u1")):
+        packed = _pack(Reader("x", losses), fine=fine)
+        units = np.frombuffer(base64.b64decode(packed["losses"]), kind)
+        assert packed["bytes"] == units.itemsize
+        step = packed["step"]
+        np.testing.assert_allclose(units * step, losses, atol=step * 1.001)
+        np.testing.assert_allclose(np.cumsum(units) * step, losses.cumsum(), atol=step * 0.501)
+
+
+def test_a_browser_changes_no_character_of_an_escaped_text() -> None:
+    assert escape_text("\r\n<\0") == "&#13;\n&lt;\N{REPLACEMENT CHARACTER}"
+
+
+NAMES = {" ": "space", "\n": "line break", "\r": "carriage return", "\t": "tab"}
+IS_FILLED = "return Boolean(arguments[0].filled)"
 
 
 @pytest.mark.parametrize("width", [1280, slow(375)])
@@ -128,6 +157,11 @@ def test_each_character_has_the_colour_of_its_bits_and_keys_show_its_numbers(
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
         shown = driver.execute_script("return document.getElementById('text').textContent")
         assert shown == TEXT
+        for block in driver.find_elements("css selector", "#text div"):
+            driver.execute_script("arguments[0].scrollIntoView()", block)
+            wait = WebDriverWait(driver, 30)
+            wait.until(lambda _, block=block: driver.execute_script(IS_FILLED, block))
+        driver.execute_script("scrollTo(0, 0)")
         np.testing.assert_allclose(colours(driver), np.minimum(bits[0] / 8, 1), atol=2e-3)
         buttons = driver.find_elements("name", "shown")
         buttons[1].click()
@@ -144,10 +178,10 @@ def test_each_character_has_the_colour_of_its_bits_and_keys_show_its_numbers(
         symbols = both[0].symbols
         for line, reader, of in zip(details.text.splitlines(), both, bits, strict=True):
             likely = [symbols[i] for i in reader.surprise.likeliest[2]]
-            named = [{" ": "space", "\n": "line break", "\t": "tab"}.get(c, c) for c in likely]
+            named = [NAMES.get(c, c) for c in likely]
             assert f"{reader.name}: {TEXT[3]} {of[3]:.2f} bits" in line
             assert f"up to here {of[1:4].mean():.3f} bits/char. Likeliest:" in line
-            assert line.endswith(f"{named[0]} 50% {named[1]} 25% {named[2]} below 0.1%")
+            assert line.endswith(f"{named[0]} 50% {named[1]} 0.6% {named[2]} below 0.1%")
         region.send_keys(Keys.END)
         assert f"{bits[0][1:].mean():.3f} bits/char" in details.text
         first = driver.find_element("css selector", "#text span")

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from pathlib import Path
 
 from charrnn_jax.commands.arguments import (
     checkpoint_flags,
@@ -38,19 +39,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Writes the report into the workdir, once or until Ctrl-C."""
     trained = open_run(args, overrides)
-    from charrnn_jax.reports.run.report import read_training_text, write_run_report
+    from charrnn_jax.reports.run.copies import Copies
+    from charrnn_jax.reports.run.report import write_run_report
 
-    text = read_training_text(trained, path=args.path)
-    rows = trained.workdir / "metrics.jsonl"
+    copies = Copies(trained, path=args.path)
     while True:
-        written = rows.stat().st_mtime_ns if rows.exists() else 0
-        write_run_report(trained, trained.workdir, training_text=text, formats=args.figures)
+        written = _times(trained.workdir)
+        write_run_report(trained, trained.workdir, copies=copies, formats=args.figures)
         show(f"Step {trained.step:,}: {trained.workdir / 'report.html'}", flush=True)
         if not args.watch:
             return
-        while not rows.exists() or rows.stat().st_mtime_ns == written:
+        while _times(trained.workdir) == written:
             time.sleep(args.watch)
         trained = open_run(args, overrides)
+
+
+def _times(workdir: Path) -> list[int]:
+    """Returns when each thing that a report shows was written; 0: it does not exist."""
+    names = ("metrics.jsonl", "samples.jsonl", "evaluation.json", "checkpoints")
+    files = [workdir / name for name in names]
+    return [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
 
 
 def _formats(text: str) -> tuple[str, ...]:

@@ -21,7 +21,6 @@ from charrnn_jax.messages import NOTES, show
 if TYPE_CHECKING:
     import numpy as np
 
-    from charrnn_jax.evaluation.surprise import Surprise
     from charrnn_jax.workdir.run import Run
 
 _NUM_LIKELIEST = 5  # characters that a page lists for each prediction
@@ -46,7 +45,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="write a page with the text, each character coloured by its bits",
     )
     parser.add_argument(
-        "--beside", type=path, metavar="DIR", help="with --html: workdir of a run to compare with"
+        "--beside",
+        type=path,
+        metavar="DIR",
+        help="with --html: workdir of another run, whose best checkpoint is shown, too",
     )
     unk_flag(parser)
 
@@ -59,16 +61,22 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     import numpy as np
 
     from charrnn_jax.evaluation.metrics import CrossEntropy
+    from charrnn_jax.evaluation.protocols import Carried, char_losses
     from charrnn_jax.workdir.run import load_run
 
     text = args.text
     if text is None:
         text = read_text(args.text_file, kind=trained.vocabulary.kind)
-    runs = [trained, *([load_run(args.beside)] if args.beside else [])]
-    scored = [_score(each, text, unk=args.unk) for each in runs]
+    tokens = _encode(text, trained, unk=args.unk)
+    losses = char_losses(trained.params, tokens, model=trained.model, protocol=Carried())
     if args.html:
-        _write_page(args.html, runs, scored)
-    tokens, (losses, _, _) = scored[0]
+        read = [(trained, tokens, losses)]
+        if args.beside:
+            other = load_run(args.beside)
+            its = _encode(text, other, unk=args.unk)
+            its_losses = char_losses(other.params, its, model=other.model, protocol=Carried())
+            read.append((other, its, its_losses))
+        _write_page(args.html, read)
     if args.per_char:
         for token, nats in zip(tokens[1:], losses, strict=True):
             show(f"{trained.vocabulary.decode([token])!r}\t{nats / np.log(2):.4f} bits")
@@ -79,41 +87,39 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     )
 
 
-def _score(run: "Run", text: str | bytes, *, unk: str) -> "tuple[np.ndarray, Surprise]":
-    """Returns the tokens of a text, and the predictions of all but the first."""
-    from charrnn_jax.evaluation.surprise import surprise
-
+def _encode(text: str | bytes, run: "Run", *, unk: str) -> "np.ndarray":
     if isinstance(text, bytes) and run.vocabulary.kind == "characters":
         raise UserError(f"{run.workdir} reads characters, and the other run bytes: give --text")
     with hint_at_unk():
         tokens = run.vocabulary.encode(text, unk=unk)
     if len(tokens) < 2:
         raise UserError("nothing to score: the first character is context, so give two or more")
-    num_likeliest = min(_NUM_LIKELIEST, run.vocabulary.size)
-    return tokens, surprise(run.params, tokens, model=run.model, num_likeliest=num_likeliest)
+    return tokens
 
 
-def _write_page(
-    file: Path, runs: "Sequence[Run]", scored: "Sequence[tuple[np.ndarray, Surprise]]"
-) -> None:
-    from charrnn_jax.evaluation.surprise import by_character
-    from charrnn_jax.reports.surprise.page import Reader, make_surprise_page
+def _write_page(file: Path, read: "Sequence[tuple[Run, np.ndarray, np.ndarray]]") -> None:
+    """Writes the page of the runs that have read a text, each with its tokens and losses."""
+    from charrnn_jax.evaluation.surprise import by_character, surprise
+    from charrnn_jax.reports.surprise.page import MOST_WITH_LIKELIEST, Reader, make_surprise_page
 
-    names = [run.workdir.resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run.workdir) for run in runs]
+    workdirs = [run.workdir.resolve() for run, _, _ in read]
+    are_alike = len({workdir.name for workdir in workdirs}) < len(workdirs)
     readers, texts = [], []
-    for name, run, (tokens, found) in zip(names, runs, scored, strict=True):
-        vocabulary = run.vocabulary
-        text, losses = by_character(found.losses, tokens, vocabulary=vocabulary)
-        is_bytes = vocabulary.kind == "bytes"  # then what is likely is no character
-        symbols = [] if is_bytes else [vocabulary.decode([i]) for i in range(vocabulary.size)]
-        readers.append(Reader(name, losses, None if is_bytes else found, symbols))
+    for workdir, (run, tokens, losses) in zip(workdirs, read, strict=True):
+        vocabulary, predicted = run.vocabulary, None
+        # What is likely is no character if tokens are bytes.
+        if vocabulary.kind == "characters" and len(tokens) <= MOST_WITH_LIKELIEST:
+            num = min(_NUM_LIKELIEST, vocabulary.size)
+            predicted = surprise(run.params, tokens, model=run.model, num_likeliest=num)
+        symbols = [vocabulary.decode([i]) for i in range(vocabulary.size)] if predicted else []
+        text, losses = by_character(losses, tokens, vocabulary=vocabulary)
+        name = f"{workdir if are_alike else workdir.name}, step {run.step:,}"
+        readers.append(Reader(name, losses, predicted, symbols))
         texts.append(text)
     if texts[0] != texts[-1]:
         raise UserError(
-            "the two runs know other characters, so they do not read the same text: leave out what "
-            "one of them does not know"
+            "the two runs know different characters, so they do not read the same text: leave out "
+            "what one of them does not know"
         )
     with replacing(file) as partial:
         page = make_surprise_page(texts[0], readers, title="Surprise")

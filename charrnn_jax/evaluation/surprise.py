@@ -67,7 +67,7 @@ def by_character(
 ) -> tuple[str, np.ndarray]:
     """Returns a text and the loss of each of its characters; that of the first is 0.
 
-    The losses of the bytes of a character are added.
+    The losses of the bytes of a character are added; those of the first character do not count.
 
     Args:
       losses: [N] losses in nats.
@@ -75,7 +75,7 @@ def by_character(
       vocabulary: vocabulary of the model.
 
     Raises:
-      UserError: the tokens are bytes, and not UTF-8.
+      UserError: the tokens are bytes, and not UTF-8 or fewer than two characters.
     """
     losses = np.concatenate([[0.0], losses])
     if vocabulary.kind == "characters":
@@ -87,5 +87,8 @@ def by_character(
         raise UserError(
             f"the text is not UTF-8 at byte {error.start:,}, so it cannot be shown: convert it"
         ) from error
+    if len(text) < 2:
+        raise UserError("the text is one character, which is context: give two or more")
     starts = np.flatnonzero((raw & 0xC0) != 0x80)  # other bytes continue a character
+    losses[: starts[1]] = 0.0
     return text, np.add.reduceat(losses, starts)

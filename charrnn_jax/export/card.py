@@ -11,7 +11,6 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -81,16 +80,13 @@ def make_card(run: Run) -> ModelCard:
     Raises:
       UserError: `evaluation.json` is damaged.
     """
-    config = run.config.to_dict()
     protocols = [make_protocol(run.config.evaluation, name) for name in PROTOCOLS]
-    for section, field in (("data", "path"), ("train", "init_from")):
-        config[section][field] = Path(config[section][field]).name
     return ModelCard(
         name=run.workdir.resolve().name,
         step=run.step,
         model=run.model,
         vocabulary=run.vocabulary,
-        config=config,
+        config=run.config_without_folders().to_dict(),
         corpus=run.corpus.without_folders(),
         losses=run.losses(),
         protocols={protocol.label: protocol.description for protocol in protocols},

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from charrnn_jax.reports.page import make_page
+from charrnn_jax.reports.page import escape_text, make_page
 
 _STYLE, _SCRIPT = Path(__file__).with_name("document.css"), Path(__file__).with_name("document.js")
 _LONG = 40  # cells with more characters may break into lines
@@ -116,12 +116,18 @@ def _html_quote(quote: Quote) -> str:
     parts, end = [], 0
     for mark in quote.marks:
         stop = mark.start + mark.length
-        parts.append(escape(quote.text[end : mark.start]))
+        parts.append(escape_text(quote.text[end : mark.start]))
         parts.append(f'<mark title="{escape(mark.note)}">')
-        parts.append(f"{escape(quote.text[mark.start : stop])}</mark>")
+        parts.append(f"{escape_text(quote.text[mark.start : stop])}</mark>")
         end = stop
-    text = "".join([*parts, escape(quote.text[end:])])
-    return f'<div><h3>{escape(quote.title)}</h3><pre tabindex="0">\n{text}</pre></div>'
+    text = "".join([*parts, escape_text(quote.text[end:])])
+    # A title is read by a pointer only.
+    notes = "".join(f"<li>{escape(mark.note)}</li>" for mark in quote.marks)
+    return (
+        f"<div><h3>{escape(quote.title)}</h3>"
+        f'<pre tabindex="0" role="region" aria-label="{escape(quote.title)}">\n{text}</pre>'
+        f"{f'<ol>{notes}</ol>' if notes else ''}</div>"
+    )
 
 
 def _html_paragraphs(paragraphs: Sequence[str]) -> str:

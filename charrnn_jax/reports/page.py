@@ -77,6 +77,14 @@ def make_page(body: str, *, title: str, style: str, script: str, data: Any = Non
 """
 
 
+def escape_text(text: str) -> str:
+    """Returns the HTML of a text, of which a browser drops and changes no character.
+
+    Only NUL, which no page can hold, becomes U+FFFD.
+    """
+    return escape(text).replace("\r", "&#13;").replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def _variables(colours: dict[str, str]) -> str:
     return " ".join(f"--{name}: {value};" for name, value in colours.items())
 

@@ -116,8 +116,9 @@ class Progress:
         self._bar.set_description(f"epoch {epoch}", refresh=False)
         left = "" if seconds_left is None else f", {format_seconds(seconds_left)} left"
         self._course.add(loss)
+        # Last, since a narrow terminal cuts the end off.
         course = f" {self._course}".rstrip() if self._shows_course else ""
-        self._bar.set_postfix_str(f"loss {loss:.4f}{course}{speed}{left}", refresh=False)
+        self._bar.set_postfix_str(f"loss {loss:.4f}{speed}{left}{course}", refresh=False)
         self._bar.update(step - self._bar.n)
         if self._timed is not None and seconds is not None:
             self._timed.append(seconds)

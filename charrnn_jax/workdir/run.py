@@ -112,6 +112,13 @@ class Run:
                 by_protocol[protocol] = loss["nats_per_char"]
         return losses
 
+    def config_without_folders(self) -> ConfigDict:
+        """Returns a copy of the config for publication: paths are reduced to their last parts."""
+        config = self.config.copy_and_resolve_references()
+        config.data.path = Path(config.data.path).name
+        config.train.init_from = Path(config.train.init_from).name
+        return config
+
     def evaluations(self) -> dict[str, Evaluated]:
         """Returns what `charrnn evaluate` found on the run's own text, by split.
 

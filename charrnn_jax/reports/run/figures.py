@@ -26,7 +26,7 @@ _OTHERS = {  # curve -> (title, label of the axis, whether the axis is logarithm
     "train/learning_rate": ("Learning rate", "learning rate", False),
     "train/gradient_norm": ("Gradient", "norm of the gradient", True),
     "train/update_ratio": ("Size of an update", "norm of update / norm of weights", True),
-    "train/chars_per_second": ("Speed", "characters/s", False),
+    "train/chars_per_second": ("Speed", "{unit}s/s", False),
 }
 
 
@@ -46,7 +46,7 @@ def draw_figures(history: History, lines: Mapping[str, float], *, unit: str) -> 
         if curve := history.curves.get(name):
             file_name = name.removeprefix("train/")
             figures[file_name], axes = make_figure(height=2.4)
-            _draw_curve(axes, curve, label, is_log=is_log)
+            _draw_curve(axes, curve, label.format(unit=unit), is_log=is_log)
     return figures
 
 
@@ -69,29 +69,32 @@ def _caption(name: str, history: History, lines: Mapping[str, float]) -> str:
             text += f" Validation: {history.protocol}, all of the split; the ring is the lowest."
         if lines:
             text += " Dashed: other models on the same split, under the same protocol."
-        return f"{text} Losses above the axis, such as at the start, are cut off."
+        return f"{text} Training losses above the axis, such as at the start, are cut off."
     return {
-        "gradient_norm": "Before clipping, on a logarithmic axis.",
-        "update_ratio": "On a logarithmic axis.",
-        "chars_per_second": "Characters of training text, without pauses for evaluation.",
+        "gradient_norm": "Before clipping.",
+        "chars_per_second": "Training text, without pauses for evaluation.",
     }.get(name, "")
 
 
 def _draw_loss(axes: "Axes", history: History, lines: Mapping[str, float], *, unit: str) -> None:
     empty = Curve(np.array([]), np.array([]))
     train, validation = history.curves.get("train/loss", empty), history.validation
-    axes.plot(train.steps, train.values, lw=1.1, color=MUTED, label="training")
-    axes.plot(validation.steps, validation.values, lw=1.4, ms=4, **style_of(0), label="validation")
+    if len(train.steps):
+        axes.plot(train.steps, train.values, _format(train), lw=1.1, ms=4, color=MUTED)
+        axes.lines[-1].set_label("training")
     if len(validation.steps):
+        style = style_of(0)
+        axes.plot(validation.steps, validation.values, lw=1.4, ms=4, label="validation", **style)
         best = int(np.argmin(validation.values))
         axes.plot(validation.steps[best], validation.values[best], "o", ms=9, mfc="none", color=INK)
     for number, (name, loss) in enumerate(lines.items(), 1):
         colour = COLOURS[number % len(COLOURS)]
         axes.axhline(loss, lw=1.1, ls=(0, (5, 3)), color=colour, label=drawable(name))
     # The losses at the start would hide all differences after it.
-    late = [c.values[c.steps >= 0.1 * history.last_step] for c in (train, validation)]
-    shown = np.concatenate([*late, list(lines.values())])
-    low, high = float(shown.min()), float(np.quantile(shown, 0.98))
+    trained, validated = _late(train, history), _late(validation, history)
+    highest = [np.quantile(trained, 0.98)] if len(trained) else []
+    others = [*validated, *lines.values()]
+    low, high = float(min([*trained, *others])), float(max([*highest, *others]))
     room = max(high - low, 1e-3)
     axes.set_ylim(low - 0.08 * room, high + 0.15 * room)
     _finish(axes, f"loss (nats/{unit})")
@@ -105,8 +108,19 @@ def _draw_curve(axes: "Axes", curve: Curve, label: str, *, is_log: bool) -> None
             axis(lambda value, _: f"{value:g}")
     elif curve.values.min() >= 0:
         axes.set_ylim(0, 1.08 * float(curve.values.max()) or 1.0)
-    axes.plot(curve.steps, curve.values, lw=1.2, color=COLOURS[0])
+    axes.plot(curve.steps, curve.values, _format(curve), lw=1.2, ms=4, color=COLOURS[0])
     _finish(axes, label)
+
+
+def _late(curve: Curve, history: History) -> np.ndarray:
+    """Returns the values after a tenth of the steps so far; all, if there are none."""
+    late = curve.values[curve.steps >= 0.1 * history.last_step]
+    return late if len(late) else curve.values
+
+
+def _format(curve: Curve) -> str:
+    """Returns the format of a line; a single point would be invisible without a mark."""
+    return "o-" if len(curve.steps) == 1 else "-"
 
 
 def _finish(axes: "Axes", label: str) -> None:

@@ -1,12 +1,10 @@
 """The report of a run: one web page, the same as Markdown, and its figures as files."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from charrnn_jax.config import default_config, diff
-from charrnn_jax.errors import UserError
-from charrnn_jax.evaluation.copies import Span, copied_spans, longest_matches
+from charrnn_jax.evaluation.metrics import CrossEntropy
 from charrnn_jax.evaluation.protocols import make_protocol
 from charrnn_jax.files import replacing
 from charrnn_jax.messages import format_seconds
@@ -14,7 +12,6 @@ from charrnn_jax.models.char_rnn import layers_of
 from charrnn_jax.reports.document import (
     Cell,
     Document,
-    Mark,
     Quote,
     Section,
     Table,
@@ -22,16 +19,16 @@ from charrnn_jax.reports.document import (
     to_markdown,
 )
 from charrnn_jax.reports.drawing import drawing
+from charrnn_jax.reports.run.copies import SHORTEST_COPY, Copies
 from charrnn_jax.reports.run.figures import draw_figures, make_charts
 from charrnn_jax.reports.run.history import History, Sampled, read_history
 from charrnn_jax.workdir.run import Run
 
 MAX_SAMPLES = 6  # texts that are shown
-SHORTEST_COPY = 30  # characters of a copied span that is highlighted
 
 
 def write_run_report(
-    run: Run, folder: Path, *, training_text: str | None, formats: Sequence[str] = ()
+    run: Run, folder: Path, *, copies: Copies, formats: Sequence[str] = ()
 ) -> None:
     """Writes report.html and report.md, and the figures as `report.<figure>.<format>`.
 
@@ -40,8 +37,7 @@ def write_run_report(
     Args:
       run: the run, opened at the checkpoint that the report is about.
       folder: folder to write to.
-      training_text: text that the model was trained on, in which copied spans are looked up; None:
-        it is not available.
+      copies: finds the spans of samples that stand in the training text.
       formats: formats of the figures, such as "png", "svg" or "pdf".
 
     Raises:
@@ -54,7 +50,7 @@ def write_run_report(
         overview=_overview(run, history),
         sections=[
             _evaluation_section(run),
-            _samples_section(history, training_text),
+            _samples_section(history, copies),
             _layers_section(run),
             _config_section(run),
         ],
@@ -103,10 +99,10 @@ def _overview(run: Run, history: History) -> list[str]:
             f"{format_seconds(history.seconds)}."
         )
     if run.loss is not None:
-        unit = run.vocabulary.unit
+        loss = CrossEntropy(run.loss, 1)
         paragraphs.append(
-            f"Checkpoint of step {run.step:,}: validation loss {run.loss:.4f} nats/{unit} "
-            f"({run.loss / math.log(2):.4f} bits/{unit}, perplexity {math.exp(run.loss):.3f}), "
+            f"Checkpoint of step {run.step:,}: validation loss "
+            f"{loss.describe(run.vocabulary.unit)}, perplexity {loss.describe_perplexity()}, "
             f"{make_protocol(config.evaluation).label}."
         )
     return paragraphs
@@ -130,19 +126,19 @@ def _evaluation_section(run: Run) -> Section:
         losses = {f"network, {name}": loss for name, loss in entry["losses"].items()}
         for name, loss in {**losses, **entry.get("baselines", {})}.items():
             nats, error = loss["nats_per_char"], loss.get("standard_error")
+            whole = CrossEntropy(nats, 1)
             rows.append(
                 [
                     Cell(split),
                     Cell(name),
                     Cell(f"{nats:.4f}", nats),
                     Cell("" if error is None else f"{error:.4f}", error),
-                    Cell(f"{nats / math.log(2):.4f}", nats),
-                    Cell(f"{math.exp(nats):.3f}", nats),
+                    Cell(f"{whole.bits_per_char:.4f}", nats),
+                    Cell(whole.describe_perplexity(), nats),
                 ]
             )
     if not rows:
-        why = "Not evaluated at this step: run charrnn evaluate, and then this command again."
-        return Section("Evaluation", [why])
+        return Section("Evaluation", [_why_not_evaluated(run)])
     unit = run.vocabulary.unit
     columns = ["Split", "Model and protocol", f"Nats/{unit}", "Standard error", f"Bits/{unit}"]
     text = (
@@ -151,7 +147,15 @@ def _evaluation_section(run: Run) -> Section:
     return Section("Evaluation", [text], [Table([*columns, "Perplexity"], rows)])
 
 
-def _samples_section(history: History, training_text: str | None) -> Section:
+def _why_not_evaluated(run: Run) -> str:
+    if run.imported:
+        return "An imported model, whose own text is not known: there is no split to evaluate."
+    if not run.config.data.validation_fraction:
+        return "There is no validation split; charrnn evaluate --split=train evaluates the other."
+    return "Not evaluated at this step: run charrnn evaluate, and then this command again."
+
+
+def _samples_section(history: History, copies: Copies) -> Section:
     samples = _spread(history.samples)
     if not samples:
         return Section("Samples", ["The run has written no samples."])
@@ -159,18 +163,14 @@ def _samples_section(history: History, training_text: str | None) -> Section:
         "Text that the model wrote while it was trained, with the same prompt and seed. The "
         "prompt is part of it."
     ]
-    marks: list[list[Mark]] = [[] for _ in samples]
     texts = [sample.prompt + sample.text for sample in samples]
-    if training_text is None:
+    if (marks := copies.marks(texts)) is None:
         paragraphs.append("The training text was not found, so copied spans are not marked.")
+        marks = [[] for _ in samples]
     else:
-        matches = longest_matches(texts, training_text)
-        marks = [
-            _marks(copied_spans(found, at_least=SHORTEST_COPY), training_text) for found in matches
-        ]
         paragraphs.append(
             f"Marked: spans of at least {SHORTEST_COPY} characters that stand in the training "
-            f"text; {sum(map(len, marks))} were found. The note on each says where."
+            f"text; {sum(map(len, marks))} were found, and the notes say where."
         )
     quotes = [
         Quote(f"Step {sample.step:,}, temperature {sample.temperature:g}", text, found)
@@ -187,46 +187,11 @@ def _spread(samples: Sequence[Sampled]) -> list[Sampled]:
     return [samples[round(i * last / (MAX_SAMPLES - 1))] for i in range(MAX_SAMPLES)]
 
 
-def _marks(spans: Sequence[Span], training_text: str) -> list[Mark]:
-    """Returns marks that do not overlap, of spans that may."""
-    marks, end = [], 0
-    for span in spans:
-        start, stop = max(span.start, end), span.start + span.length
-        if stop > start:
-            place = span.place + start - span.start
-            line = training_text.count("\n", 0, place) + 1
-            note = f"from character {place:,}, line {line:,}, of the training text"
-            marks.append(Mark(start, stop - start, note))
-            end = stop
-    return marks
-
-
 def _config_section(run: Run) -> Section:
-    changes = diff(default_config(), run.config)
+    changes = diff(default_config(), run.config_without_folders())
     rows = [
         [Cell(name), Cell(repr(ours)), Cell(repr(theirs))]
         for name, (theirs, ours) in changes.items()
     ]
     text = "Fields that differ from the default; config.json in the run has all."
     return Section("Config", [text], [Table(["Field", "Value", "Default"], rows)])
-
-
-def read_training_text(run: Run, *, path: str = "") -> str | None:
-    """Returns the text that a run was trained on; None if it is not known or not there.
-
-    Args:
-      run: the run.
-      path: path of the text, if it was moved; "": where it was.
-
-    Raises:
-      UserError: `path` is given, and is not the text of the run.
-    """
-    if run.imported:
-        return None
-    try:
-        dataset = run.load_dataset(path)
-    except (UserError, OSError):
-        if path:
-            raise
-        return None
-    return run.vocabulary.decode(dataset.splits["train"])

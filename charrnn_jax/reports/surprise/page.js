@@ -16,7 +16,7 @@ for (const reader of readers) {
   for (let i = 1; i < units.length; i++) reader.sums[i] = reader.sums[i - 1] + reader.bits[i];
   if (reader.num) {
     reader.ids = numbers(reader.likeliest, 2);
-    reader.shares = numbers(reader.probabilities, 1);
+    reader.shares = numbers(reader.probabilities, 2);
   }
 }
 
@@ -78,6 +78,7 @@ showScale();
 let selected = null;
 function visible(character) {
   if (character === "\n") return "line break";
+  if (character === "\r") return "carriage return";
   if (character === " ") return "space";
   return character === "\t" ? "tab" : character;
 }
@@ -100,14 +101,16 @@ function describe(index, character) {
   for (const reader of readers) {
     const line = document.createElement("div");
     const bits = reader.bits[index];
+    const rough = reader.bytes === 1;  // in steps of 0.09 bits, whose sums are exact
+    const loss = rough ? ` about ${bits.toFixed(1)} bits` :
+      ` ${bits.toFixed(2)} bits, probability ${percent(2 ** -bits)}`;
     add(line, readers.length > 1 ? `${reader.name}: ` : "", {code: character},
-      ` ${bits.toFixed(2)} bits, probability ${percent(2 ** -bits)}; up to here ` +
-      `${(reader.sums[index] / index).toFixed(3)} bits/char`);
+      `${loss}; up to here ${(reader.sums[index] / index).toFixed(3)} bits/char`);
     if (reader.num) {
       add(line, ". Likeliest:");
       const first = (index - 1) * reader.num;
       for (let k = first; k < first + reader.num; k++) {
-        add(line, " ", {code: reader.symbols[reader.ids[k]]}, ` ${percent(reader.shares[k] / 255)}`);
+        add(line, " ", {code: reader.symbols[reader.ids[k]]}, ` ${percent(reader.shares[k] / 65535)}`);
       }
     }
     details.append(line);

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from charrnn_jax.evaluation.surprise import Surprise
-from charrnn_jax.reports.page import make_page
+from charrnn_jax.reports.page import escape_text, make_page
 
 _FOLDER = Path(__file__).parent
 _BLOCK = 2000  # characters that are coloured together, when they come into view
 _FINE = 200_000  # characters up to which losses are kept in 16 bits, not 8
-_MOST_WITH_LIKELIEST = 50_000  # characters; with more, the page would be too large
+MOST_WITH_LIKELIEST = 50_000  # characters; with more, the page would be too large
 
 
 class Reader(NamedTuple):
@@ -77,8 +77,8 @@ def _choices(readers: Sequence[Reader]) -> str:
     first, second = (escape(reader.name) for reader in readers)
     labels = (first, second, f"{first} minus {second}")
     inputs = "\n".join(
-        f'<label><input type="radio" name="shown" value="{value}"{" checked" * (value == 0)}> '
-        f"{label}</label>"
+        f'<label><input type="radio" name="shown" value="{value}" autocomplete="off"'
+        f"{' checked' * (value == 0)}> {label}</label>"
         for value, label in enumerate(labels)
     )
     return f'<fieldset aria-label="Colour by">\n{inputs}\n</fieldset>\n'
@@ -91,8 +91,7 @@ def _blocks(text: str) -> str:
         end = text.rfind("\n", start, start + _BLOCK) + 1
         if end <= start or start + _BLOCK >= len(text):
             end = min(start + _BLOCK, len(text))
-        # HTML drops a line break at the start of nothing but <pre>, so it stays here.
-        blocks.append(f"<div>{escape(text[start:end], quote=False)}</div>")
+        blocks.append(f"<div>{escape_text(text[start:end])}</div>")
         start = end
     return "".join(blocks)
 
@@ -100,11 +99,13 @@ def _blocks(text: str) -> str:
 def _pack(reader: Reader, *, fine: bool) -> dict[str, Any]:
     """Returns the numbers of a reader as data for the page: whole numbers in base64."""
     kind, step = (np.uint16, 1 / 2000) if fine else (np.uint8, 1 / 16)
-    units = np.minimum(np.round(reader.losses / step), np.iinfo(kind).max).astype(kind)
+    # What rounding adds to a character is taken from the next, so that sums stay exact.
+    rounded = np.diff(np.round(np.cumsum(reader.losses, dtype=np.float64) / step), prepend=0)
+    units = np.minimum(rounded, np.iinfo(kind).max).astype(kind)
     packed = {"name": reader.name, "losses": _base64(units), "step": step, "bytes": units.itemsize}
-    if reader.surprise is None or len(reader.losses) > _MOST_WITH_LIKELIEST:
+    if reader.surprise is None or len(reader.losses) > MOST_WITH_LIKELIEST:
         return packed
-    probabilities = np.round(reader.surprise.probabilities * 255).astype(np.uint8)
+    probabilities = np.round(reader.surprise.probabilities * 65535).astype(np.uint16)
     return packed | {
         "likeliest": _base64(reader.surprise.likeliest.astype(np.uint16)),
         "probabilities": _base64(probabilities),

@@ -75,8 +75,10 @@ def labels_of(summaries: Sequence[Summary], *, longest: int = 34) -> list[str]:
     labels = []
     for rank, each in enumerate(configurations, 1):
         if sparse:
-            short = {name.split(".")[-1]: value for name, value in each.settings.items()}
-            text = changes_text(short, [name.split(".")[-1] for name in names])
+            changed = {n: value for n, value in each.settings.items() if n in names}
+            short = {n.split(".")[-1]: value for n, value in changed.items()}
+            shown = short if len(short) == len(changed) else changed
+            text = changes_text(shown, list(shown))
         else:
             text = ", ".join(setting_text(each, name) for name in names)
         labels.append(drawable(f"#{rank} {text}".strip(), longest))

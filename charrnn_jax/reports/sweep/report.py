@@ -288,7 +288,8 @@ def _methods(summaries: Sequence[Summary], protocol: str) -> list[str]:
 
 def _describe(configuration: Configuration, summaries: Sequence[Summary]) -> str:
     names = varying([each.configuration for each in summaries])
-    return f" ({changes_text(configuration.settings, names)})" if names else ""
+    text = changes_text(configuration.settings, names)
+    return f" ({'no changes' if text == 'none' else text})" if names else ""
 
 
 def _count_text(results: Sequence[Result]) -> str:
