@@ -9,6 +9,10 @@ of its paper where that gives one, and the learning rate of the base: this asks 
 worth to someone who switches it on, not at its best. Other optimizers need other rates, and have
 the best of two to four, found with seed 0. The base does better at twice its rate, which is a row
 of its own. Two layers have as many parameters as the base; `experiments/cells.py` compares cells.
+
+Measured on two cores (AMD EPYC, Zen 5), in about an hour, validation carried: the base has 1.5158
+nats/char, Muon 1.4840, AdamW at 1e-2 1.5017, two layers and wsd 1.505; every regularisation loses,
+since nothing overfits in four epochs. docs/results.md has the table.
 """
 
 from charrnn_jax.config import default_config

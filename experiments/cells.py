@@ -8,6 +8,10 @@ All models have 165,000 parameters, and each cell has the best of seven learning
 third command with one seed. The first two have five seeds. `min_gru` and `min_lstm` have three
 layers with residual connections, since a single one cannot combine characters; a layer of `rg_lru`
 is a whole block. A run has one CPU core, if the machine has as many cores as the sweep has workers.
+
+Measured on two cores (AMD EPYC, Zen 5), validation carried: layer_norm_lstm is best by steps, with
+1.5183 nats/char, and layer_norm_gru by time, with 1.5159; the GRU has 1.5584 and 1.5353. The first
+two commands take 16 and 18 minutes.
 """
 
 from charrnn_jax.config import UserError, default_config
