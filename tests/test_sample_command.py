@@ -223,7 +223,7 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    saved = tmp_path / "text.npz"
+    saved, written = tmp_path / "text.npz", tmp_path / "text.txt"
     lines = ["<", "/set temperature 0.5", "", "/again", "/tree", "/back", "/back", "é\\n", "Z"]
     lines += [
         "/set stop Z",
@@ -236,7 +236,9 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
         "/back 9",
     ]
     lines += [
-        f"/save {saved}",
+        f"/save --state {saved}",
+        f"/save {written}",
+        f"/save  {written}",
         "/show",
         f"/open {saved}",
         "/open /absent",
@@ -264,7 +266,8 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
         after.setdefault(line, shown)
     assert len(after["<"]) == 41
     tree = after["/tree"].splitlines()
-    assert [line[:8] for line in tree] == ["   1 '" + tree[0][6:8], "   2   '", "*  3   '"]
+    assert tree[0].startswith("   1 '<' + '")
+    assert [line[:8] for line in tree[1:]] == ["   2   '", "*  3   '"]  # nothing was typed
     assert after["/back"].startswith("...<")
     assert "! there is no text before it" in out
     assert "! not in the vocabulary: 'Z' at position 0" in after["Z"]
@@ -278,7 +281,10 @@ def test_an_interactive_session_goes_on_goes_back_and_branches(
     assert "no text 9" in after["/back 9"]
     assert after["/back 1"].startswith("...<")
     assert len(after["/back 1"]) < len(after["/back 3"])
-    assert after[f"/save {saved}"] == f"Saved to {saved}\n"
+    assert after[f"/save --state {saved}"] == f"Saved to {saved}\n"
+    assert after[f"/save {written}"] == f"Saved to {written}\n"
+    assert written.read_text(encoding="utf-8") + "\n" == after["/show"]
+    assert f"{written} exists: give another name" in after[f"/save  {written}"]
     assert after["/show"] == after[f"/open {saved}"]
     assert after["/show"].startswith("<")
     assert "é\n" in after["/show"]
@@ -353,6 +359,7 @@ def test_ctrl_c_ends_a_text_and_not_the_session(trained: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "charrnn_jax.main", *flags],
         cwd=ROOT,
+        env={**os.environ, "TERM": "xterm"},
         stdin=theirs,
         stdout=theirs,
         stderr=subprocess.STDOUT,
@@ -373,6 +380,12 @@ def test_ctrl_c_ends_a_text_and_not_the_session(trained: Path) -> None:
         wait_for(b"[1] > ")
         os.write(ours, b"/set\n")
         wait_for(b"temperature 1.0")
+        os.write(ours, b"/set num_chars 3\n/new <s\n")
+        wait_for(b"[2] > ")
+        os.write(ours, b"\x1b[200~c\nr\x1b[201~\r")  # two lines that are pasted
+        wait_for(b"[3] > ")
+        os.write(ours, b"/tree\n")
+        wait_for(b"'c\\nr' + ")
         os.write(ours, b"/quit\n")
         assert process.wait(60) == 0
     finally:

@@ -5,11 +5,13 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from charrnn_jax.commands.arguments import path, positive
 from charrnn_jax.commands.choices import CHOICES
 from charrnn_jax.errors import UserError, file_error
+from charrnn_jax.files import replacing
 from charrnn_jax.generation.continuation import Continuation
 from charrnn_jax.generation.sampler import Sampler
 from charrnn_jax.generation.writer import encode_stop
@@ -22,11 +24,12 @@ for a slash at the start of a line.
   Ctrl-C              stop the model
   /again              write another text from the same point
   /back [K]           go back to the text before this one, or to text K
-  /tree               show all texts, each below the text that it continues
+  /tree               show all texts, each below the text that it continues: typed + written
   /show               show the whole text
   /new [TEXT]         start a new text
   /save FILE          save the text
-  /open FILE          open a saved text
+  /save --state FILE  save it with the state of the model, for /open
+  /open FILE          open a text that was saved with the state
   /set                show the settings; to change one: /set temperature 0.7
   /quit               leave, as does Ctrl-D"""
 
@@ -36,11 +39,13 @@ class Node(NamedTuple):
 
     Attributes:
       parent: index of the text that it continues; -1: none.
+      typed: what the user added to that text.
       before: the text before the model continued it.
       after: the text after the model continued it.
     """
 
     parent: int
+    typed: str
     before: Continuation
     after: Continuation
 
@@ -69,8 +74,13 @@ class Session:
         """Reads lines until there are no more. Ctrl-C interrupts an answer, not the session."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  # `input` then has a history
-        show("Type the start of a text, and the model continues it. /help shows all commands.")
+            import readline  # `input` then has a history
+
+            readline.parse_and_bind("set enable-bracketed-paste on")  # several lines are one text
+        show(
+            "Type the start of a text, and the model continues it. The first time takes longer, "
+            "since programs are compiled. /help shows all commands."
+        )
         if prompts:
             show(prompts[0], end="")
             self._do(lambda: self.add(prompts[0]))
@@ -111,7 +121,7 @@ class Session:
             "tree": lambda: _show_tree(self.nodes, now=self.now),
             "show": lambda: show(self._present().after.text),
             "new": lambda: self.new(rest.replace("\\n", "\n")),
-            "save": lambda: self.save(_file(rest)),
+            "save": lambda: self.save(rest),
             "open": lambda: self.open(_file(rest)),
             "set": lambda: self.set(rest),
         }
@@ -126,18 +136,18 @@ class Session:
         after = self._present().after
         if not text and after.last:
             text = after.last.stop  # otherwise the model would stop there again
-        self._write(after.read(text, unk=self.unk), parent=self.now)
+        self._write(after.read(text, unk=self.unk), parent=self.now, typed=text)
 
     def new(self, prompt: str) -> None:
         """Starts a new text."""
         start = Continuation.start(self.sampler, prompt, seed=self.seed, unk=self.unk)
         self.seed += 1
-        self._write(start, parent=-1)
+        self._write(start, parent=-1, typed=prompt)
 
     def again(self) -> None:
         """Writes another text from where the model continued the current one."""
         node = self._present()
-        self._write(node.before.branch(self.seed), parent=node.parent)
+        self._write(node.before.branch(self.seed), parent=node.parent, typed=node.typed)
         self.seed += 1
 
     def back(self, number: str) -> None:
@@ -148,15 +158,25 @@ class Session:
         self.now = target
         show(f"...{self.nodes[target].after.text[-200:]}")
 
-    def save(self, file: str) -> None:
-        """Saves the current text."""
-        self._present().after.save(file)
+    def save(self, rest: str) -> None:
+        """Saves the current text, or with --state what `open` reads; replaces no file."""
+        flag, _, name = rest.strip().partition(" ")
+        with_state = flag == "--state"
+        file = Path(_file(name if with_state else rest))
+        text = self._present().after
+        if file.exists():
+            raise UserError(f"{file} exists: give another name")
+        if with_state:
+            text.save(file)
+        else:
+            with replacing(file) as partial:
+                partial.write_text(text.text, encoding="utf-8", newline="\n")
         show(f"Saved to {file}")
 
     def open(self, file: str) -> None:
         """Opens a saved text."""
         loaded = Continuation.load(file, sampler=self.sampler)
-        self._append(Node(-1, loaded, loaded))
+        self._append(Node(-1, "", loaded, loaded))
         show(loaded.text)
 
     def set(self, rest: str) -> None:
@@ -191,7 +211,7 @@ class Session:
             raise UserError("there is no text yet: type the start of one")
         return self.nodes[self.now]
 
-    def _write(self, before: Continuation, *, parent: int) -> None:
+    def _write(self, before: Continuation, *, parent: int, typed: str) -> None:
         with _interruptible() as interrupted:
 
             def show_piece(piece: str) -> bool:
@@ -200,7 +220,7 @@ class Session:
 
             after = before.write(on_text=show_piece, **self.settings)
         show()
-        self._append(Node(parent, before, after))
+        self._append(Node(parent, typed, before, after))
 
     def _append(self, node: Node) -> None:
         self.nodes.append(node)
@@ -223,7 +243,8 @@ def _show_tree(nodes: list[Node], *, now: int, parent: int = -1, depth: int = 0)
     for i, node in enumerate(nodes):
         if node.parent == parent:
             text = node.after.last.text if node.after.last else node.after.text
-            show(f"{'*' if i == now else ' '}{i + 1:3} {'  ' * depth}{text[:50]!r}")
+            typed = f"{node.typed[-30:]!r} + " if node.typed else ""
+            show(f"{'*' if i == now else ' '}{i + 1:3} {'  ' * depth}{typed}{text[:50]!r}")
             _show_tree(nodes, now=now, parent=i, depth=depth + 1)
 
 
