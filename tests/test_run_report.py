@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shutil
-from html import unescape
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,15 @@ def test_report_says_what_the_run_has_recorded(
             assert (trained / f"report.{name}.{form}").read_bytes().startswith(start)
     text = (trained / "report.md").read_text(encoding="utf-8")
     assert f"step {run.step:,}: validation loss {run.loss:.4f} nats/char" in text
+
+
+def test_a_notebook_shows_a_run_as_a_table(trained: Path) -> None:
+    run = load_run(trained)
+    shown = dict(re.findall(r"<th>(.*?)</th><td>(.*?)</td>", run._repr_html_()))
+    assert shown["run"] == f"{escape(str(trained))}, step {run.step}"
+    assert shown["model"] == "gru, 1 x 16 hidden units"
+    assert shown["parameters"] == "2,066"
+    assert shown["validation loss, cold-32"] == f"{run.loss:.4f} nats/char"
 
 
 def test_copied_spans_are_marked_with_their_place(

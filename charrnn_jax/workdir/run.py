@@ -1,6 +1,7 @@
 """`load_run`: opens a run, finished or still in training, to use its model."""
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -111,6 +112,26 @@ class Run:
             for protocol, loss in entry["losses"].items():
                 by_protocol[protocol] = loss["nats_per_char"]
         return losses
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows of the run."""
+        model = self.model
+        losses = [
+            (f"{split} loss, {protocol}", f"{nats:.4f} nats/{self.vocabulary.unit}")
+            for split, by_protocol in self.losses().items()
+            for protocol, nats in by_protocol.items()
+        ]
+        num_params = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        facts = [
+            ("run", f"{self.workdir}, step {self.step:,}"),
+            ("text", self.corpus.without_folders().describe()),
+            ("vocabulary", f"{self.vocabulary.size:,} {self.vocabulary.kind}, with [UNK]"),
+            ("model", f"{model.cell}, {model.num_layers} x {model.hidden_size:,} hidden units"),
+            ("parameters", f"{num_params:,}"),
+            *losses,
+        ]
+        rows = (f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in facts)
+        return f"<table>{''.join(rows)}</table>"
 
     def config_without_folders(self) -> ConfigDict:
         """Returns a copy of the config for publication: paths are reduced to their last parts."""
