@@ -8,9 +8,9 @@ Every method is off in the first runs. The sweep compares the validation loss, o
 with the model's own inputs has two passes and takes longer; a step with short sequences is shorter,
 but reads less text. All runs have the same number of steps.
 
-Measured on two cores (AMD EPYC, Zen 5), in 18 minutes: none of them helps. The plain model has 1.5675
-nats/char, rollouts of 8 have 1.5706, the length warm-up 1.5776, rollouts of 24 1.6041, and scheduled
-sampling 1.71 to 2.05. Text does not drift with its length, also without them.
+Measured on two cores (AMD EPYC, Zen 5), in 18 minutes: none of them helps. The plain model has
+1.5675 nats/char, rollouts of 8 have 1.5706, the length warm-up 1.5776, rollouts of 24 1.6041, and
+scheduled sampling 1.71 to 2.05. Text does not drift with its length, also without them.
 """
 
 from charrnn_jax.config import default_config
