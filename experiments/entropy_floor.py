@@ -7,7 +7,7 @@ The argument is a source, as `charrnn corpora` lists them; `even` if there is no
 every cell on each of them: 16,000 parameters, 1,500 steps, one rate, validation carried. `min_gru`
 and `min_lstm` have three layers with residual connections, and `rg_lru` has two blocks.
 
-All but the linear cells (`min_gru`, `min_lstm` and, less so, `rg_lru`) come close to every floor;
+All but the linear cells (`min_gru`, `min_lstm` and, less so, `rg_lru`) come close to most floors;
 the table is in docs/evaluation.md. Measured on two cores that were busy with other work, 11 minutes
 for the sweep. The GRU has these losses, and excesses over the floor, in nats/char: iid 1.6501,
 +0.0002; markov:2 0.9227, +0.0006; golden-mean 0.4631, +0.0001; even 0.4615, +0.0001; noisy-period
