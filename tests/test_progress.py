@@ -41,6 +41,7 @@ def test_bar_shows_the_course_of_the_loss_where_the_terminal_can(
     terminal = Terminal(encoding)
     monkeypatch.setattr(sys, "stderr", terminal)
     with Progress(num_steps=9, start=0, steps_per_epoch=4) as progress:
+        progress._bar.dynamic_ncols, progress._bar.ncols = None, 200  # nothing is cut off
         for step in range(1, 9):
             progress.update(step, loss=4 / step, chars_per_second=1e5, seconds=0.1)
             progress._bar.refresh()
