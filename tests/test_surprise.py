@@ -3,7 +3,6 @@
 import base64
 import math
 import re
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,27 +17,25 @@ from selenium.webdriver.support.wait import WebDriverWait
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation import surprise as module
-from charrnn_jax.evaluation.protocols import Carried
-from charrnn_jax.evaluation.surprise import Surprise, by_character, surprise
+from charrnn_jax.evaluation.surprise import Likeliest, by_character, find_likeliest
 from charrnn_jax.main import main
 from charrnn_jax.reports.page import escape_text
 from charrnn_jax.reports.surprise.page import Reader, _pack, make_surprise_page
 from charrnn_jax.training.loop import train
 
 
-def test_numbers_are_those_of_one_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Across the pieces in which the text is read, and as the protocol `carried` has them."""
+def test_likeliest_characters_are_those_of_one_forward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Across the pieces in which the text is read."""
     monkeypatch.setattr(module, "_SEGMENT", 7)
     model, params, _, _ = make("gru", num_layers=2)
     tokens = np.random.default_rng(0).integers(1, V, 24)
-    found = surprise(params, tokens, model=model, num_likeliest=3)
+    found = find_likeliest(params, tokens, model=model, num=3)
     _, logits = forward(params, model.initialize_carry(1), tokens[None, :-1], model=model)
     p = np.asarray(jax.nn.softmax(logits[0]))
-    close = partial(np.testing.assert_allclose, rtol=1e-5)
-    close(found.losses, -np.log(p[np.arange(23), tokens[1:]]))
-    close(found.losses, np.concatenate(list(Carried().losses(params, tokens, model=model))))
-    np.testing.assert_array_equal(found.likeliest, np.argsort(-p, axis=-1)[:, :3])
-    close(found.probabilities, -np.sort(-p, axis=-1)[:, :3])
+    np.testing.assert_array_equal(found.ids, np.argsort(-p, axis=-1)[:, :3])
+    np.testing.assert_allclose(found.probabilities, -np.sort(-p, axis=-1)[:, :3], rtol=1e-5)
 
 
 def test_losses_of_bytes_are_added_by_character() -> None:
@@ -83,6 +80,15 @@ def test_command_writes_the_page_beside_the_loss(
     assert "<strong>b, step" in shown
     assert main([*text, f"--beside={tmp_path / 'b'}"]) == 2
     assert "give --html=FILE, too" in capsys.readouterr().err
+    (tmp_path / "other.txt").write_text("abc \n" * 1000)
+    tiny_config.data.path, tiny_config.sample.prompt = str(tmp_path / "other.txt"), "a"
+    train(tiny_config, tmp_path / "c")
+    page.unlink()
+    assert main([*text, f"--html={page}", f"--beside={tmp_path / 'c'}"]) == 2
+    assert f"{tmp_path / 'c'}: not in the vocabulary" in capsys.readouterr().err
+    assert main([*text, f"--html={page}", f"--beside={tmp_path / 'c'}", "--unk=skip"]) == 2
+    assert "the two runs know different characters" in capsys.readouterr().err
+    assert not page.exists()
 
 
 # --- the page -----------------------------------------------------------------------------------
@@ -96,9 +102,7 @@ def readers(text: str, num: int) -> list[Reader]:
         losses = np.concatenate([[0.0], rng.uniform(0, 12 * math.log(2), len(text) - 1)])
         likeliest = rng.integers(0, len(symbols), (len(text) - 1, 3))
         shares = np.tile([0.5, 0.006, 0.0001], (len(text) - 1, 1))
-        found.append(
-            Reader(f"<i>run {k}", losses, Surprise(losses[1:], likeliest, shares), symbols)
-        )
+        found.append(Reader(f"<i>run {k}", losses, Likeliest(likeliest, shares), symbols))
     return found
 
 
@@ -177,7 +181,7 @@ def test_each_character_has_the_colour_of_its_bits_and_keys_show_its_numbers(
         region.send_keys(Keys.ARROW_RIGHT * 3)
         symbols = both[0].symbols
         for line, reader, of in zip(details.text.splitlines(), both, bits, strict=True):
-            likely = [symbols[i] for i in reader.surprise.likeliest[2]]
+            likely = [symbols[i] for i in reader.likeliest.ids[2]]
             named = [NAMES.get(c, c) for c in likely]
             assert f"{reader.name}: {TEXT[3]} {of[3]:.2f} bits" in line
             assert f"up to here {of[1:4].mean():.3f} bits/char. Likeliest:" in line

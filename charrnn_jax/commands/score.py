@@ -67,16 +67,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     text = args.text
     if text is None:
         text = read_text(args.text_file, kind=trained.vocabulary.kind)
-    tokens = _encode(text, trained, unk=args.unk)
-    losses = char_losses(trained.params, tokens, model=trained.model, protocol=Carried())
+    read = []
+    for each in [trained, *([load_run(args.beside)] if args.beside else [])]:
+        tokens = _encode(text, each, unk=args.unk)
+        losses = char_losses(each.params, tokens, model=each.model, protocol=Carried())
+        read.append((each, tokens, losses))
     if args.html:
-        read = [(trained, tokens, losses)]
-        if args.beside:
-            other = load_run(args.beside)
-            its = _encode(text, other, unk=args.unk)
-            its_losses = char_losses(other.params, its, model=other.model, protocol=Carried())
-            read.append((other, its, its_losses))
         _write_page(args.html, read)
+    _, tokens, losses = read[0]
     if args.per_char:
         for token, nats in zip(tokens[1:], losses, strict=True):
             show(f"{trained.vocabulary.decode([token])!r}\t{nats / np.log(2):.4f} bits")
@@ -90,8 +88,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 def _encode(text: str | bytes, run: "Run", *, unk: str) -> "np.ndarray":
     if isinstance(text, bytes) and run.vocabulary.kind == "characters":
         raise UserError(f"{run.workdir} reads characters, and the other run bytes: give --text")
-    with hint_at_unk():
-        tokens = run.vocabulary.encode(text, unk=unk)
+    try:
+        with hint_at_unk():
+            tokens = run.vocabulary.encode(text, unk=unk)
+    except UserError as error:
+        raise UserError(f"{run.workdir}: {error}") from error
     if len(tokens) < 2:
         raise UserError("nothing to score: the first character is context, so give two or more")
     return tokens
@@ -99,22 +100,26 @@ def _encode(text: str | bytes, run: "Run", *, unk: str) -> "np.ndarray":
 
 def _write_page(file: Path, read: "Sequence[tuple[Run, np.ndarray, np.ndarray]]") -> None:
     """Writes the page of the runs that have read a text, each with its tokens and losses."""
-    from charrnn_jax.evaluation.surprise import by_character, surprise
+    import numpy as np
+
+    from charrnn_jax.evaluation.surprise import by_character, find_likeliest
     from charrnn_jax.reports.surprise.page import MOST_WITH_LIKELIEST, Reader, make_surprise_page
 
     workdirs = [run.workdir.resolve() for run, _, _ in read]
     are_alike = len({workdir.name for workdir in workdirs}) < len(workdirs)
     readers, texts = [], []
     for workdir, (run, tokens, losses) in zip(workdirs, read, strict=True):
-        vocabulary, predicted = run.vocabulary, None
+        if not np.isfinite(losses).all():
+            raise UserError(f"{run.workdir} has losses that are not finite, which no page can show")
+        vocabulary, likeliest = run.vocabulary, None
         # What is likely is no character if tokens are bytes.
         if vocabulary.kind == "characters" and len(tokens) <= MOST_WITH_LIKELIEST:
             num = min(_NUM_LIKELIEST, vocabulary.size)
-            predicted = surprise(run.params, tokens, model=run.model, num_likeliest=num)
-        symbols = [vocabulary.decode([i]) for i in range(vocabulary.size)] if predicted else []
+            likeliest = find_likeliest(run.params, tokens, model=run.model, num=num)
+        symbols = [vocabulary.decode([i]) for i in range(vocabulary.size)] if likeliest else []
         text, losses = by_character(losses, tokens, vocabulary=vocabulary)
         name = f"{workdir if are_alike else workdir.name}, step {run.step:,}"
-        readers.append(Reader(name, losses, predicted, symbols))
+        readers.append(Reader(name, losses, likeliest, symbols))
         texts.append(text)
     if texts[0] != texts[-1]:
         raise UserError(

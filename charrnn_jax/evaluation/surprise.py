@@ -1,13 +1,9 @@
-"""`surprise`: the loss of every character of a text, and what the model found likelier.
-
-The text is read in one pass that keeps the carry, as under the protocol `carried`.
-"""
+"""What a model found likely at each character of a text, and what each character cost."""
 
 from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from charrnn_jax.data.batches import Batch
@@ -19,47 +15,41 @@ from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward
 _SEGMENT = 512  # characters in one call; does not affect the result
 
 
-class Surprise(NamedTuple):
-    """Predictions of N characters, each from all characters before it.
+class Likeliest(NamedTuple):
+    """The K likeliest characters at each of N positions, the likeliest first.
 
     Attributes:
-      losses: [N] losses in nats.
-      likeliest: [N, K] ids of the characters that were likeliest, the likeliest first.
+      ids: [N, K] their ids.
       probabilities: [N, K] their probabilities.
     """
 
-    losses: np.ndarray
-    likeliest: np.ndarray
+    ids: np.ndarray
     probabilities: np.ndarray
 
 
-def surprise(
-    params: Params, tokens: np.ndarray, *, model: CharRNN, num_likeliest: int = 5
-) -> Surprise:
-    """Predicts every character of a text after the first.
+def find_likeliest(params: Params, tokens: np.ndarray, *, model: CharRNN, num: int) -> Likeliest:
+    """Predicts every character of a text after the first, each from all characters before it.
 
     Args:
       params: parameters of the model, as returned by `initialize_params`.
       tokens: [N + 1] ids, N at least 1.
       model: the model.
-      num_likeliest: K, at most V.
+      num: K, at most V.
     """
     carry, parts = model.initialize_carry(1), []
     for batch, num_targets in segments(tokens, rows=1, length=min(_SEGMENT, len(tokens) - 1)):
-        carry, part = _predict(params, carry, batch, model=model, num_likeliest=num_likeliest)
+        carry, part = _predict(params, carry, batch, model=model, num=num)
         parts.append([x[0, :num_targets] for x in jax.device_get(part)])
-    return Surprise(*map(np.concatenate, zip(*parts, strict=True)))
+    return Likeliest(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-@partial(jax.jit, static_argnames=("model", "num_likeliest"))
+@partial(jax.jit, static_argnames=("model", "num"))
 def _predict(
-    params: Params, carry: Carry, batch: Batch, *, model: CharRNN, num_likeliest: int
-) -> tuple[Carry, tuple[jax.Array, jax.Array, jax.Array]]:
+    params: Params, carry: Carry, batch: Batch, *, model: CharRNN, num: int
+) -> tuple[Carry, tuple[jax.Array, jax.Array]]:
     carry, logits = forward(params, carry, batch.inputs, model=model)
-    log_p = jax.nn.log_softmax(logits)
-    losses = -jnp.take_along_axis(log_p, batch.targets[..., None], axis=-1)[..., 0]
-    highest, ids = jax.lax.top_k(log_p, num_likeliest)
-    return carry, (losses, ids, jnp.exp(highest))
+    probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits), num)
+    return carry, (ids, probabilities)
 
 
 def by_character(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from charrnn_jax.evaluation.surprise import Surprise
+from charrnn_jax.evaluation.surprise import Likeliest
 from charrnn_jax.reports.page import escape_text, make_page
 
 _FOLDER = Path(__file__).parent
@@ -24,13 +24,13 @@ class Reader(NamedTuple):
     Attributes:
       name: what to call it.
       losses: [N] loss of each character in nats; 0 for the first, which is context.
-      surprise: what was likelier, for the N - 1 characters after the first; None: not known.
-      symbols: the character of each id in `surprise`.
+      likeliest: what was likely, for the N - 1 characters after the first; None: not known.
+      symbols: the character of each id in `likeliest`.
     """
 
     name: str
     losses: np.ndarray
-    surprise: Surprise | None = None
+    likeliest: Likeliest | None = None
     symbols: Sequence[str] = ()
 
 
@@ -103,13 +103,13 @@ def _pack(reader: Reader, *, fine: bool) -> dict[str, Any]:
     rounded = np.diff(np.round(np.cumsum(reader.losses, dtype=np.float64) / step), prepend=0)
     units = np.minimum(rounded, np.iinfo(kind).max).astype(kind)
     packed = {"name": reader.name, "losses": _base64(units), "step": step, "bytes": units.itemsize}
-    if reader.surprise is None or len(reader.losses) > MOST_WITH_LIKELIEST:
+    if reader.likeliest is None or len(reader.losses) > MOST_WITH_LIKELIEST:
         return packed
-    probabilities = np.round(reader.surprise.probabilities * 65535).astype(np.uint16)
+    ids, probabilities = reader.likeliest
     return packed | {
-        "likeliest": _base64(reader.surprise.likeliest.astype(np.uint16)),
-        "probabilities": _base64(probabilities),
-        "num": reader.surprise.likeliest.shape[1],
+        "likeliest": _base64(ids.astype(np.uint16)),
+        "probabilities": _base64(np.round(probabilities * 65535).astype(np.uint16)),
+        "num": ids.shape[1],
         "symbols": list(reader.symbols),
     }
 
