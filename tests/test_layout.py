@@ -16,6 +16,7 @@ LAYERS = [
     "memory",
     "messages",
     "processes",
+    "pytree",
     "registry",
     "config",
     "experiment",

@@ -52,6 +52,12 @@ def state_of(model: CharRNN, params: Any, carry: Any, regularisers: Any) -> Trai
     return state.replace(params=params, carry=carry, step=jnp.int32(1))
 
 
+def test_no_compiled_program_can_be_that_of_another_regulariser() -> None:
+    one, other = map(jax.tree.structure, (ActivationPenalty(1.0), TemporalPenalty(1.0)))
+    assert one != other
+    assert one == jax.tree.structure(jax.tree.map(jnp.array, ActivationPenalty(2.0)))
+
+
 def test_awd_lstm_equals_pytorch_with_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss with all its noise and penalties, and the gradient of every parameter."""
     torch = pytest.importorskip("torch")

@@ -2,11 +2,13 @@
 
 import re
 from functools import partial
+from itertools import combinations
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from helpers import VOCABULARY, E, H, make, sampler
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -63,6 +65,20 @@ some_logits = arrays(
     (3, 8),
     elements=st.sampled_from([-np.inf, -30.0, -2.5, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 3.0, 40.0]),
 ).filter(lambda logits: (logits.max(-1) > -np.inf).all())
+
+
+def test_no_compiled_program_can_be_that_of_another_rule() -> None:
+    """JAX takes two dataclasses of one field for the same structure; hashes alone part them."""
+
+    @struct.dataclass
+    class Own(TopK):
+        pass
+
+    rules = [TopK(1.0), TopP(1.0), MinP(1.0), Temperature(1.0), Own(1.0), Greedy(), Rule()]
+    structures = [jax.tree.structure(rule) for rule in rules]
+    assert all(a != b for a, b in combinations(structures, 2))
+    assert structures == [jax.tree.structure(jax.tree.map(jnp.array, rule)) for rule in rules]
+    assert jax.tree.structure(TopP(0.5).replace(p=0.1)) == structures[1]
 
 
 @given(some_logits, st.integers(1, 10))

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from charrnn_jax.pytree import TypedDataclass
+
 WINDOW = 512  # characters that `NoRepeat` looks back
 
 
 @struct.dataclass
-class Rule:
+class Rule(TypedDataclass):
     """Base class of rules; a rule that depends only on the logits overrides just `__call__`."""
 
     def __call__(self, logits: jax.Array, memory: Any = ()) -> jax.Array:

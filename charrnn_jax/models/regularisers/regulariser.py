@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 from flax import struct
 
+from charrnn_jax.pytree import TypedDataclass
+
 
 class Activations(NamedTuple):
     """What the forward pass of a training step computes.
@@ -22,7 +24,7 @@ class Activations(NamedTuple):
 
 
 @struct.dataclass
-class Regulariser:
+class Regulariser(TypedDataclass):
     """A method of regularisation. Each of its methods changes nothing unless it is overridden.
 
     Nothing of it acts outside of training. Its random numbers may depend on nothing but the key,
