@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_GIB = 2.0**30
 _OTHERS = {  # curve -> (title, label of the axis, whether the axis is logarithmic)
     "train/learning_rate": ("Learning rate", "learning rate", False),
     "train/gradient_norm": ("Gradient", "norm of the gradient", True),
     "train/update_ratio": ("Size of an update", "norm of update / norm of weights", True),
     "train/chars_per_second": ("Speed", "{unit}s/s", False),
+    "train/peak_memory": ("Memory", "peak memory (GiB)", False),
 }
 
 
@@ -45,6 +47,8 @@ def draw_figures(history: History, lines: Mapping[str, float], *, unit: str) -> 
     for name, (_, label, is_log) in _OTHERS.items():
         if curve := history.curves.get(name):
             file_name = name.removeprefix("train/")
+            if file_name == "peak_memory":
+                curve = Curve(curve.steps, curve.values / _GIB)
             figures[file_name], axes = make_figure(height=2.4)
             _draw_curve(axes, curve, label.format(unit=unit), is_log=is_log)
     return figures
@@ -73,6 +77,7 @@ def _caption(name: str, history: History, lines: Mapping[str, float]) -> str:
     return {
         "gradient_norm": "Before clipping.",
         "chars_per_second": "Training text, without pauses for evaluation.",
+        "peak_memory": "The most that was in use so far: of the accelerator, or of the process.",
     }.get(name, "")
 
 
@@ -104,8 +109,10 @@ def _draw_loss(axes: "Axes", history: History, lines: Mapping[str, float], *, un
 def _draw_curve(axes: "Axes", curve: Curve, label: str, *, is_log: bool) -> None:
     if is_log and curve.values.min() > 0:
         axes.set_yscale("log")
-        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            axis(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        # Labels between powers of ten have room only if the powers are few.
+        is_narrow = curve.values.max() < 30 * curve.values.min()
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if is_narrow else "")
     elif curve.values.min() >= 0:
         axes.set_ylim(0, 1.08 * float(curve.values.max()) or 1.0)
     axes.plot(curve.steps, curve.values, _format(curve), lw=1.2, ms=4, color=COLOURS[0])
