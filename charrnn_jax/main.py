@@ -39,6 +39,7 @@ COMMANDS = {
     "search": "search the space of an experiment's get_search, within a budget",
     "export": "export a model as a folder or a web page",
     "import": "turn a model of PyTorch or Keras into a run",
+    "profile": "show where the time and the memory of training go",
     "check": "verify a run, and say what can be resumed",
     "config": "print a preset, to be copied and edited, or list the presets",
     "corpora": "list the known corpora and where each one is",

@@ -36,13 +36,14 @@ def keep_freed_memory() -> None:
 def peak_memory() -> int | None:
     """Returns the most memory that was in use at any time so far, in bytes; None: not known.
 
-    It is that of the first accelerator, or of this process if there is none.
+    It is that of the accelerator that has used most, or of this process if there is none.
     """
     import jax
 
-    device = jax.local_devices()[0]
-    if device.platform != "cpu":
-        return (device.memory_stats() or {}).get("peak_bytes_in_use")
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices]
+        return max(peaks) or None
     try:
         import resource
     except ImportError:  # Windows

@@ -20,6 +20,8 @@ from charrnn_jax.data.batches import Batches, slice_batch
 from charrnn_jax.data.tokens import IN_MEMORY_BYTES
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN
+from charrnn_jax.models.dropout import drops
+from charrnn_jax.models.recurrence import choose_form
 from charrnn_jax.training.devices import replicated
 from charrnn_jax.training.train_step import TracedHyperparameters, TrainState, TrainStep
 
@@ -68,29 +70,51 @@ def choose_steps_per_call(model: CharRNN, *, batch_size: int, sequence_length: i
 
 
 def count_step_flops(model: CharRNN, *, batch_size: int, sequence_length: int) -> int:
-    """Returns the floating-point operations of a training step: 6 for each weight and character.
+    """Returns the floating-point operations of the matrix products of a training step.
+
+      6 (B T W + R I + V r E)
+
+    Each product is computed once forward, and twice backward, for the gradients of both operands.
+    An operation is a multiplication or an addition. W is what `count_step_weights` returns. I is
+    the number of input weights of the first layer, which multiply the R = min(V, B T) rows of the
+    embedding table, or the R = B T inputs where the table cannot be used: in the form "scan", and
+    with input dropout. r is the rank of a factored table, or 0.
+
+    Not counted: what is elementwise, except a convolution over time; sums by character; what
+    regularisers compute; the second pass of sampled inputs.
 
     Args:
       model: the model.
       batch_size: B, in sequences.
       sequence_length: T, in characters.
     """
-    return 6 * batch_size * sequence_length * count_step_weights(model)
+    cell, embedding_size = CELLS[model.cell], model.embedding_size
+    num_chars = batch_size * sequence_length
+    inputs, _ = cell.count_weights(embedding_size, model.hidden_size)
+    form = choose_form(
+        cell, implementation=model.implementation, dtype=model.dtype, zoneout=model.zoneout
+    )
+    reads_table = form != "scan" and not drops(model.input_dropout)
+    num_rows = min(model.vocabulary_size, num_chars) if reads_table else num_chars
+    factors = model.vocabulary_size * model.embedding_rank * embedding_size
+    return 6 * (num_chars * count_step_weights(model) + num_rows * inputs + factors)
 
 
 def count_step_weights(model: CharRNN) -> int:
     """Returns how many weights are multiplied for every character.
 
-    Input weights of the first layer are not included, since they multiply the embedding table, once
-    per step instead of once per character.
+    Input weights of the first layer are not included, since they can multiply the embedding table,
+    once per step instead of once per character.
     """
-    inputs, recurrent = CELLS[model.cell].count_weights(model.hidden_size, model.hidden_size)
+    cell = CELLS[model.cell]
+    _, first = cell.count_weights(model.embedding_size, model.hidden_size)
+    inputs, recurrent = cell.count_weights(model.hidden_size, model.hidden_size)
     width, embedding_size = model.readout_size, model.embedding_size
     readout = width * model.vocabulary_size
     if model.output_embedding == "tied":
         projection = 0 if width == embedding_size else width * embedding_size
         readout = projection + embedding_size * model.vocabulary_size
-    return model.num_layers * recurrent + (model.num_layers - 1) * inputs + readout
+    return first + (model.num_layers - 1) * (inputs + recurrent) + readout
 
 
 def make_run_steps(

@@ -16,7 +16,8 @@ from charrnn_jax.processes import is_first_process
 from charrnn_jax.training.devices import own_rows
 from charrnn_jax.training.dispatch import Call, calls
 from charrnn_jax.training.early_stopping import EarlyStopping
-from charrnn_jax.training.hooks import Hook, Sample, Schedule, make_hooks
+from charrnn_jax.training.hooks import Evaluate, Hook, Metrics, Sample, Save, Schedule, make_hooks
+from charrnn_jax.training.phases import EVALUATION, OTHER, SAMPLING, SAVING, is_timed, phase
 from charrnn_jax.training.progress import Progress
 from charrnn_jax.training.recorder import Recorder
 from charrnn_jax.training.schedules import make_rate_at
@@ -27,6 +28,8 @@ from charrnn_jax.workdir.checkpoints import Checkpoints
 from charrnn_jax.workdir.json_lines import ROW_FILES, JsonLines
 from charrnn_jax.workdir.metadata import CheckpointMetadata
 from charrnn_jax.workdir.sessions import describe_session
+
+_PHASES = {Evaluate: EVALUATION, Sample: SAMPLING, Save: SAVING}
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Training:
             if not self.schedule.is_due(hook, step, also_save=bool(signal_number), is_last=is_last):
                 continue
             try:
-                hook(step, state, metrics)
+                self._call(hook, step, state, metrics)
             except Exception:
                 # Once the state is saved, the signal ends training even if a hook fails.
                 if not (signal_number and self.checkpoints.latest == step):
@@ -142,6 +145,12 @@ class Training:
                 f"Saved step {step:,} of {self.setup.num_steps:,}; run the same command to resume"
             )
             raise Interrupted(signal_number, step)
+
+    def _call(self, hook: Hook, step: int, state: TrainState, metrics: Metrics) -> None:
+        with phase(_PHASES.get(type(hook), OTHER)):
+            hook(step, state, metrics)
+            if is_timed():  # else a checkpoint is written while training goes on
+                self.checkpoints.wait()
 
 
 def _why_early(setup: Setup, early_stopping: EarlyStopping) -> str:
@@ -233,7 +242,8 @@ def start_training(
             if start == 0:
                 for hook in own_hooks:
                     if isinstance(hook, Sample):  # text from the untrained model
-                        hook(0, state, {})
+                        with phase(SAMPLING):
+                            hook(0, state, {})
                 recorder.resume_timing()
             schedule = Schedule([*own_hooks, *hooks], epoch, setup.num_steps)
             yield Training(setup, state, start, stop, recorder, progress, checkpoints, schedule)

@@ -30,6 +30,7 @@ from charrnn_jax.training.dispatch import put_on_device
 from charrnn_jax.training.hooks import Hook
 from charrnn_jax.training.in_progress import start_training
 from charrnn_jax.training.interrupt import InterruptRequest
+from charrnn_jax.training.phases import COMPILATION, INPUT, STEP, in_phase, phase
 from charrnn_jax.training.setup import Setup, check_hooks, make_setup
 from charrnn_jax.training.sharing import compile_for, share_among_cores
 from charrnn_jax.training.train_step import (
@@ -101,14 +102,15 @@ def train(
             tokens = put_on_device(setup.dataset.splits["train"], setup.mesh)
             queue = training.calls(on_device=tokens is not None)
             progress, time_is_over, length = training.first_progress(), False, 0
-            for call, where in prefetch(queue, lambda c: (c, place_rows(c.where, setup.mesh))):
+            placed = prefetch(queue, lambda c: (c, place_rows(c.where, setup.mesh)))
+            for call, where in in_phase(INPUT, placed):
                 if is_new := call.sequence_length != length:  # they only grow
                     length = call.sequence_length
                     if length not in programs:
                         programs[length] = compile_for(setup, averaged, sequence_length=length)
-                state, metrics = programs[length](
-                    state, tokens, where, np.int32(call.num_steps), *_as_argument(progress)
-                )
+                arguments = tokens, where, np.int32(call.num_steps), *_as_argument(progress)
+                with phase(COMPILATION if is_new else STEP) as finished:
+                    state, metrics = finished(programs[length](state, *arguments))
                 training.recorder.add(
                     call.stop, metrics, count=call.num_steps, progress=progress, compiles=is_new
                 )
