@@ -87,7 +87,7 @@ def default_config() -> ConfigDict:
     config.train.activation_penalty = 0.0  # weight of the mean square of the last outputs; 0: none
     config.train.temporal_penalty = 0.0  # weight of the mean square of their changes; 0: none
     config.train.step = "standard"  # "standard", or a registered train step
-    config.train.hooks = ""  # names of registered hooks, separated by commas; "": none
+    config.train.hooks = ""  # "tensorboard", "wandb", registered ones, between commas; "": none
     config.train.num_epochs = 20  # passes over the training split; at least 1
     config.train.num_steps = 0  # training steps in all; 0: as many as num_epochs takes
     config.train.length_warmup_steps = 0  # training steps in which sequences grow; 0: none

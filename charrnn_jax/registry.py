@@ -173,7 +173,9 @@ REGULARISERS: Registry[Any] = Registry(
     "regulariser", field="train.regularisers", built_in=[], several=True
 )
 TRAIN_STEPS: Registry[Any] = Registry("train step", field="train.step", built_in=["standard"])
-HOOKS: Registry[Any] = Registry("hook", field="train.hooks", built_in=[], several=True)
+HOOKS: Registry[Any] = Registry(
+    "hook", field="train.hooks", built_in=["tensorboard", "wandb"], several=True
+)
 PROTOCOLS: Registry[Any] = Registry(
     "protocol", field="evaluation.protocol", built_in=["cold", "carried", "dynamic"]
 )
@@ -239,7 +241,8 @@ def register_hook(name: str, make: Callable[..., Any]) -> None:
 
     Args:
       name: name that the config uses.
-      make: function (config) -> hook; see `charrnn_jax.train`.
+      make: function (config) -> hook, or (config, workdir) -> hook if it has an argument of this
+        name: the folder of the run, a `Path`; see `charrnn_jax.train`.
     """
     HOOKS.register(name, make, depth=2)
 

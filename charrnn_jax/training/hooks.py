@@ -5,6 +5,9 @@ many steps, and after the last step. The loop stops only for hooks. `metrics` ha
 those of the last step ("train/loss", ...) and those that earlier hooks have added
 ("validation/loss"). Every process of a job calls its hooks. The next step overwrites the arrays of
 the state: a hook that keeps any of them must copy them.
+
+A hook that is a context manager is entered before the first step, once a resumed run has dropped
+the rows after its checkpoint, and left when training ends, with the error if there was one.
 """
 
 from collections.abc import Mapping, Sequence

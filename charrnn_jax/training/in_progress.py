@@ -5,7 +5,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 
 from charrnn_jax.config import from_dict, to_json
@@ -239,14 +239,18 @@ def start_training(
                 rows=rows,
                 checkpoints=checkpoints,
             )
-            if start == 0:
-                for hook in own_hooks:
-                    if isinstance(hook, Sample):  # text from the untrained model
-                        with phase(SAMPLING):
-                            hook(0, state, {})
-                recorder.resume_timing()
             schedule = Schedule([*own_hooks, *hooks], epoch, setup.num_steps)
-            yield Training(setup, state, start, stop, recorder, progress, checkpoints, schedule)
+            with ExitStack() as stack:
+                for hook in schedule.hooks:
+                    if isinstance(hook, AbstractContextManager):
+                        stack.enter_context(hook)
+                if start == 0:
+                    for hook in own_hooks:
+                        if isinstance(hook, Sample):  # text from the untrained model
+                            with phase(SAMPLING):
+                                hook(0, state, {})
+                    recorder.resume_timing()
+                yield Training(setup, state, start, stop, recorder, progress, checkpoints, schedule)
 
 
 def _restore(

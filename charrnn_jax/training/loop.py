@@ -61,7 +61,7 @@ def train(
       loss_fn: your own loss, instead of the one that `config.train.loss` names: (logits [B, T, V],
         targets [B, T]) -> losses [B, T]. Validation always uses the cross-entropy.
       hooks: your own hooks, called last: (step, state, metrics) every `every_steps` steps and after
-        the last step; see `training.hooks`.
+        the last step; context managers are entered before the first. See `training.hooks`.
 
     Returns:
       The state after the last step.

@@ -3,6 +3,7 @@
 Errors in either are reported here, before anything is written.
 """
 
+import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from charrnn_jax.models.products import can_train_in_bfloat16
 from charrnn_jax.models.regularisers import make_regularisers
 from charrnn_jax.processes import first_then_others, from_first, say_once
 from charrnn_jax.registry import HOOKS, RULES, compare_registered
+from charrnn_jax.training import tracking  # noqa: F401, which provides hooks
 from charrnn_jax.training.averaging import start_average
 from charrnn_jax.training.devices import make_mesh, place_state
 from charrnn_jax.training.dispatch import choose_steps_per_call
@@ -155,7 +157,7 @@ def make_setup(
         state=place_state(state, mesh),
         num_steps=num_steps,
         steps_per_call=config.train.steps_per_call or choose_steps_per_call(state.model, **size),
-        hooks=_make_hooks(config),
+        hooks=_make_hooks(config, workdir),
         origin=origin,
         resumes=saved is not None,
         label=label,
@@ -213,8 +215,13 @@ def _check_names(config: ConfigDict, vocabulary: Vocabulary) -> None:
         raise UserError(f"set another --config.sample.prompt: {error}") from error
 
 
-def _make_hooks(config: ConfigDict) -> tuple[Any, ...]:
-    hooks = tuple(HOOKS[name](config) for name in HOOKS.names_in(config.train.hooks))
+def _make_hooks(config: ConfigDict, workdir: Path) -> tuple[Any, ...]:
+    def make(name: str) -> Any:
+        make_hook = HOOKS[name]
+        takes_workdir = "workdir" in inspect.signature(make_hook).parameters
+        return make_hook(config, workdir=workdir) if takes_workdir else make_hook(config)
+
+    hooks = tuple(make(name) for name in HOOKS.names_in(config.train.hooks))
     check_hooks(hooks)
     return hooks
 
