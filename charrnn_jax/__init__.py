@@ -58,6 +58,7 @@ Generation
   prime                reads prompts -> state for `sample_step`
   sample_step          draws one token for each text
   prepare              weights, laid out for one step at a time
+  clamp_units          the same, with hidden units held at a value
 
 Runs on disk
   load_run             opens a run: params, model, vocabulary, config
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     from charrnn_jax.models.char_rnn import initialize_params as initialize_params
     from charrnn_jax.models.char_rnn import make_model as make_model
     from charrnn_jax.models.char_rnn import summary as summary
+    from charrnn_jax.models.clamping import clamp_units as clamp_units
     from charrnn_jax.models.linear import linear_recurrence as linear_recurrence
     from charrnn_jax.models.regularisers.regulariser import Activations as Activations
     from charrnn_jax.models.regularisers.regulariser import Regulariser as Regulariser
@@ -172,6 +174,7 @@ _NAMES = {
         "make_model",
         "summary",
     ],
+    "models.clamping": ["clamp_units"],
     "models.linear": ["linear_recurrence"],
     "models.regularisers.regulariser": ["Activations", "Regulariser"],
     "models.stepping": ["prepare"],
