@@ -75,6 +75,14 @@ def test_a_cell_without_a_fused_form_has_its_carry(cell: str, own_registries: No
         np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-5)
 
 
+def test_with_residual_connections_the_output_is_that_of_the_cell() -> None:
+    model, params, carry, tokens = make("gru", num_layers=2, residual="add")
+    _, values = inside(params, carry, tokens, model=model, with_values=True)
+    new_carry, _ = forward(params, carry, tokens, model=model)
+    last = np.stack(new_carry, axis=1)  # the carry of a GRU is its output
+    np.testing.assert_allclose(values["output"][:, -1], last, rtol=1e-4, atol=1e-5)
+
+
 def test_with_zoneout_the_carry_is_the_expected_one() -> None:
     model, params, carry, tokens = make("lstm", zoneout=0.25)
     new_carry, values = inside(params, carry, tokens, model=model, with_values=True)

@@ -2,8 +2,9 @@
 
 The score is the AUC of `association`; a probe of numbers is split at its median for it. A unit may
 be high or low where the probe is true; the first half decides which. So the best of many units has
-no luck left in its score. Beside it stands the AUC of a linear probe of all units of its layer,
-fitted on the first half: what is spread over many units is in the layer, too.
+no luck left in its score. Beside it stand two others, both fitted on the first half: the AUC of a
+linear probe of all units of its layer, as what is spread over many units is in the layer, too; and
+that of the character itself, which alone says much about some probes.
 """
 
 from collections.abc import Mapping
@@ -67,6 +68,7 @@ class ProbeScore:
       units: best units, as the first half has chosen them; empty if the probe is true in too few
         places.
       linear_auc: AUC of the best layer's linear probe.
+      character_auc: AUC of how often the probe is true at the same character.
     """
 
     name: str
@@ -75,6 +77,7 @@ class ProbeScore:
     entropy: float
     units: tuple[UnitScore, ...] = ()
     linear_auc: float = 0.5
+    character_auc: float = 0.5
 
     @property
     def verdict(self) -> str:
@@ -94,13 +97,18 @@ class ProbeScore:
 
 
 def score_units(
-    outputs: np.ndarray, probes: Mapping[str, np.ndarray], *, num_best: int
+    outputs: np.ndarray,
+    probes: Mapping[str, np.ndarray],
+    *,
+    characters: np.ndarray,
+    num_best: int,
 ) -> list[ProbeScore]:
     """Finds the units that follow each probe.
 
     Args:
       outputs: [N, L, H] outputs of the units.
       probes: {name: [N]}, bools or numbers.
+      characters: [N] number of each character, from 0.
       num_best: number of units that are scored for each probe.
 
     Returns:
@@ -121,6 +129,8 @@ def score_units(
     linear = np.stack(  # [L, P]
         [_linear_aucs(layer, truth, first, second) for layer in outputs.swapaxes(0, 1)]
     )
+    shares = _shares(truth[first], characters[first], num=1 + int(characters.max()))
+    character = np.diagonal(aucs(shares[characters[second]], truth[second]))
     for column, name in enumerate(truths):
         flat = chosen[..., column].ravel()
         best = np.argsort(-abs(flat - 0.5), kind="stable")[:num_best]
@@ -146,7 +156,10 @@ def score_units(
                 )
             )
         found[name] = replace(
-            found[name], units=tuple(units), linear_auc=float(linear[:, column].max())
+            found[name],
+            units=tuple(units),
+            linear_auc=float(linear[:, column].max()),
+            character_auc=float(character[column]),
         )
     return _corrected(list(found.values()))
 
@@ -178,6 +191,13 @@ def _linear_aucs(values: np.ndarray, truth: np.ndarray, first: slice, second: sl
     """Returns the AUC [P] on the second half of linear probes that the first half has fitted."""
     sums = values[second] @ fit_linear_probes(values[first], truth[first])
     return np.diagonal(aucs(sums, truth[second]))
+
+
+def _shares(truth: np.ndarray, characters: np.ndarray, *, num: int) -> np.ndarray:
+    """Returns how often each probe is true at each character, [num, P]; new ones as all."""
+    one_hot = np.eye(num)[characters]
+    counts = one_hot.sum(axis=0)[:, None]
+    return np.where(counts > 0, one_hot.T @ truth / np.maximum(counts, 1), truth.mean(axis=0))
 
 
 def _corrected(probes: list[ProbeScore]) -> list[ProbeScore]:

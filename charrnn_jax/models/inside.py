@@ -1,5 +1,6 @@
 """What a model computes inside: the output, the carry and the gates of every unit at every step.
 
+The output is what the cell gives; with residual connections, it is that before the sum.
 The gates are read off the cell's own step: its elementwise functions also keep their values, which
 `Cell.gate_names` names. A cell without these names has its output and its carry.
 """
@@ -49,7 +50,10 @@ def inside(
     """
     computed: Any
     new_carry, computed = model.apply({"params": params}, carry, tokens, method="run")
-    found = {OUTPUT: jnp.stack(computed.outputs, axis=2)}
+    outputs = jnp.stack(computed.outputs, axis=2)
+    if model.residual == "add":  # what the cell gives, before the sum
+        outputs = outputs.at[:, :, 1:].subtract(outputs[:, :, :-1])
+    found = {OUTPUT: outputs}
     if with_values:
         table: Any = model.apply({"params": params}, method=lambda model: model.embedding())
         inputs = table[tokens], *computed.outputs[:-1]
@@ -81,8 +85,7 @@ def _values(params: Any, carry: Any, inputs: jax.Array, *, model: CharRNN) -> Va
         if len(letters) != len(arrays):
             letters = [f"carry {i}" for i in range(len(arrays))]
         for letter, array in zip(letters, arrays, strict=True):
-            is_output = array is y and model.residual == "none"
-            if array.shape == (len(inputs), model.hidden_size) and not is_output:
+            if array.shape == (len(inputs), model.hidden_size) and array is not y:
                 values[letter] = array
         return new_carry, values
 
