@@ -62,6 +62,8 @@ Generation
 
 Runs on disk
   load_run             opens a run: params, model, vocabulary, config
+  neurons              which hidden units follow what, and what they do
+  write_neurons_page   writes them as one web page
   compare              whether runs differ on the same text, and where
   read_json_lines      reads metrics.jsonl, samples.jsonl or sessions.jsonl
   load_sweep           the runs of a sweep
@@ -133,6 +135,7 @@ if TYPE_CHECKING:
     from charrnn_jax.registry import register_regulariser as register_regulariser
     from charrnn_jax.registry import register_rule as register_rule
     from charrnn_jax.registry import register_train_step as register_train_step
+    from charrnn_jax.reports.neurons.page import write_neurons_page as write_neurons_page
     from charrnn_jax.sweeps.units import load_sweep as load_sweep
     from charrnn_jax.training.loop import train as train
     from charrnn_jax.training.optimizer import make_optimizer as make_optimizer
@@ -143,6 +146,7 @@ if TYPE_CHECKING:
     from charrnn_jax.workdir.compare import compare as compare
     from charrnn_jax.workdir.import_run import import_run as import_run
     from charrnn_jax.workdir.json_lines import read_json_lines as read_json_lines
+    from charrnn_jax.workdir.neurons import neurons as neurons
     from charrnn_jax.workdir.run import load_run as load_run
 
 _NAMES = {
@@ -188,6 +192,7 @@ _NAMES = {
         "register_rule",
         "register_train_step",
     ],
+    "reports.neurons.page": ["write_neurons_page"],
     "sweeps.units": ["load_sweep"],
     "training.loop": ["train"],
     "training.optimizer": ["make_optimizer"],
@@ -196,6 +201,7 @@ _NAMES = {
     "workdir.compare": ["compare"],
     "workdir.import_run": ["import_run"],
     "workdir.json_lines": ["read_json_lines"],
+    "workdir.neurons": ["neurons"],
     "workdir.run": ["load_run"],
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

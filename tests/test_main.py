@@ -282,7 +282,8 @@ def test_messages_are_few_or_many(
         (
             ["trian"],
             "no command 'trian'; the commands are train, evaluate, sample, score, report, "
-            "compare, judge, sweep, search, export, import, profile, check, config, corpora",
+            "neurons, compare, judge, sweep, search, export, import, profile, check, config, "
+            "corpora",
         ),
         (["train"], "--config is missing"),
         (["--config=absent.py"], "no experiment file 'absent.py'"),

@@ -50,6 +50,8 @@ held = c.clamp_units(weights, clamped.clamp, model=model)
 primed, drawn = c.prime, c.sample_step
 run = c.load_run("runs/a")
 p: float = c.compare(run, run, protocol="cold").pairs[0].corrected_p
+auc: float = c.neurons(run, probes={"a": lambda text: per_char}).best[0].auc
+c.write_neurons_page(c.neurons(run), "neurons.html")
 c.export(run, "exported")
 c.export_page(run, "model.html")
 units = c.load_sweep("runs/s")

@@ -211,6 +211,9 @@ class Cell:
         its input side, and for the steps of sampling and zoneout. None: there is none.
       gates: layout of the parameters, if it is that of Flax's own cells; models of other libraries
         and web pages know only this one.
+      gate_names: names of the values that a step of the fused form computes with `ops.sigmoid`,
+        `ops.tanh`, `ops.exp` and `ops.apply`, in their order, [B, H] each; "" leaves one out. See
+        `models.inside`.
     """
 
     name: str
@@ -223,6 +226,7 @@ class Cell:
     fused: Fused | None = None
     parallel: Parallel | None = None
     gates: Gates | None = None
+    gate_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.parallel and not self.fused:

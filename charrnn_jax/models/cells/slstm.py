@@ -137,4 +137,5 @@ h = o * c / n
     carry="(c, n, m, h)",
     zoneout=False,  # c and n are scaled by this m and by no other
     fused=Fused(GATES.gather, GATES.read, step),
+    gate_names=("", "input gate", "forget gate", "candidate", "output gate"),
 )
