@@ -28,8 +28,8 @@ from charrnn_jax.export.card import (
     ModelCard,
     _losses,
     page_description,
-    page_title,
     page_facts,
+    page_title,
     readme,
 )
 from charrnn_jax.export.folder import PLATFORMS, export, make_functions, write_folder

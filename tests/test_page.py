@@ -367,7 +367,7 @@ MARKED = [
     ("distance since newline", "abc\nabcd\n", "  +   ++ "),
     ("position in line", "ab\nabcd\n", " +   ++ "),
     ("position in word", "abcd it's!", "  ++   ++ "),
-    ("syllable", "banana a!", "   ++++ "),
+    ("syllable", "banana a!", "   +++ "),
 ]
 
 
@@ -435,6 +435,12 @@ def test_finder_ranks_neurons_by_their_auc_and_a_click_selects_one(page: Page) -
     page.generate("find", pattern="[A-Z]")
     assert "True at 0 of" in page.find("finding").text
     assert not page.driver.find_elements("css selector", "#found button")
+    page.open(*make_model("gru", 2, BYTES, 12), vocabulary=BYTES)
+    page.read("é a")  # 4 bytes
+    page.colour_by("neuron")
+    page.script("document.getElementById('finder').open = true")
+    page.generate("find", probe="own regular expression", pattern="é")
+    assert "True at 1 of 3 characters." in page.find("finding").text
 
 
 def test_copy_and_save_give_exactly_the_text(page: Page) -> None:
@@ -595,6 +601,9 @@ def test_hostile_texts_are_never_run_and_come_back_exactly(page: Page) -> None:
     shown = page.text
     assert shown.startswith(HOSTILE)
     assert len(shown) == len(HOSTILE) + 300
+    page.script("document.getElementById('own').value = document.getElementById('prompt').value")
+    page.generate("read")
+    assert page.text == HOSTILE
     for element in ("title", "description"):
         units = f"return {UNITS}(document.getElementById('{element}').textContent)"
         assert exact(page.script(units)) == HOSTILE
