@@ -29,6 +29,7 @@ from charrnn_jax.export.card import (
     _losses,
     page_description,
     page_facts,
+    page_title,
     readme,
 )
 from charrnn_jax.export.folder import PLATFORMS, export, make_functions, write_folder
@@ -384,6 +385,24 @@ def test_one_card_gives_the_readme_and_the_texts_of_the_page() -> None:
     assert "6 parameters; exported after 7 steps" in text
     assert facts["Step"] == "7"
     assert "a text" in page_description(card)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "title"),
+    [
+        ("shakespeare", "Shakespeare's plays"),
+        ("python-stdlib", "Python's standard library"),
+        ("/home/me/war_and_peace.txt", "war and peace"),
+        ("books/notes.md", "notes.md"),
+        ("source:markov:2", "the synthetic text markov:2"),
+        ("-", "a text"),
+    ],
+)
+def test_title_of_a_page_is_one_that_a_person_would_give(corpus: str, title: str) -> None:
+    card = replace(CARD, corpus=replace(CORPUS, name=corpus), model=CharRNN(V, 6, 512))
+    assert page_title(card) == f"A model of {title}: GRU, 512 units"
+    deep = replace(card, model=CharRNN(V, 6, 1024, num_layers=2, cell="lstm"))
+    assert page_title(deep) == f"A model of {title}: LSTM, 2 layers of 1,024 units"
 
 
 # A run of a tiny model, and what exports it, before and after the package is imported.

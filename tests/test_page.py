@@ -1,5 +1,6 @@
 """The web page of a model, in a real browser; what it computes against `step`."""
 
+import inspect
 import json
 import re
 import time
@@ -20,11 +21,14 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.protocols import Carried, char_losses
 from charrnn_jax.export.page import PAGE_DTYPES, page_weights, write_page
+from charrnn_jax.generation.rules import TopP
 from charrnn_jax.generation.sampler import encode_prompt
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
 from charrnn_jax.models.stepping import StepWeights, prepare, step
 
+SOURCES = Path(inspect.getfile(write_page)).parent
 LETTERS = Vocabulary("\n abcdefghi")
 BYTES = Vocabulary(kind="bytes")
 SETTINGS = {"title": "A model", "description": "", "facts": {}, "prompt": "bad"}
@@ -47,12 +51,14 @@ class Reference(NamedTuple):
 
     Attributes:
       tokens: [N].
-      probabilities: [N, V], of the token after each.
+      probabilities: [N, V], of the token after each, without [UNK].
+      bits: [N], what each token cost, with [UNK]; 0 for the first.
       activations: [N, L, H], after reading each.
     """
 
     tokens: np.ndarray
     probabilities: np.ndarray
+    bits: np.ndarray
     activations: np.ndarray
 
 
@@ -63,7 +69,9 @@ def greedy(
     def read(carry: Any, token: jax.Array) -> Any:
         carry, logits = step(weights, carry, token[None], model=model)
         probabilities = jax.nn.softmax(logits[0].at[UNK_ID].set(-jnp.inf))
-        return carry, probabilities, jnp.stack([jax.tree.leaves(layer)[-1][0] for layer in carry])
+        bits = -jax.nn.log_softmax(logits[0]) / jnp.log(2)
+        activations = jnp.stack([jax.tree.leaves(layer)[-1][0] for layer in carry])
+        return carry, probabilities, bits, activations
 
     carry, tokens, read_so_far = model.initialize_carry(1), prompt.tolist(), []
     for index in range(len(prompt) + num_tokens):
@@ -71,8 +79,10 @@ def greedy(
         read_so_far.append(seen)
         if index + 1 == len(tokens):
             tokens.append(int(seen[0].argmax()))
-    probabilities, activations = map(np.stack, zip(*read_so_far, strict=True))
-    return Reference(np.array(tokens[:-1]), probabilities, activations)
+    probabilities, bits, activations = map(np.stack, zip(*read_so_far, strict=True))
+    read_tokens = np.array(tokens[:-1])
+    cost = bits[np.arange(len(read_tokens) - 1), read_tokens[1:]]
+    return Reference(read_tokens, probabilities, np.concatenate([[0], cost]), activations)
 
 
 @dataclass
@@ -104,13 +114,21 @@ class Page:
                 *(self.find(id), value),
             )
 
+    def read(self, text: str) -> str:
+        """Has the page read a text of the reader's own; returns the status."""
+        return self.generate("read", own=text)
+
+    def run_source(self, name: str, body: str, *arguments: Any) -> Any:
+        """Runs a file of the page's script, with the data of this page, and then `body`."""
+        return self.script((SOURCES / name).read_text(encoding="utf-8") + body, *arguments)
+
     def colour_by(self, name: str) -> None:
         self.script("document.querySelector(`input[value=${arguments[0]}]`).click()", name)
 
-    def wait(self) -> str:
-        """Returns the status when all is written."""
+    def wait(self, start: str = "") -> str:
+        """Returns the status when all is written, and it starts like this."""
         end = time.monotonic() + 20
-        while (status := self.find("status").text).endswith("…"):
+        while (status := self.find("status").text).endswith("…") or not status.startswith(start):
             assert time.monotonic() < end, status
             time.sleep(0.02)
         return status
@@ -249,6 +267,232 @@ def test_drawn_frequencies_follow_the_tempered_distribution_without_unk(page: Pa
         assert ((observed - expected) ** 2 / expected).sum() < 30.7  # 3 degrees of freedom
 
 
+def test_top_p_keeps_what_the_rule_of_python_keeps(page: Page) -> None:
+    model, params = make_model()
+    page.open(model, params)
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (60, LETTERS.size)).round(1).astype(np.float32)  # some are equal
+    logits[:, UNK_ID] = -np.inf
+    keep = jax.jit(lambda rule, logits: jax.nn.softmax(rule(logits)))
+    for temperature, p in ((0.7, 0.9), (1.0, 0.1), (1.0, 0.5), (1.6, 0.97)):
+        expected = np.asarray(keep(TopP(p), logits / np.float32(temperature)))
+        assert 0 < (expected == 0).sum() < expected.size
+        shown = page.run_source(
+            "network.js",
+            "return arguments[0].map((row) => { logits.set(row); "
+            "return [...distribution(arguments[1], arguments[2])] })",
+            *(np.nan_to_num(logits, neginf=0).tolist(), temperature, p),
+        )
+        np.testing.assert_array_equal(np.array(shown) > 0, expected > 0)
+        np.testing.assert_allclose(shown, expected, atol=1e-6)
+    page.generate(temperature=0, length=60)
+    greedy_text = page.text
+    page.set(**{"top-p": 0.01})
+    page.generate(temperature=1)
+    assert page.text == greedy_text
+
+
+def test_own_text_costs_the_bits_that_score_counts(page: Page) -> None:
+    model, params = make_model("lstm", 2, LETTERS, 2)
+    text = "dead beef\nhad a cafe"
+    tokens = LETTERS.encode(text)
+    page.open(model, params)
+    status = page.read(text.replace("h", "h\u0301"))
+    assert "Read 20 characters" in status
+    assert "does not know ◌\u0301: skipped in your text." in status
+    assert page.text == text
+    shown = float(page.script("return document.querySelector('#measured data').value"))
+    weights = page_weights(params, model=model, dtype="float16").weights
+    expected = greedy(weights, tokens, 0, model=model)
+    np.testing.assert_allclose(shown, expected.bits[1:].mean(), rtol=1e-5)
+    losses = char_losses(params, tokens, model=model, protocol=Carried())
+    np.testing.assert_allclose(shown, losses.mean() / np.log(2), rtol=3e-3)  # float16 weights
+    page.choose(7)
+    assert f"{expected.bits[7]:.1f} bits" in page.find("chosen").text
+    assert "Paste two characters" in page.read("a")
+    assert "no character of this text" in page.read("XYZ")
+    assert page.text == text
+    page.generate("continue", length=9)
+    assert len(page.text) == len(text) + 9
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_held_neuron_keeps_its_value_and_acts_on_what_comes_next(layer: int, page: Page) -> None:
+    model, params = make_model("lstm", 2, LETTERS, 2)
+    value, neuron = -0.7, 4
+
+    def hold(output: jax.Array, index: int) -> jax.Array:
+        return output.at[..., neuron].set(value) if index == layer else output
+
+    @jax.jit
+    def read(carry: Any, token: jax.Array) -> tuple[Any, jax.Array]:
+        variables = {"params": params}
+        carry, seen = model.apply(variables, carry, token[None, None], transform=hold, method="run")
+        held = tuple((c, hold(h, index)) for index, (c, h) in enumerate(carry))
+        return held, jax.nn.softmax(seen.logits[0, 0].at[UNK_ID].set(-jnp.inf))
+
+    page.open(model, params)
+    page.generate(temperature=1, length=60, seed=3)
+    free = page.text
+    page.colour_by("neuron")
+    page.script("document.getElementById('hold').click()")
+    status = page.generate(layer=layer, neuron=neuron, held=value)
+    assert f"with neuron {layer}:{neuron} held at \N{MINUS SIGN}0.70." in status
+    assert page.find("seed").get_attribute("value") == "3"  # it is the neuron that differs
+    assert page.text != free
+    carry = model.initialize_carry(1)
+    for index, token in enumerate(LETTERS.encode(page.text)[:-1]):
+        carry, probabilities = read(carry, jnp.asarray(token))
+        if index in (0, 5, 30, 60):
+            page.choose(index + 1)
+            shown = [probability for _, probability in page.alternatives()]
+            np.testing.assert_allclose(shown, np.sort(probabilities)[:-6:-1], atol=3e-3)
+    colours = page.script(
+        "return [...document.querySelectorAll('#text span')].map((span) => "
+        "(span.classList.contains('cold') ? -1 : 1) * span.style.getPropertyValue('--a'))"
+    )
+    np.testing.assert_allclose(colours, value, atol=0.005)
+    page.colour_by("probability")  # a neuron that is not shown is not held
+    assert "held" not in page.generate()
+    assert page.text == free
+
+
+# Probe, text, and the characters that it marks; numbers are marked above their median.
+MARKED = [
+    ("inside quotes", """It's "now" 'or never', 'tis.""", "     +++++ ++++++++++       "),
+    ("inside quotes", '"a\n\n"b" “c” d', "    +++ +++  "),
+    ("inside brackets", "f(a[i], b) ]+ (no\n\nend", " ++++++++     ++++    "),
+    ("upper-case word", "AN OLD O, Big ÉTÉ_ HÉ", "++ +++             ++"),
+    ("speaker line", "\nFirst Lord:\nAy: no.\n", " +++++++++++         "),
+    ("distance since newline", "abc\nabcd\n", "  +   ++ "),
+    ("position in line", "ab\nabcd\n", " +   ++ "),
+    ("position in word", "abcd it's!", "  ++   ++ "),
+    ("syllable", "banana a!", "   +++ "),
+]
+
+
+def test_probes_mark_what_their_names_say(page: Page) -> None:
+    page.open(*make_model())
+    for probe, text, marks in MARKED:
+        shown = page.run_source(
+            "probes.js", "return PROBES[arguments[0]](arguments[1])", probe, text
+        )
+        assert "".join(" +"[mark] for mark in shown).rstrip() == marks.rstrip(), (probe, text)
+
+
+def test_probes_are_those_of_the_command(page: Page) -> None:
+    probes = pytest.importorskip("charrnn_jax.evaluation.probes")
+    page.open(*make_model())
+    rng = np.random.default_rng(0)
+    letters = list("aeAEbB'\".:\n ([}é\u2019\u201c\u201d0_")
+    for text in ("".join(rng.choice(letters, 400)) for _ in range(20)):
+        shown = page.run_source(
+            "probes.js",
+            "return Object.fromEntries(Object.entries(PROBES).map(([name, probe]) => "
+            "[name, probe(arguments[0])]))",
+            text,
+        )
+        assert set(shown) == set(probes.PROBES)
+        for name, probe in probes.PROBES.items():
+            values = probe(text)
+            expected = values if values.dtype == bool else values > np.median(values)
+            np.testing.assert_array_equal(shown[name], expected, err_msg=f"{name}: {text!r}")
+
+
+def test_finder_ranks_neurons_by_their_auc_and_a_click_selects_one(page: Page) -> None:
+    model, params = make_model("lstm", 2, LETTERS, 2)
+    weights = page_weights(params, model=model, dtype="float16").weights
+    page.open(model, params)
+    page.generate(temperature=1, length=300)
+    page.colour_by("neuron")
+    page.script("document.getElementById('finder').open = true")
+    text = page.text
+    pages = greedy(weights, LETTERS.encode(text), 0, model=model).activations
+    values = np.rint(127 * pages).reshape(len(text), -1)
+    page.generate("find", probe="own regular expression", pattern="[a-c]")
+    marks = np.array([character in "abc" for character in text])
+    assert f"True at {marks.sum()} of {len(text)} characters." in page.find("finding").text
+    higher = np.sign(values[marks][:, None] - values[~marks][None])  # [marked, others, L H]
+    expected = (higher.mean((0, 1)) + 1) / 2
+    buttons = page.driver.find_elements("css selector", "#found button")
+    assert len(buttons) == 8
+    best = np.argsort(-abs(expected - 0.5))[:8]
+    for button, unit in zip(buttons, best, strict=True):
+        area = page.script("return arguments[0].querySelector('data').value", button)
+        np.testing.assert_allclose(float(area), expected[unit], atol=2e-3)
+    layer, neuron = divmod(int(best[0]), model.hidden_size)
+    assert buttons[0].text.split()[0] == f"{layer}:{neuron}"
+    page.script("arguments[0].click()", buttons[0])
+    assert page.find("layer").get_property("value") == str(layer)
+    assert page.find("neuron").get_property("value") == str(neuron)
+    colours = page.script(
+        "return [...document.querySelectorAll('#text span')].map((span) => "
+        "(span.classList.contains('cold') ? -1 : 1) * span.style.getPropertyValue('--a'))"
+    )
+    np.testing.assert_allclose(colours, pages[:, layer, neuron], atol=0.005)
+    page.generate("find", pattern="(")
+    assert "regular expression" in page.find("finding").text
+    page.generate("find", pattern="[A-Z]")
+    assert "True at 0 of" in page.find("finding").text
+    assert not page.driver.find_elements("css selector", "#found button")
+    page.open(*make_model("gru", 2, BYTES, 12), vocabulary=BYTES)
+    page.read("é a")  # 4 bytes
+    page.colour_by("neuron")
+    page.script("document.getElementById('finder').open = true")
+    page.generate("find", probe="own regular expression", pattern="é")
+    assert "True at 1 of 3 characters." in page.find("finding").text
+
+
+def test_copy_and_save_give_exactly_the_text(page: Page) -> None:
+    page.open(*make_model())
+    browser = page.driver.execute_cdp_cmd
+    permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+    browser("Browser.grantPermissions", {"permissions": permissions})
+    settings = {"behavior": "allow", "downloadPath": str(page.folder)}
+    browser("Browser.setDownloadBehavior", settings)
+    assert not page.find("copy").is_enabled()
+    page.generate(temperature=1, length=300)
+    assert "\n" in page.text
+    page.find("copy").click()
+    page.wait("Copied.")
+    assert page.script("return navigator.clipboard.readText()") == page.text
+    page.find("save").click()
+    page.wait("Saved as text.txt.")
+    file, end = page.folder / "text.txt", time.monotonic() + 20
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert file.read_text(encoding="utf-8") == page.text
+    page.script("navigator.clipboard.writeText = () => Promise.reject(new Error('denied'))")
+    page.find("copy").click()
+    page.wait("The text is selected")
+    selected = "return getSelection().getRangeAt(0).cloneContents().textContent"
+    assert page.script(selected) == page.text
+
+
+def test_texts_of_any_script_keep_their_direction_and_their_marks(page: Page) -> None:
+    text = "שָׁלוֹם\nabc می‌خواهم\n"
+    vocabulary = Vocabulary.build([text])
+    model, params = make_model(vocabulary=vocabulary)
+    page.open(model, params, vocabulary=vocabulary, prompt=text + "ظ")
+    assert "does not know ظ: skipped in the prompt." in page.generate(length=1)
+    assert page.text.startswith(text)
+    directions = page.script(
+        "return [document.getElementById('prompt'), ...document.querySelectorAll('#text p')]"
+        ".map((e) => getComputedStyle(e).direction)"
+    )
+    assert directions[:3] == ["rtl", "rtl", "ltr"]
+    named = page.driver.find_elements("css selector", "#text .named")
+    assert named == []  # a joiner is part of a word, not shown as U+200C
+    page.choose(text.index("\u200c"))
+    assert page.find("chosen").text.startswith("U+200C")
+    page.choose(1)
+    assert page.find("chosen").text.startswith("◌")
+    text_element = page.find("text")
+    text_element.send_keys(Keys.ARROW_LEFT)  # to the left is the next letter
+    selected = "return document.querySelector('#text .selected').index"
+    assert page.script(selected) == 2
+
+
 def test_same_seed_same_text_and_another_seed_another(page: Page) -> None:
     page.open(*make_model())
     texts = []
@@ -357,6 +601,9 @@ def test_hostile_texts_are_never_run_and_come_back_exactly(page: Page) -> None:
     shown = page.text
     assert shown.startswith(HOSTILE)
     assert len(shown) == len(HOSTILE) + 300
+    page.script("document.getElementById('own').value = document.getElementById('prompt').value")
+    page.generate("read")
+    assert page.text == HOSTILE
     for element in ("title", "description"):
         units = f"return {UNITS}(document.getElementById('{element}').textContent)"
         assert exact(page.script(units)) == HOSTILE
@@ -410,7 +657,7 @@ def test_everything_can_be_done_with_the_keyboard(page: Page) -> None:
 
     press(Keys.TAB)
     write("a\nbad")
-    press(Keys.TAB, Keys.HOME, Keys.TAB)
+    press(Keys.TAB, Keys.HOME, Keys.TAB, Keys.TAB)
     write("80")
     press(Keys.ENTER)
     assert page.wait().startswith("Wrote 80 characters")
@@ -479,17 +726,21 @@ def test_fits_a_phone(page: Page) -> None:
     try:
         model, params = make_model(num_layers=2)
         page.open(model, params, title="W" * 80, description="w" * 200, facts={"a": "w" * 200})
-        page.script("document.querySelector('details').open = true")
+        page.script("document.querySelectorAll('details').forEach((e) => { e.open = true })")
         page.colour_by("neuron")
         page.generate(length=300)
         page.choose(100)
+        page.generate("find", probe="own regular expression", pattern="[a-d]")
         assert page.script("return document.documentElement.scrollWidth") == 375
         sizes = page.script(
-            "return [...document.querySelectorAll('button, input, textarea, summary')]"
+            "return [...document.querySelectorAll('button, input, select, textarea, summary')]"
+            ".filter((e) => e.checkVisibility())"
             ".map((e) => e.getBoundingClientRect()).map(({width, height}) => [width, height])"
         )
-        assert len(sizes) > 10
+        assert len(sizes) > 30
         assert np.min(sizes) >= 44
+        dock = "return document.querySelector('.dock').getBoundingClientRect().height"
+        assert page.script(dock) < 667 / 3
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -47,6 +47,7 @@ class KnownCorpus:
       sha256: SHA-256 of the text, in hex.
       size: size of the text, in bytes.
       licence: licence and origin of the text.
+      title: what a person calls the text; "": its name.
       zip_member: name of the text in the archive; "": `url` is the text itself.
       zip_sha256: SHA-256 of the archive, in hex; "": `url` is the text itself.
     """
@@ -55,6 +56,7 @@ class KnownCorpus:
     sha256: str
     size: int
     licence: str
+    title: str = ""
     zip_member: str = ""
     zip_sha256: str = ""
 
@@ -65,12 +67,14 @@ KNOWN_CORPORA = {
         sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
         size=1_115_394,
         licence="public domain; Tiny Shakespeare, collected by A. Karpathy",
+        title="Shakespeare's plays",
     ),
     "text8": KnownCorpus(
         url="http://mattmahoney.net/dc/text8.zip",
         sha256="6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
         size=100_000_000,
         licence="CC BY-SA; cleaned English Wikipedia of 2006, M. Mahoney",
+        title="the words of Wikipedia",
         zip_member="text8",
         zip_sha256="a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
     ),
@@ -79,6 +83,7 @@ KNOWN_CORPORA = {
         sha256="2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
         size=100_000_000,
         licence="CC BY-SA; English Wikipedia of 2006, the Hutter Prize file",
+        title="Wikipedia",
         zip_member="enwik8",
         zip_sha256="547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
     ),

@@ -5,7 +5,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from charrnn_jax.data.corpora import Corpus, check_recorded_path, load_corpus
+from charrnn_jax.data.automata import PREFIX
+from charrnn_jax.data.corpora import (
+    BUILT_IN,
+    KNOWN_CORPORA,
+    Corpus,
+    check_recorded_path,
+    load_corpus,
+)
 from charrnn_jax.data.tokens import Splits, tokenize
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
@@ -35,6 +42,18 @@ class CorpusIdentity:
         if self.instead_of:
             line += f" (INSTEAD OF {self.instead_of!r}, which was not available)"
         return line
+
+    @property
+    def title(self) -> str:
+        """What a person would call the text, such as "Shakespeare's plays"; never a path."""
+        known = KNOWN_CORPORA.get(self.name)
+        if known and known.title:
+            return known.title
+        if self.name.startswith(PREFIX):
+            return f"the synthetic text {self.name.removeprefix(PREFIX)}"
+        others = {BUILT_IN: "Python's standard library", "-": "a text"}
+        name = others.get(self.name) or Path(self.name).name
+        return name[:-4].replace("_", " ") if name.endswith(".txt") else name
 
     def without_folders(self) -> "CorpusIdentity":
         """Returns a copy for publication, in which a path is reduced to its last part."""

@@ -99,11 +99,20 @@ def make_card(run: Run) -> ModelCard:
 # --- for a web page -----------------------------------------------------------------------------
 
 
+def page_title(card: ModelCard) -> str:
+    """Returns the title, such as "A model of Shakespeare's plays: GRU, 512 units"."""
+    model = card.model
+    layers = f"{model.num_layers} layers of " if model.num_layers > 1 else ""
+    return (
+        f"A model of {card.corpus.title}: {model.cell.upper()}, {layers}{model.hidden_size:,} units"
+    )
+
+
 def page_description(card: ModelCard) -> str:
     """Returns the paragraph below the title of the page."""
     noun = _noun(card)
     return (
-        f"A recurrent network trained on {card.corpus.name} that continues a text, {noun} by "
+        f"A recurrent network trained on {card.corpus.title} that continues a text, {noun} by "
         f"{noun}. The model runs in this page; nothing is sent anywhere."
     )
 
@@ -117,7 +126,8 @@ def page_facts(card: ModelCard) -> dict[str, str]:
         for split, by_protocol in card.losses.items()
         for protocol, nats in by_protocol.items()
     }
-    return {"Text": card.corpus.describe(), **started, "Step": f"{card.step:,}", **losses}
+    run = {"Run": card.name, "Step": f"{card.step:,}"}
+    return {"Text": card.corpus.describe(), **started, **run, **losses}
 
 
 # --- for a folder: its README -------------------------------------------------------------------

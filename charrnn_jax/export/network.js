@@ -95,6 +95,7 @@ const CELLS = {
 };
 
 let hasRead = false; // without a token read, there is no prediction
+let clamp = null; // {layer, unit, value}: a unit that is held at a value after each step, or null
 
 function forget() {
   hasRead = false;
@@ -116,6 +117,7 @@ function read(token) {
     }
     times(layer.kernel, layer.h, layer.q);
     CELLS[cell](layer);
+    if (clamp?.layer === layer) layer.h[clamp.unit] = clamp.value;
     x = layer.h;
   }
   times(denseKernel, x, logits);
@@ -123,15 +125,39 @@ function read(token) {
   hasRead = true;
 }
 
-/** softmax(logits / temperature) without id 0, [UNK], which is never written. */
-function distribution(temperature) {
+/** -log2 of the probability of a token; unlike below, [UNK] has a part, as in `charrnn score`. */
+function bitsOf(token) {
+  let largest = -Infinity, sum = 0;
+  for (let id = 0; id < V; id++) largest = Math.max(largest, logits[id]);
+  for (let id = 0; id < V; id++) sum += Math.exp(logits[id] - largest);
+  return (Math.log(sum) + largest - logits[token]) / Math.LN2;
+}
+
+/** softmax(logits / temperature) without id 0, [UNK], which is never written; then top-p. */
+function distribution(temperature, topP = 1) {
   const probabilities = new Float64Array(V);
   let largest = -Infinity, sum = 0;
   for (let id = 1; id < V; id++) largest = Math.max(largest, logits[id]);
   for (let id = 1; id < V; id++) {
     sum += probabilities[id] = Math.exp((logits[id] - largest) / temperature);
   }
-  return probabilities.map((p) => p / sum);
+  return keepLikeliest(probabilities.map((p) => p / sum), topP);
+}
+
+/**
+ * Keeps the fewest most likely tokens with a total probability of at least `topP`, and any that are
+ * as likely as the last of them.
+ */
+function keepLikeliest(probabilities, topP) {
+  if (topP >= 1) return probabilities;
+  let total = 0, least = 0;
+  for (const p of probabilities.slice().sort().reverse()) {
+    total += least = p;
+    if (total >= topP) break;
+  }
+  const kept = probabilities.map((p) => (p < least ? 0 : p));
+  const sum = kept.reduce((a, b) => a + b);
+  return kept.map((p) => p / sum);
 }
 
 /** The ids of the five largest probabilities, largest first. */
@@ -157,9 +183,9 @@ function makeRandom(seed) {
 }
 
 /** Draws a token: the first whose cumulative probability passes a random number. */
-function draw(temperature) {
+function draw(temperature, topP) {
   if (temperature === 0) return likeliest(distribution(1))[0];
-  const probabilities = distribution(temperature);
+  const probabilities = distribution(temperature, topP);
   let rest = random(), drawn = 0;
   for (let id = 1; id < V && rest >= 0; id++) {
     if (probabilities[id] > 0) drawn = id; // rounding may leave a remainder after the last one

@@ -1,199 +1,12 @@
-// --- Tokens and text -----------------------------------------------------------------------------
-
-const isBytes = page.vocabulary.kind === "bytes";
-// Code points, not one string: two lone surrogates next to each other would become one character.
-const symbols = page.vocabulary.code_points.map((point) => String.fromCodePoint(point));
-const idOf = new Map(symbols.map((symbol, index) => [symbol, index + 1]));
-
-/** Returns the ids of a text and the characters that the model does not know. */
-function encode(text) {
-  if (isBytes) {
-    return { tokens: Array.from(new TextEncoder().encode(text), (b) => b + 1), unknown: [] };
-  }
-  const characters = Array.from(text);
-  return {
-    tokens: characters.filter((c) => idOf.has(c)).map((c) => idOf.get(c)),
-    unknown: [...new Set(characters.filter((c) => !idOf.has(c)))],
-  };
-}
-
-let decoder;
-/** Returns the text that a token completes; bytes of an unfinished character wait for the rest. */
-const decode = (token) =>
-  isBytes ? decoder.decode(Uint8Array.of(token - 1), { stream: true }) : symbols[token - 1];
-
-const NAMES = { "\n": "↵ newline", "\t": "⇥ tab", " ": "␣ space" };
-const INVISIBLE = /(?![\n\t])[\p{C}\p{Zl}\p{Zp}]/u; // or changes how other characters are shown
-const codePoint = (c) => "U+" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
-
-/** Returns a visible form of a character. */
-function visible(c) {
-  if (NAMES[c]) return NAMES[c];
-  if (INVISIBLE.test(c) || /\p{Z}/u.test(c)) return codePoint(c);
-  return /\p{M}/u.test(c) ? "◌" + c : c;
-}
-const byteName = (byte) => "0x" + byte.toString(16).toUpperCase().padStart(2, "0");
-/** Returns the name of a token; a byte outside ASCII is named by its number. */
-const nameOf = (token) =>
-  !isBytes ? visible(symbols[token - 1])
-  : token - 1 < 128 ? visible(String.fromCharCode(token - 1)) : byteName(token - 1);
-
-const percent = (p) =>
-  p >= 0.0995 ? (100 * p).toFixed(0) + "%" : p >= 0.0005 ? (100 * p).toFixed(1) + "%" : "<0.1%";
-const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
-
-// --- The page ------------------------------------------------------------------------------------
-
-const $ = Object.fromEntries([...document.querySelectorAll("[id]")].map((e) => [e.id, e]));
-const SLICE_MS = 24; // computing time before the browser gets to handle events and paint
-
-/** The tokens of the text: {token, element, probability, best, activations}. */
-let text = [];
-let random; // random numbers of the current text
-let selected = -1; // index of the selected character; -1: none
-let pinned = false; // whether the selection stays when the pointer moves
-let running = false;
-let isRepeat = false; // whether nothing that affects the text has changed since the last Generate
-let following = true; // whether the end of the text is kept in view
-
-/** Makes an element; its content is plain text, never markup. */
-function make(name, content, properties = {}) {
-  return Object.assign(document.createElement(name), properties, { textContent: content });
-}
-
-/**
- * Returns the paragraph to append to. Browsers lay out one paragraph at a time, so each line of the
- * text gets its own. A long line is split: its last row on the screen moves to a new paragraph.
- */
-function paragraph() {
-  const last = $.text.lastChild;
-  const isOpen = last && !last.lastChild.textContent.endsWith("\n");
-  if (isOpen && last.childElementCount < 1000) return last;
-  const next = make("p", "", { dir: "auto" });
-  if (isOpen) {
-    const rowOf = (element) => element?.getClientRects()[0].top;
-    const moved = [last.lastChild];
-    while (rowOf(moved[0].previousSibling) === rowOf(last.lastChild)) {
-      moved.unshift(moved[0].previousSibling);
-    }
-    next.append(...moved);
-  }
-  $.text.append(next);
-  return next;
-}
-
-/** Appends a token to the text and reads it. */
-function append(token, className) {
-  const content = decode(token);
-  const element = make("span", content, { className });
-  element.index = text.length;
-  const invisible = content.match(INVISIBLE);
-  if (invisible) {
-    element.classList.add("named");
-    element.dataset.name = codePoint(invisible[0]);
-  }
-  const entry = { token, element, probability: null, best: [], activations: new Int8Array(L * H) };
-  if (hasRead) {
-    const probabilities = distribution(1);
-    entry.probability = probabilities[token];
-    entry.best = likeliest(probabilities).map((id) => ({ id, probability: probabilities[id] }));
-  }
-  read(token);
-  // h is in [-1, 1]; 8 bits are more than a colour can show.
-  layers.forEach(({ h }, l) => h.forEach((x, j) => {
-    entry.activations[l * H + j] = Math.round(127 * x);
-  }));
-  paragraph().append(element);
-  text.push(entry);
-  paint(entry);
-}
-
-const colour = () => $.colours.querySelector(":checked").value;
-const activation = (entry) =>
-  entry.activations[$.layer.valueAsNumber * H + $.neuron.valueAsNumber] / 127;
-
-/** Returns how unexpected a character was: -log2 p bits, where 8 bits or more have full colour. */
-const surprise = ({ probability }) => Math.min(-Math.log2(probability ?? 1) / 8, 1);
-
-/** Colours a character by a number: 0 none, 1 warm, -1 cold. */
-function paint(entry) {
-  if (colour() === "off") return;
-  const x = colour() === "neuron" ? activation(entry) : surprise(entry);
-  entry.element.classList.toggle("cold", x < 0);
-  entry.element.style.setProperty("--a", Math.abs(x).toFixed(3));
-}
-
-function recolour() {
-  $.which.hidden = $.which.disabled = $["neuron-scale"].hidden = colour() !== "neuron";
-  $["probability-scale"].hidden = colour() !== "probability";
-  if (!$.layer.validity.valid || !$.neuron.validity.valid) return;
-  $.text.dataset.colour = colour();
-  text.forEach(paint);
-  inspect(selected);
-}
-
-/** Shows what the model expected at the character with this index; -1: nothing. */
-function inspect(index) {
-  text[selected]?.element.classList.remove("selected");
-  selected = index;
-  const entry = text[selected];
-  $.inspector.classList.toggle("empty", !entry);
-  if (!entry) {
-    $.chosen.textContent = "No character is selected.";
-    $.alternatives.replaceChildren();
-    return;
-  }
-  entry.element.classList.add("selected");
-  const had = entry.probability === null ? ": the first character has no prediction"
-    : ` had ${percent(entry.probability)}`;
-  $.chosen.replaceChildren(make("b", nameOf(entry.token)), had);
-  if (colour() === "neuron") {
-    const value = activation(entry);
-    $.chosen.append(`; neuron ${$.neuron.value} `, make("data", signed(value), { value }));
-  }
-  $.alternatives.replaceChildren(...entry.best.map(({ id, probability }) => {
-    const item = make("li", "");
-    item.append(make("b", nameOf(id)), make("data", percent(probability), { value: probability }));
-    item.style.setProperty("--p", probability);
-    if (id === entry.token) item.setAttribute("aria-current", "true");
-    return item;
-  }));
-}
-
-function moveTo(index) {
-  if (!text.length) return;
-  pinned = true;
-  inspect(Math.min(Math.max(index, 0), text.length - 1));
-  text[selected].element.scrollIntoView({ block: "nearest" });
-}
-
-/** Moves to the line below (direction 1) or above (-1) on the screen. */
-function moveLine(direction) {
-  const boxOf = (index) => text[index].element.getClientRects()[0];
-  if (selected < 0) return moveTo(0);
-  const here = boxOf(selected);
-  let nearest = selected, distance = Infinity, line;
-  for (let index = selected + direction; index in text; index += direction) {
-    const box = boxOf(index);
-    const lines = Math.round(Math.abs(box.top - here.top) / here.height);
-    if (lines === 0) continue;
-    line ??= lines;
-    const away = Math.abs(box.left - here.left);
-    if (lines > line || away > distance) break;
-    [nearest, distance] = [index, away];
-  }
-  moveTo(nearest);
-}
-
-function unpin() {
-  pinned = false;
-  inspect(-1);
-}
-
 // --- Writing -------------------------------------------------------------------------------------
 
-const unit = isBytes ? "byte" : "character";
-const counted = (n) => `${n.toLocaleString("en")} ${unit}${n === 1 ? "" : "s"}`;
+let isRepeat = false; // whether nothing that affects the text has changed since the last Generate
+let lastHeld = ""; // which neuron was held then
+
+const isPressed = (button) => button.getAttribute("aria-pressed") === "true";
+/** Returns the neuron that is held, such as "0:217 held at +0.90"; "": none. */
+const held = () => (colour() === "neuron" && isPressed($.hold)
+  ? `${$.layer.value}:${$.neuron.value} held at ${signed($.held.valueAsNumber)}` : "");
 
 const channel = new MessageChannel();
 /** Lets the browser handle events and paint; unlike a timer, it returns at once. */
@@ -203,10 +16,12 @@ const breathe = () => new Promise((resolve) => {
 });
 
 /** Yields drawn tokens; the caller appends each one to the text before asking for the next. */
-function* draws(count, { temperature, stop }) {
+function* draws(count) {
+  const stop = $.stop.value.replaceAll("\\n", "\n");
+  const temperature = $.temperature.valueAsNumber, topP = $["top-p"].valueAsNumber;
   let end = "";
   for (let i = 0; i < count; i++) {
-    yield draw(temperature);
+    yield draw(temperature, topP);
     end = (end + text.at(-1).element.textContent).slice(-stop.length - 4);
     if (stop && end.includes(stop)) return;
   }
@@ -216,72 +31,195 @@ function* draws(count, { temperature, stop }) {
 async function write(tokens, className) {
   const start = performance.now();
   let count = 0, slice = start;
-  const showSpeed = () => {
+  const show = () => {
     const speed = (1000 * count) / (performance.now() - start);
     const units = isBytes ? "bytes" : "chars";
     $.speed.textContent = `${Math.round(speed).toLocaleString("en")} ${units}/s`;
+    measure();
+    if (following && className !== "own") $.end.scrollIntoView({ block: "end" });
   };
   for (const token of tokens) {
     append(token, className);
     count++;
     if (performance.now() - slice < SLICE_MS) continue;
-    showSpeed();
-    if (following) $.end.scrollIntoView({ block: "end" });
+    show();
     await breathe();
     if (!running) break;
     slice = performance.now();
   }
-  showSpeed();
-  if (following) $.end.scrollIntoView({ block: "end" });
+  show();
   return count;
 }
 
-/** Starts a new text with the prompt. */
-async function begin(tokens) {
+/** Starts a new text with these tokens; returns how many were read. */
+async function begin(tokens, className) {
   forget();
   text = [];
+  measured = { bits: 0, count: 0 };
   unpin();
   $.text.replaceChildren();
   random = makeRandom($.seed.valueAsNumber);
   decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-  if (tokens.length) await write(tokens, "prompt");
-  else read(encode("\n").tokens[0] ?? 1); // no prompt: the start of a line
+  if (!tokens.length) read(encode("\n").tokens[0] ?? 1); // no prompt: the start of a line
+  return write(tokens, className);
+}
+
+/** Shows a status, with names of characters that do not change the direction of what follows. */
+function say(before, characters = [], after = "") {
+  const names = characters.flatMap((c) => [" ", make("bdi", visible(c))]);
+  $.status.replaceChildren(before, ...names, after);
+}
+
+/** Returns the tokens of a text, or null after saying that the model knows no character of it. */
+function encodeOrSay(content, name) {
+  const encoded = encode(content);
+  if (!content || encoded.tokens.length) return encoded;
+  say(`The model knows no character of this ${name}. Some that it knows:`, symbols.slice(0, 40));
+  return null;
+}
+
+/**
+ * Does some work, which can be stopped; then shows what was done.
+ *
+ * @param work returns what it did, such as "Wrote", and the number of tokens
+ * @param unknown characters that were skipped
+ * @param where where they were, such as "in the prompt"
+ */
+async function run(work, unknown, where) {
+  running = true;
+  $.generate.textContent = "Stop";
+  $.continue.disabled = $.read.disabled = true;
+  const start = performance.now();
+  const { done, count, how = "" } = await work();
+  const seconds = ((performance.now() - start) / 1000).toFixed(1);
+  const what = `${running ? done : "Stopped after"} ${counted(count)} in ${seconds} s${how}.`;
+  running = false;
+  $.generate.textContent = "Generate";
+  $.continue.disabled = $.read.disabled = false;
+  if (!unknown.length) return say(what);
+  const more = unknown.length > 8 ? " …" : "";
+  say(`${what} The model does not know`, unknown.slice(0, 8), `${more}: skipped ${where}.`);
 }
 
 async function generate(isNew) {
-  const { tokens, unknown } = encode($.prompt.value);
-  const skipped = unknown.length && isNew
-    ? ` The model does not know ${unknown.slice(0, 8).map(visible).join(" ")}`
-      + `${unknown.length > 8 ? " …" : ""}: skipped in the prompt.` : "";
-  if (isNew && $.prompt.value && !tokens.length) {
-    $.status.textContent = `The model knows no character of this prompt. Some that it knows: ${
-      symbols.slice(0, 40).map(visible).join(" ")}`;
+  const prompt = isNew ? encodeOrSay($.prompt.value, "prompt") : { unknown: [] };
+  if (!prompt) return;
+  following = true;
+  const holding = held();
+  clamp = holding ? { layer: layers[$.layer.value], unit: $.neuron.valueAsNumber,
+    value: $.held.valueAsNumber } : null;
+  await run(async () => {
+    if (isNew) {
+      // The same text again would be of no use. The seed of each text stays visible.
+      if (isRepeat && holding === lastHeld) $.seed.value = ($.seed.valueAsNumber + 1) % 2 ** 32;
+      [isRepeat, lastHeld] = [true, holding];
+      say("Reading the prompt…");
+      await begin(prompt.tokens, "prompt");
+    }
+    if (running) say("Writing…");
+    const count = running ? await write(draws($.length.valueAsNumber), "") : 0;
+    return { done: "Wrote", count, how: holding && `, with neuron ${holding}` };
+  }, prompt.unknown, "in the prompt");
+}
+
+/** Reads the text that the reader has given, so that it is coloured. */
+async function readOwn() {
+  const own = encodeOrSay($.own.value, "text");
+  if (!own) return;
+  if (own.tokens.length < 2) return say("Paste two characters or more: the first is context.");
+  clamp = null;
+  await run(async () => {
+    say("Reading your text…");
+    return { done: "Read", count: await begin(own.tokens, "own") };
+  }, own.unknown, "in your text");
+}
+
+// --- Finding neurons -----------------------------------------------------------------------------
+
+const NUM_FOUND = 8;
+const OWN = "own regular expression";
+
+/** Returns the chosen probe; throws if the reader's expression is wrong. */
+function chosenProbe() {
+  if ($.probe.value !== OWN) return PROBES[$.probe.value];
+  const pattern = new RegExp($.pattern.value, "gmu");
+  return (content) => inside(content, pattern);
+}
+
+/** Returns the activations [N] and the marks [N] of the tokens at which a character ends. */
+function marked(probe) {
+  const all = probe(whole()), activations = [], marks = [];
+  let end = 0;
+  for (const entry of text) {
+    const length = entry.element.textContent.length;
+    if (!length) continue; // a byte of an unfinished character
+    end += length;
+    activations.push(entry.activations);
+    marks.push(all[end - 1]);
+  }
+  return { activations, marks };
+}
+
+/** Returns a button that selects a unit, with its AUC. */
+function makeChoice(area, unit) {
+  const layer = Math.floor(unit / H), neuron = unit % H;
+  const button = make("button", `${layer}:${neuron} `, { type: "button" });
+  button.append(make("data", area.toFixed(2), { value: area }));
+  button.addEventListener("click", () => {
+    [$.layer.value, $.neuron.value] = [layer, neuron];
+    recolour();
+  });
+  return button;
+}
+
+/** Lists the neurons that follow the chosen probe best on the text that is shown. */
+function find() {
+  $.found.replaceChildren();
+  let probe;
+  try {
+    probe = chosenProbe();
+  } catch (error) {
+    $.finding.textContent = error.message;
     return;
   }
-  running = following = true;
-  $.generate.textContent = "Stop";
-  $.continue.disabled = true;
-  if (isNew) {
-    // The same text again would be of no use. The seed of each text stays visible.
-    if (isRepeat) $.seed.value = ($.seed.valueAsNumber + 1) % 2 ** 32;
-    isRepeat = true;
-    $.status.textContent = "Reading the prompt…";
-    await begin(tokens);
+  const { activations, marks } = marked(probe);
+  const count = marks.reduce((a, b) => a + b, 0);
+  const numbers = [count, marks.length].map((n) => n.toLocaleString("en"));
+  $.finding.textContent = `True at ${numbers.join(" of ")} characters.`;
+  if (!count || count === marks.length) {
+    $.finding.append(" It must be true at some and not at others: try another text.");
+    return;
   }
-  const start = performance.now();
-  let count = 0;
-  if (running) {
-    $.status.textContent = "Writing…";
-    const stop = $.stop.value.replaceAll("\\n", "\n");
-    const temperature = $.temperature.valueAsNumber;
-    count = await write(draws($.length.valueAsNumber, { temperature, stop }), "");
+  $.finding.append(" AUC: 0.5 is chance; 1, the neuron is always higher there; 0, always lower.");
+  const distance = ({ area }) => Math.abs(area - 0.5);
+  const found = areasUnderCurve(activations, marks).map((area, unit) => ({ area, unit }))
+    .sort((a, b) => distance(b) - distance(a)).slice(0, NUM_FOUND);
+  for (const { area, unit } of found) {
+    const item = make("li", "");
+    item.append(makeChoice(area, unit));
+    $.found.append(item);
   }
-  const seconds = ((performance.now() - start) / 1000).toFixed(1);
-  const ended = running ? "Wrote" : "Stopped after";
-  $.status.textContent = `${ended} ${counted(count)} in ${seconds} s.${skipped}`;
-  running = false;
-  $.generate.textContent = "Generate";
-  $.continue.disabled = false;
+}
+
+// --- Copy and save -------------------------------------------------------------------------------
+
+async function copy() {
+  try {
+    await navigator.clipboard.writeText(whole());
+    say("Copied.");
+  } catch { // the browser does not allow it, or has no clipboard
+    document.getSelection().selectAllChildren($.text);
+    say("The text is selected: copy it with the browser's own command.");
+  }
+}
+
+/** Saves the text; a text of bytes as these bytes. */
+function save() {
+  const content = isBytes ? Uint8Array.from(text, ({ token }) => token - 1) : whole();
+  const href = URL.createObjectURL(new Blob([content], { type: "text/plain" }));
+  make("a", "", { href, download: "text.txt" }).click();
+  URL.revokeObjectURL(href);
+  say("Saved as text.txt.");
 }
 
 // --- Start ---------------------------------------------------------------------------------------
@@ -305,14 +243,30 @@ $.layers.textContent = `0 to ${L - 1}`;
 $.neurons.textContent = `0 to ${H - 1}`;
 if (isBytes) $.units.textContent = "Bytes";
 
-function showTemperature() {
+$.probe.append(...[...Object.keys(PROBES), OWN].map((name) => make("option", name)));
+
+/** Shows what the sliders are set to, and the field of a pattern if there is one to give. */
+function showValues() {
   $["temperature-shown"].textContent = $.temperature.valueAsNumber.toFixed(2);
+  $["top-p-shown"].textContent = $["top-p"].valueAsNumber.toFixed(2);
+  $["held-shown"].textContent = signed($.held.valueAsNumber);
+  $.pattern.parentElement.hidden = $.probe.value !== OWN;
 }
-$.temperature.addEventListener("input", showTemperature);
-$.colours.addEventListener("input", recolour);
 $.settings.addEventListener("input", ({ target }) => {
-  isRepeat &&= $.colours.contains(target);
+  isRepeat &&= $.colours.contains(target) || target === $.own;
+  showValues();
 });
+$.colours.addEventListener("input", recolour);
+$.hold.addEventListener("click", () => $.hold.setAttribute("aria-pressed", !isPressed($.hold)));
+$.find.addEventListener("click", find);
+$.pattern.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault(); // or it would start a text
+  find();
+});
+$.read.addEventListener("click", readOwn);
+$.copy.addEventListener("click", copy);
+$.save.addEventListener("click", save);
 $.settings.addEventListener("submit", (event) => {
   event.preventDefault();
   if (running) running = false;
@@ -328,9 +282,11 @@ $.text.addEventListener("click", ({ target }) => {
   else moveTo(target.index);
 });
 $.text.addEventListener("keydown", (event) => {
+  const line = text[selected]?.element.parentElement;
+  const right = line && getComputedStyle(line).direction === "rtl" ? -1 : 1;
   const move = {
-    ArrowLeft: () => moveTo(selected - 1),
-    ArrowRight: () => moveTo(selected + 1),
+    ArrowLeft: () => moveTo(selected - right),
+    ArrowRight: () => moveTo(selected + right),
     ArrowUp: () => moveLine(-1),
     ArrowDown: () => moveLine(1),
     Home: () => moveTo(0),
@@ -356,7 +312,7 @@ document.addEventListener("keydown", ({ key }) => {
 new IntersectionObserver(([end]) => { following = end.isIntersecting; }, { rootMargin: "200px" })
   .observe($.end);
 
-showTemperature();
+showValues();
 recolour();
-$.generate.disabled = false;
+$.generate.disabled = $.read.disabled = false;
 $.status.textContent = "Ready.";

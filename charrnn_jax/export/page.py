@@ -21,7 +21,7 @@ import numpy as np
 
 from charrnn_jax.data.vocabulary import Vocabulary
 from charrnn_jax.errors import UserError
-from charrnn_jax.export.card import make_card, page_description, page_facts
+from charrnn_jax.export.card import make_card, page_description, page_facts, page_title
 from charrnn_jax.files import replacing
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, Params
@@ -31,6 +31,7 @@ from charrnn_jax.workdir.run import Run
 
 PAGE_CELLS = ("gru", "lstm", "rnn")  # the cells that network.js implements
 PAGE_DTYPES = ("int8", "float16")
+_SCRIPTS = ("network.js", "text.js", "probes.js", "page.js")  # one module, in this order
 _SIZES = ("cell", "num_layers", "hidden_size", "vocabulary_size")  # fields that network.js reads
 
 
@@ -54,7 +55,7 @@ def export_page(run: Run, file: str | Path, *, dtype: str = "int8") -> None:
         model=run.model,
         vocabulary=run.vocabulary,
         dtype=dtype,
-        title=card.name,
+        title=page_title(card),
         description=page_description(card),
         facts=page_facts(card),
         prompt=card.prompt,
@@ -184,7 +185,7 @@ def write_page(
         _read("page.html"),
         title=title,
         style=_read("page.css"),
-        script=_read("network.js") + _read("page.js"),
+        script="".join(map(_read, _SCRIPTS)),
         data=data,
     )
     with replacing(file) as partial:
