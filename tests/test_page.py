@@ -21,6 +21,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
+from charrnn_jax.evaluation.probes import PROBES
 from charrnn_jax.evaluation.protocols import Carried, char_losses
 from charrnn_jax.export.page import PAGE_DTYPES, page_weights, write_page
 from charrnn_jax.generation.rules import TopP
@@ -381,7 +382,6 @@ def test_probes_mark_what_their_names_say(page: Page) -> None:
 
 
 def test_probes_are_those_of_the_command(page: Page) -> None:
-    probes = pytest.importorskip("charrnn_jax.evaluation.probes")
     page.open(*make_model())
     rng = np.random.default_rng(0)
     letters = list("aeAEbB'\".:\n ([}é\u2019\u201c\u201d0_")
@@ -392,8 +392,8 @@ def test_probes_are_those_of_the_command(page: Page) -> None:
             "[name, probe(arguments[0])]))",
             text,
         )
-        assert set(shown) == set(probes.PROBES)
-        for name, probe in probes.PROBES.items():
+        assert set(shown) == set(PROBES)
+        for name, probe in PROBES.items():
             values = probe(text)
             expected = values if values.dtype == bool else values > np.median(values)
             np.testing.assert_array_equal(shown[name], expected, err_msg=f"{name}: {text!r}")
