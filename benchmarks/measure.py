@@ -12,8 +12,6 @@ import sys
 import time
 from importlib import metadata
 
-from charrnn_jax.memory import peak_bytes
-
 MOST_RUNS = 1000
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "tensorflow", "keras")
 
@@ -74,6 +72,11 @@ def resident_bytes() -> int:
             return int(statm.read().split()[1]) * resource.getpagesize()
     except OSError:  # not on Linux
         return 0
+
+
+def peak_bytes() -> int:
+    """Returns the most memory that this process has used, including its imports, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def device_peak_bytes() -> int | None:

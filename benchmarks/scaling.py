@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report
-from benchmarks.measure import device_peak_bytes, resident_bytes
+from benchmarks.measure import device_peak_bytes, peak_bytes, resident_bytes
 from benchmarks.workloads import CURVES, WORKLOADS, Workload, tiny
-from charrnn_jax.memory import peak_bytes
 
 ROOT = Path(__file__).parent.parent
 SHARED = ("T1", "T3")  # a large step and a small one

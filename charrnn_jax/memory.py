@@ -1,4 +1,4 @@
-"""Memory of the process: `keep_freed_memory` keeps that of freed arrays, to be used again.
+"""`keep_freed_memory`: memory of freed arrays stays with the process, to be used again.
 
 A training step on a CPU allocates and frees arrays of many megabytes. By default glibc returns such
 memory to the system at once, and the system fills it with zeros, page by page, each time it is
@@ -7,7 +7,6 @@ cores of an AMD EPYC (experiments/LOG.md).
 """
 
 import ctypes
-import resource
 import sys
 
 # Parameters of mallopt, from <malloc.h>.
@@ -32,9 +31,3 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in _SETTINGS.items():
             mallopt(parameter, value)
-
-
-def peak_bytes() -> int:
-    """Returns the most memory that this process has used so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # there in bytes, elsewhere in KiB

@@ -115,8 +115,9 @@ def _figures(found: "Profile") -> Iterator[str]:
         f"{rate / 1e9:,.1f} G in the train step, {rate / found.product_rate:.0%} of "
         f"{found.product_rate / 1e9:,.1f} G in products of {size} x {size}",
     )
-    whose = "of a device" if found.is_device_memory else "of the process, libraries included"
-    yield line("peak memory", f"{found.peak_bytes / 1e6:,.0f} MB, {whose}")
+    if found.peak_bytes is not None:
+        whose = "the process, libraries included" if found.device == "cpu" else "the device"
+        yield line("peak memory", f"{found.peak_bytes / 1e6:,.0f} MB, of {whose}")
     if found.run_steps:
         seconds = sum(found.run_seconds.values())
         yield line("whole run", f"{found.run_steps:,} steps, about {format_seconds(seconds)}")

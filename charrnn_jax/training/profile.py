@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from charrnn_jax.data.batches import Batch
 from charrnn_jax.errors import UserError
-from charrnn_jax.memory import peak_bytes
+from charrnn_jax.memory import peak_memory
 from charrnn_jax.models.products import dot
 from charrnn_jax.training.dispatch import count_step_flops
 from charrnn_jax.training.loop import choose_train_step, train
@@ -78,8 +78,8 @@ class Profile:
       product_size: rows of the square matrices of that product.
       num_devices: number of devices that shared a batch.
       device: kind of the devices.
-      peak_bytes: the most memory that was used: of a device if it says so, else of the process.
-      is_device_memory: whether it is that of a device.
+      peak_bytes: the most memory that was used at any time, of the first accelerator, or of the
+        process if there is none; None: not known.
       run_steps: number of steps of a whole run of the config; 0: its time is limited instead.
       run_seconds: phase -> its seconds in a whole run, estimated from this session; may be empty.
     """
@@ -94,8 +94,7 @@ class Profile:
     product_size: int
     num_devices: int
     device: str
-    peak_bytes: int
-    is_device_memory: bool
+    peak_bytes: int | None
     run_steps: int
     run_seconds: dict[str, float]
 
@@ -204,9 +203,7 @@ def profile(config: ConfigDict, *, num_steps: int = 20, trace: Path | None = Non
         session, workdir = _Session(num_steps, clock, trace), Path(folder) / "run"
         _train(config, session, workdir)
         epoch = read_json_lines(workdir / "metrics.jsonl")[-1]["epoch"]
-        memory = [device.memory_stats() or {} for device in jax.local_devices()]
-        device_peak = max(stats.get("peak_bytes_in_use", 0) for stats in memory)
-        peak = device_peak or peak_bytes()
+        most_memory = peak_memory()
     wall_seconds = time.perf_counter() - start
 
     sizes = {
@@ -229,8 +226,7 @@ def profile(config: ConfigDict, *, num_steps: int = 20, trace: Path | None = Non
         product_size=size,
         num_devices=session.num_devices,
         device=jax.devices()[0].device_kind,
-        peak_bytes=peak,
-        is_device_memory=bool(device_peak),
+        peak_bytes=most_memory,
         run_steps=run[0],
         run_seconds=run[1],
     )
