@@ -62,7 +62,7 @@ Generation
 Runs on disk
   load_run             opens a run: params, model, vocabulary, config
   compare              whether runs differ on the same text, and where
-  read_json_lines      reads metrics.jsonl or samples.jsonl
+  read_json_lines      reads metrics.jsonl, samples.jsonl or sessions.jsonl
   load_sweep           the runs of a sweep
   import_run           makes a run of weights from PyTorch or Keras
   export               writes a model as a folder that needs only jax

@@ -4,13 +4,12 @@ For the command line only: a library must not change JAX's settings for its user
 """
 
 import hashlib
-import os
 import platform
-from pathlib import Path
 
 import jax
 
 from charrnn_jax.data.corpora import cache_folder
+from charrnn_jax.host_devices import read_cpuinfo
 from charrnn_jax.messages import PROGRESS
 
 
@@ -29,8 +28,6 @@ def machine() -> str:
     A program may use instructions that another kind of CPU lacks.
     """
     features = f"{platform.machine()} {platform.processor()}"
-    cpuinfo = Path("/proc/cpuinfo")
-    if os.access(cpuinfo, os.R_OK):
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        features += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    cpuinfo = read_cpuinfo()
+    features += cpuinfo.get("flags", "") + cpuinfo.get("Features", "")
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"

@@ -1,4 +1,6 @@
-"""Makes each CPU core a device, so that cores can share a batch as accelerators do.
+"""The processor of this machine, and its cores as devices.
+
+`make_cores_devices` makes each core a device, so that cores can share a batch as accelerators do.
 
 For the command line only: a library must not change JAX's settings for its users. Programs of one
 device still use all cores, as without this.
@@ -6,6 +8,8 @@ device still use all cores, as without this.
 
 import contextlib
 import os
+import platform
+from pathlib import Path
 
 import jax
 
@@ -28,3 +32,18 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def read_cpuinfo() -> dict[str, str]:
+    """Returns the fields of the first processor in /proc/cpuinfo; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not on Linux, or not allowed
+        return {}
+    lines = text.partition("\n\n")[0].splitlines()
+    return {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+
+
+def describe_processor() -> str:
+    """Returns the name of the processor, such as "AMD EPYC 9654 96-Core Processor"."""
+    return read_cpuinfo().get("model name") or platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""`keep_freed_memory`: memory of freed arrays stays with the process, to be used again.
+"""The memory of a process: that it keeps what it has freed, and the most that it has used.
 
 A training step on a CPU allocates and frees arrays of many megabytes. By default glibc returns such
 memory to the system at once, and the system fills it with zeros, page by page, each time it is
@@ -31,3 +31,21 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in _SETTINGS.items():
             mallopt(parameter, value)
+
+
+def peak_memory() -> int | None:
+    """Returns the most memory that was in use at any time so far, in bytes; None: not known.
+
+    It is that of the first accelerator, or of this process if there is none.
+    """
+    import jax
+
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("peak_bytes_in_use")
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import pytest
 from conftest import ROOT
 
 from charrnn_jax.data.vocabulary import Vocabulary
+from charrnn_jax.evaluation.copies import Span
+from charrnn_jax.evaluation.samples import FIGURES, Figure, Judged, Judgement
 from charrnn_jax.generation.sampler import Sampler
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN, initialize_params
@@ -83,9 +85,11 @@ def assert_bitwise_equal(a: TrainState, b: TrainState) -> None:
 
 
 def rows_without_time(workdir: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl less what a clock says."""
+    """Rows of metrics.jsonl less what was measured of the machine."""
     rows = read_json_lines(workdir / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+    return [
+        {k: v for k, v in row.items() if "second" not in k and "memory" not in k} for row in rows
+    ]
 
 
 def assert_rows_agree(workdir: Path, other: Path, *, rel: float = 1e-3) -> None:
@@ -103,6 +107,12 @@ def assert_same_run(workdir: Path, other: Path) -> None:
     assert first == second
     params = (load_run(folder, checkpoint="latest").params for folder in (workdir, other))
     jax.tree.map(np.testing.assert_array_equal, *params)
+
+
+def some_judgement() -> Judgement:
+    figures = {name: Figure(0.5, 0.25, 0.75) for name in FIGURES}
+    judged = Judged(figures, (2.5,) * 4, (Figure(2.5, 2.25, 2.75),), Span(0, 9, 20), 0)
+    return Judgement(judged, {"temperature 1": replace(judged, verdict="gibberish")}, 300, 9, 4, 50)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import SENTENCE
 from helpers import last_line_of_error, slow
+from test_sweep_report import parse_tables
 
 import charrnn_jax
 from charrnn_jax.config import default_config
@@ -229,6 +230,33 @@ def test_compare_prints_what_it_found(
     assert data["pairs"][0]["is_real"]
     assert data["pairs"][0]["difference"]["detectable"] == pair.difference.detectable
     assert [run["name"] for run in data["runs"]] == names
+
+
+def test_compare_writes_a_page_of_what_it_found(
+    workdirs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, losses in zip(workdirs, ([3.0, 2.5], [2.75, 2.25]), strict=True):
+        rows = [{"step": 7 * n, "train/loss": loss} for n, loss in enumerate(losses, 1)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names, page = [*map(str, workdirs)], tmp_path / "page.html"
+    assert main(["compare", *names, f"--html={page}"]) == 0
+    found = compare(*map(charrnn_jax.load_run, names))
+    (pair,) = found.pairs
+    text = page.read_text(encoding="utf-8")
+    losses, pairs, *groups = parse_tables(text)
+    assert [row[:2] for row in losses[1:]] == [["A", "worse"], ["B", "better"]]
+    assert [row[4] for row in losses[1:]] == [f"{run.loss:.4f}" for run in found.runs]
+    assert pairs[1][:3] == [
+        "A - B",
+        f"{pair.difference.mean:+.4f}",
+        f"{pair.difference.low:+.4f}, {pair.difference.high:+.4f}",
+    ]
+    names_of_groups = [row[0] for table in groups for row in table[1:]]
+    assert names_of_groups == [group.name for group in pair.groups]
+    assert "All fields of the configs are equal" in text
+    assert "Training loss" in text
+    assert "Validation loss" not in text  # no row has one
+    assert str(tmp_path) not in text
 
 
 def test_evaluate_says_how_certain_a_loss_is(

@@ -1,12 +1,17 @@
 import json
 import re
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SMOKE, last_line_of_error
+from helpers import SMOKE, last_line_of_error, some_judgement
+from test_sweep_report import parse_tables
 
+from charrnn_jax.evaluation.samples import FIGURES
 from charrnn_jax.main import main
+from charrnn_jax.workdir.judgement import read_judgement, save_judgement
 from charrnn_jax.workdir.run import load_run
 
 WORDS = ["the", "a", "of", "king", "lord", "night", "shall", "come", "to", "my", "thou", "and"]
@@ -60,7 +65,35 @@ def test_a_table_has_every_group_and_its_verdict(
         figure = group["figures"]["known_words"]
         assert mean == f"{100 * figure['mean']:.1f}"
         assert half == f"{100 * (figure['high'] - figure['low']) / 2:.1f}"
-    assert files == sorted(trained.iterdir())
+    assert sorted(trained.iterdir()) == sorted([*files, trained / "judgement.json"])
+    saved = read_judgement(load_run(trained))
+    assert saved is not None
+    assert json.loads(json.dumps(asdict(saved[0]))) == judged
+    assert saved[1] == "the "
+
+
+def test_the_report_shows_what_was_found_of_the_same_checkpoint(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    judgement = some_judgement()
+    save_judgement(run, judgement, prompt="")
+    report = ["report", f"--workdir={run.workdir}"]
+    assert main(report) == 0
+    page = (run.workdir / "report.html").read_text(encoding="utf-8")
+    table = next(table for table in parse_tables(page) if table[0][0] == "Figure")
+    assert table[0][1:] == ["real text", "temperature 1"]
+    assert [row[0] for row in table[1:]] == [display.label for display in FIGURES.values()]
+    assert table[1][1:] == ["50.0 +-25.0"] * 2
+    assert "temperature 1: gibberish." in page
+    save_judgement(replace(run, step=run.step + 1), judgement, prompt="")
+    assert main(report) == 0
+    assert "Not judged at this step" in (run.workdir / "report.html").read_text(encoding="utf-8")
+    (run.workdir / "judgement.json").write_text("{}")
+    capsys.readouterr()
+    assert main(report) == 2
+    assert "delete it, and judge again" in last_line_of_error(capsys)
 
 
 def test_a_given_text_is_judged(

@@ -68,7 +68,13 @@ def test_train_shows_what_the_tutorial_shows(
     ):
         assert shown in out
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "samples.jsonl", "checkpoints"}
+    assert names == {
+        "config.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "sessions.jsonl",
+        "checkpoints",
+    }
 
 
 def test_train_suggests_no_evaluation_of_a_split_that_is_not_there(

@@ -80,7 +80,7 @@ def test_report_says_what_the_run_has_recorded(
     assert main(["report", f"--workdir={trained}", "--figures=svg,pdf,png"]) == 0
     assert str(trained / "report.html") in capsys.readouterr().out
     page = (trained / "report.html").read_text(encoding="utf-8")
-    losses, layers, config = parse_tables(page)
+    losses, layers, config, _ = parse_tables(page)
     evaluated = json.loads((trained / "evaluation.json").read_text())["validation"]
     assert [row[1] for row in losses[1:]] == [
         *(f"network, {name}" for name in evaluated["losses"]),
@@ -100,7 +100,8 @@ def test_report_says_what_the_run_has_recorded(
     assert "<b>run" not in page
     samples = read_json_lines(trained / "samples.jsonl")
     assert parse_quotes(page).quotes == [row["prompt"] + row["text"] for row in samples]
-    for name in ("loss", "learning_rate", "gradient_norm", "update_ratio", "chars_per_second"):
+    names = ["loss", "learning_rate", "gradient_norm", "update_ratio", "chars_per_second"]
+    for name in [*names, "peak_memory"]:
         for form, start in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
             assert (trained / f"report.{name}.{form}").read_bytes().startswith(start)
     text = (trained / "report.md").read_text(encoding="utf-8")
@@ -304,6 +305,6 @@ def test_page_has_no_errors_fits_the_screen_and_runs_no_text(
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
         quotes = driver.find_elements("css selector", "pre")
         assert len(quotes) == 6
-        assert len(driver.find_elements("css selector", "figure svg")) == 5
+        assert len(driver.find_elements("css selector", "figure svg")) == 6
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -329,3 +330,12 @@ def read_text(file: str, *, kind: str) -> str | bytes:
 
     blocks: list[Any] = list(load_corpus(path=file).blocks(kind))
     return (b"" if kind == "bytes" else "").join(blocks)
+
+
+@contextlib.contextmanager
+def only_warning(file: Path, *, remedy: str) -> Iterator[None]:
+    """Makes a warning of an error of the system: what was found is printed already."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(str(file_error(error, path=file, doing="write", remedy=remedy)), stacklevel=3)

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 _KINDS = ("kind of character", "position in the word", "position in the window")
 _EXCERPTS, _PAIRS, _WIDTH = 5, 6, 100
 _LETTERS = string.ascii_uppercase
-_TWO_RUNS = (
-    "This compares runs, not configurations: another seed can change a loss as much. "
-    "charrnn sweep compares configurations over seeds."
-)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +49,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(PROTOCOLS)}, or one that the experiment registers; default: carried",
     )
     parser.add_argument("--json", action="store_true", help="print all results as JSON")
+    parser.add_argument(
+        "--html", type=path, metavar="FILE", help="also write a page, with curves of the runs"
+    )
     moved_text_flag(parser)
 
 
@@ -63,6 +62,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         raise UserError("a comparison needs two runs: charrnn compare RUN RUN")
     from charrnn_jax.compilation_cache import keep_compiled_programs
     from charrnn_jax.experiment import register_file
+    from charrnn_jax.reports.comparison import write_comparison
     from charrnn_jax.workdir.compare import compare
     from charrnn_jax.workdir.run import load_run
 
@@ -73,6 +73,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if not args.json:
         NOTES.info(f"Text: {runs[0].corpus.describe()}")
     found = compare(*runs, split=args.split, protocol=args.protocol, path=args.path)
+    if args.html:
+        write_comparison(found, runs, args.html)
+        NOTES.info(f"Page: {args.html}")
     if args.json:
         show(json.dumps(found.to_dict(), indent=2))
         return
@@ -82,6 +85,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _report(found: "Comparison", *, is_long: bool) -> Iterator[str]:
     """Yields the lines of the report; a short one has the details of the best two runs only."""
+    from charrnn_jax.workdir.compare import COMPARES_RUNS
+
     yield f"{found.split} {found.protocol}, {found.num_chars:,} {found.noun}"
     yield f"   {'loss in nats/' + found.unit} ± its standard error"
     ranked = sorted(range(len(found.runs)), key=lambda number: found.runs[number].loss)
@@ -90,10 +95,7 @@ def _report(found: "Comparison", *, is_long: bool) -> Iterator[str]:
         error = f"{each.loss:.4f} ± {each.standard_error:.4f}"
         yield f"{_LETTERS[number]}  {error}   {each.name}, step {each.step:,}"
     yield ""
-    # The best with the second, the best with the third, ...
-    pairs = sorted(
-        found.pairs, key=lambda pair: sorted(map(ranked.index, (pair.first, pair.second)))
-    )
+    pairs = found.ranked_pairs()
     for pair in pairs if is_long else pairs[:_PAIRS]:
         yield from wrap(pair.describe(_LETTERS, unit=found.unit), _WIDTH)
     if len(pairs) > _PAIRS and not is_long:
@@ -101,7 +103,7 @@ def _report(found: "Comparison", *, is_long: bool) -> Iterator[str]:
     for pair in pairs if is_long else pairs[:1]:
         yield from _details(pair, found, is_long=is_long)
     yield ""
-    yield from wrap(_TWO_RUNS, _WIDTH)
+    yield from wrap(COMPARES_RUNS, _WIDTH)
 
 
 def _details(pair: "Pair", found: "Comparison", *, is_long: bool) -> Iterator[str]:

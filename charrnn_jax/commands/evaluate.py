@@ -5,19 +5,23 @@ import contextlib
 import json
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charrnn_jax.commands.arguments import checkpoint_flags, moved_text_flag, open_run
+from charrnn_jax.commands.arguments import (
+    checkpoint_flags,
+    moved_text_flag,
+    only_warning,
+    open_run,
+)
 from charrnn_jax.commands.baselines import (
     baseline_flags,
     check_baselines,
     show_baselines,
     show_loss,
 )
-from charrnn_jax.errors import UserError, file_error
+from charrnn_jax.errors import UserError
 from charrnn_jax.files import replacing
 from charrnn_jax.messages import PROGRESS, show
 from charrnn_jax.reading import read_json
@@ -99,17 +103,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if has_baselines:
         entry |= show_baselines(args, trained, train=train, tokens=tokens, scored=scored)
     file = trained.workdir / "evaluation.json"
-    with _only_warning(file, remedy="the losses are printed only"):
+    with only_warning(file, remedy="the losses are printed only"):
         _merge_into_json(file, {args.split: entry})
-
-
-@contextlib.contextmanager
-def _only_warning(file: Path, *, remedy: str) -> Iterator[None]:
-    """Makes a warning of an error of the system: what was found is printed already."""
-    try:
-        yield
-    except OSError as error:
-        warnings.warn(str(file_error(error, path=file, doing="write", remedy=remedy)), stacklevel=3)
 
 
 def _show(name: str, losses: "np.ndarray", vocabulary: "Vocabulary") -> dict[str, Any]:
@@ -158,7 +153,7 @@ def _tune(trained: "Run", train: "np.ndarray") -> "Dynamic":
         report=say,
     )
     show(f"Tuned on the end of the training text: {best.describe_numbers()}")
-    with _only_warning(trained.workdir / TUNED_FILE, remedy="they are used this time only"):
+    with only_warning(trained.workdir / TUNED_FILE, remedy="they are used this time only"):
         save_tuned(trained, best)
     return best
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from charrnn_jax.commands.arguments import (
     checkpoint_flags,
     moved_text_flag,
     natural,
+    only_warning,
     open_run,
     path_text,
     positive,
@@ -21,7 +23,7 @@ from charrnn_jax.messages import NOTES, show
 
 if TYPE_CHECKING:
     from charrnn_jax.data.vocabulary import Vocabulary
-    from charrnn_jax.evaluation.samples import Figure, Judged, Judgement
+    from charrnn_jax.evaluation.samples import Judged, Judgement
     from charrnn_jax.workdir.run import Run
 
 _SETTINGS = ("temperature", "top_k", "top_p", "min_p", "no_repeat")
@@ -29,14 +31,6 @@ _DEFAULTS: list[dict[str, Any]] = [
     *({"temperature": temperature} for temperature in (0.5, 0.8, 1.0)),
     {"temperature": 1.0, "top_p": 0.9},
 ]
-_ROWS = {  # figure -> (label, what it is multiplied by, digits)
-    "known_words": ("known words, %", 100, 1),
-    **{f"copied_{n}": (f"copied {n}-grams, %", 100, 1) for n in (8, 12, 16, 20, 30)},
-    "longest_copy": ("longest copy, chars", 1, 0),
-    **{f"distinct_{n}": (f"distinct-{n}, %", 100, 1) for n in (1, 2, 3)},
-    "nats_per_char": ("n-gram nats/char", 1, 2),
-    "drift": ("its drift", 1, 2),
-}
 _LABEL, _COLUMN = 20, 16  # widths in the table
 _MOST_COLUMNS = 4  # groups beside the real text
 _QUOTED = 60  # characters of the longest copied span that are shown
@@ -70,11 +64,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Prints the table and the verdicts."""
+    """Prints the table and the verdicts; those of generated texts are kept in `judgement.json`."""
     if args.text_file is not None and (args.setting or args.prompt):
         raise UserError("--text_file is judged as it is: leave --setting and --prompt out")
     trained = open_run(args, overrides)
     from charrnn_jax.evaluation.samples import SHORTEST, judge, real_blocks
+    from charrnn_jax.workdir.judgement import JUDGEMENT_FILE, save_judgement
 
     if args.num_chars < SHORTEST:
         raise UserError(f"--num_chars={args.num_chars} is too short to judge: at least {SHORTEST}")
@@ -96,6 +91,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             real_blocks(real_text, num_chars=args.num_chars, num_texts=args.num_samples)
         groups = _generate(args, trained)
     judgement = judge(groups, training_text=training_text, real_text=real_text, seed=args.seed)
+    if args.text_file is None:
+        file = trained.workdir / JUDGEMENT_FILE
+        with only_warning(file, remedy="what was found is only printed"):
+            save_judgement(trained, judgement, prompt=args.prompt)
     if args.json:
         show(json.dumps(asdict(judgement)))
     else:
@@ -175,32 +174,25 @@ def _show_table(judgement: "Judgement", training_text: str) -> None:
 
 
 def _show_columns(real: "Judged", groups: dict[str, "Judged"]) -> None:
-    from charrnn_jax.evaluation.samples import STRETCH
+    from charrnn_jax.evaluation.samples import FIGURES, STRETCH
 
     headings = [name.split(", ") for name in ("real text", *groups)]
     for lines in zip_longest(*headings, fillvalue=""):
         cells = (line[1 - _COLUMN :].rjust(_COLUMN - 1) + " " for line in lines)
         show(f"{' ' * _LABEL}{''.join(cells)}".rstrip())
     columns = real, *groups.values()
-    for figure, (label, factor, digits) in _ROWS.items():
-        cells = (
-            _cell(judged.figures[figure], real.figures[figure], factor=factor, digits=digits)
-            for judged in columns
-        )
-        show(f"{label:{_LABEL}}{''.join(cells)}".rstrip())
+    for name, display in FIGURES.items():
+        usual = real.figures[name]
+        cells = (judged.figures[name].describe(display, real=usual) for judged in columns)
+        show(_line(display.label, cells))
     if len(real.loss_by_distance) < 2:
         return
     show("n-gram nats/char in characters")
     for index, usual in enumerate(real.loss_by_distance):
         label = f"  {STRETCH * index:,} to {STRETCH * (index + 1):,}"
-        cells = (
-            _cell(judged.loss_by_distance[index], usual, factor=1, digits=2) for judged in columns
-        )
-        show(f"{label:{_LABEL}}{''.join(cells)}".rstrip())
+        cells = (judged.loss_by_distance[index].describe(real=usual) for judged in columns)
+        show(_line(label, cells))
 
 
-def _cell(figure: "Figure", real: "Figure", *, factor: int, digits: int) -> str:
-    """Returns a mean with half of its interval, and whether it is outside that of real text."""
-    sign = "<" if figure.mean < real.low else ">" if figure.mean > real.high else ""
-    half = (figure.high - figure.low) / 2 * factor
-    return f"{figure.mean * factor:6.{digits}f} +-{half:4.{digits}f} {sign}".ljust(_COLUMN)
+def _line(label: str, cells: Iterable[str]) -> str:
+    return f"{label:{_LABEL}}{''.join(cell.ljust(_COLUMN) for cell in cells)}".rstrip()

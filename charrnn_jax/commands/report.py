@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _times(workdir: Path) -> list[int]:
     """Returns when each thing that a report shows was written; 0: it does not exist."""
-    names = ("metrics.jsonl", "samples.jsonl", "evaluation.json", "checkpoints")
+    names = ("metrics.jsonl", "samples.jsonl", "evaluation.json", "judgement.json", "checkpoints")
     files = [workdir / name for name in names]
     return [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
 

@@ -22,14 +22,24 @@ from charrnn_jax.evaluation.ngram import KneserNey
 
 LENGTHS = (8, 12, 16, 20, 30)  # of n-grams of characters
 _DISTINCT = (1, 2, 3)  # lengths of n-grams of words
-FIGURES = (
-    "known_words",
-    *(f"copied_{n}" for n in LENGTHS),
-    "longest_copy",
-    *(f"distinct_{n}" for n in _DISTINCT),
-    "nats_per_char",
-    "drift",
-)
+
+
+class Display(NamedTuple):
+    """How a figure is shown: its label, what it is multiplied by, and its decimal digits."""
+
+    label: str
+    factor: float = 1
+    digits: int = 2
+
+
+FIGURES = {
+    "known_words": Display("known words, %", 100, 1),
+    **{f"copied_{n}": Display(f"copied {n}-grams, %", 100, 1) for n in LENGTHS},
+    "longest_copy": Display("longest copy, chars", digits=0),
+    **{f"distinct_{n}": Display(f"distinct-{n}, %", 100, 1) for n in _DISTINCT},
+    "nats_per_char": Display("n-gram nats/char"),
+    "drift": Display("its drift"),
+}
 SHORTEST = 200  # length of the shortest texts that can be judged, in characters
 _FEWEST_BLOCKS = 4  # of real text
 _NUM_QUARTERS = 4
@@ -97,6 +107,18 @@ class Figure:
     mean: float
     low: float
     high: float
+
+    def describe(self, display: Display = FIGURES["drift"], *, real: "Figure") -> str:
+        """Returns the mean with half of its interval, and a sign if real text is below or above.
+
+        Args:
+          display: how the figure is shown.
+          real: the figure of real text; "<" and ">" mean below and above its interval.
+        """
+        sign = " <" if self.mean < real.low else " >" if self.mean > real.high else ""
+        half = (self.high - self.low) / 2 * display.factor
+        digits = display.digits
+        return f"{self.mean * display.factor:6.{digits}f} +-{half:4.{digits}f}{sign}"
 
 
 @dataclass(frozen=True)

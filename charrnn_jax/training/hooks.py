@@ -7,7 +7,7 @@ those of the last step ("train/loss", ...) and those that earlier hooks have add
 the state: a hook that keeps any of them must copy them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -178,14 +178,20 @@ def make_hooks(
     *,
     recorder: Recorder,
     progress: Progress,
-    metrics: JsonLines,
-    samples: JsonLines,
+    rows: Mapping[str, JsonLines],
     checkpoints: Checkpoints,
 ) -> list[Hook]:
-    """Returns the hooks of a run in the order of their calls; registered hooks come last."""
+    """Returns the hooks of a run in the order of their calls; registered hooks come last.
+
+    Args:
+      setup: what the run starts from.
+      recorder: recorder of the steps' metrics.
+      progress: progress bar and printed lines.
+      rows: files of rows of the run, by their names.
+      checkpoints: checkpoints of the run.
+    """
     epoch, every = setup.batches.steps_per_epoch, setup.config.train
     evaluate_every = every.evaluate_every_steps or epoch
-    files = metrics, samples
     # Every evaluated step is saved; otherwise the best loss might have no checkpoint.
     save_every = sorted({evaluate_every, every.checkpoint_every_steps or epoch})
     measures_noise = every.gradient_noise == "on"
@@ -193,8 +199,8 @@ def make_hooks(
         EndEpoch(epoch, recorder),
         Evaluate(evaluate_every, setup, recorder, progress),
         *([WriteGradientNoise(evaluate_every, setup, recorder)] if measures_noise else []),
-        Sample(every.sample_every_steps or epoch, setup, progress, samples),
-        *(Save(steps, setup, recorder, checkpoints, files) for steps in save_every),
+        Sample(every.sample_every_steps or epoch, setup, progress, rows["samples.jsonl"]),
+        *(Save(steps, setup, recorder, checkpoints, list(rows.values())) for steps in save_every),
         *setup.hooks,
     ]
 

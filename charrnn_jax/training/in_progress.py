@@ -6,7 +6,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from charrnn_jax.config import from_dict, to_json
 from charrnn_jax.errors import Interrupted
@@ -25,8 +25,9 @@ from charrnn_jax.training.setup import Setup
 from charrnn_jax.training.time_limit import TimeLimit
 from charrnn_jax.training.train_step import TrainState
 from charrnn_jax.workdir.checkpoints import Checkpoints
-from charrnn_jax.workdir.json_lines import JsonLines
+from charrnn_jax.workdir.json_lines import ROW_FILES, JsonLines
 from charrnn_jax.workdir.metadata import CheckpointMetadata
+from charrnn_jax.workdir.sessions import describe_session
 
 _PHASES = {Evaluate: EVALUATION, Sample: SAMPLING, Save: SAVING}
 
@@ -206,17 +207,20 @@ def start_training(
                         setup, metadata, time_is_over=is_over, early_stopping=early_stopping
                     )
                 )
-            metrics, samples = (
-                JsonLines(
+            rows = {
+                name: JsonLines(
                     setup.workdir / name,
                     keep_until_step=start if metadata else -1,  # -1: no row is kept
                     expected=metadata.rows.get(name) if metadata else None,
                 )
-                for name in ("metrics.jsonl", "samples.jsonl")
-            )
+                for name in ROW_FILES
+            }
+            if start < stop:
+                session = describe_session(start + 1, num_devices=setup.mesh.size)
+                rows["sessions.jsonl"].write(asdict(session))
             is_known = checks_initial_loss and not config.train.init_from
             recorder = Recorder(
-                metrics,
+                rows["metrics.jsonl"],
                 progress,
                 checkpoints=checkpoints,
                 config=config.train,
@@ -232,8 +236,7 @@ def start_training(
                 setup,
                 recorder=recorder,
                 progress=progress,
-                metrics=metrics,
-                samples=samples,
+                rows=rows,
                 checkpoints=checkpoints,
             )
             if start == 0:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from charrnn_jax.errors import DivergedError
 from charrnn_jax.evaluation.metrics import CrossEntropy
+from charrnn_jax.memory import peak_memory
 from charrnn_jax.messages import format_seconds
 from charrnn_jax.training.early_stopping import EarlyStopping
 from charrnn_jax.training.progress import Progress, describe_initial_loss
@@ -250,6 +251,7 @@ class Recorder:
         row = {
             "train/loss": mean,
             "train/chars_per_second": self._window.chars_per_second,
+            "train/peak_memory": peak_memory(),
             "train/learning_rate": self._rate(step),
         }
         if self._progress_of_call is not None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from charrnn_jax.errors import UserError
 from charrnn_jax.workdir.checkpoints import exists, find_damage, read_metadata, steps
-from charrnn_jax.workdir.json_lines import find_row_damage
+from charrnn_jax.workdir.json_lines import ROW_FILES, find_row_damage
+from charrnn_jax.workdir.judgement import JUDGEMENT_FILE, read_judgement
 from charrnn_jax.workdir.run import Run, load_run
 from charrnn_jax.workdir.tuned import TUNED_FILE, tuned_dynamic
 
@@ -61,6 +62,8 @@ def check_run(workdir: Path, *, path: str = "") -> Iterator[Finding]:
         yield Finding("losses", problem=str(error))
     if (workdir / TUNED_FILE).exists():
         yield _check_tuned(latest)
+    if (workdir / JUDGEMENT_FILE).exists():
+        yield _check_judgement(latest)
     if not latest.imported:
         yield _check_text(latest, path)
     if latest.imported:
@@ -85,7 +88,7 @@ def _check_checkpoint(workdir: Path, step: int) -> tuple[Finding, Run | None]:
 
 def _check_rows(workdir: Path, step: int) -> Iterator[Finding]:
     expected = read_metadata(workdir, step).rows
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    for name in ROW_FILES:
         num_rows, problem = find_row_damage(
             workdir / name, until_step=step, expected=expected.get(name)
         )
@@ -100,6 +103,14 @@ def _check_tuned(run: Run) -> Finding:
     except UserError as error:
         return Finding(TUNED_FILE, problem=str(error))
     return Finding(TUNED_FILE, numbers)
+
+
+def _check_judgement(run: Run) -> Finding:
+    try:
+        judged = read_judgement(run)
+    except UserError as error:
+        return Finding(JUDGEMENT_FILE, problem=str(error))
+    return Finding(JUDGEMENT_FILE, "intact" if judged else "of another step")
 
 
 def _check_text(run: Run, path: str) -> Finding:

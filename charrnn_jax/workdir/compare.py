@@ -25,6 +25,10 @@ from charrnn_jax.workdir.tuned import tuned_protocol
 
 _NOUNS = {"char": "characters", "byte": "bytes"}
 _NOTABLE = 0.25  # correlation of neighbouring blocks that is worth a sentence
+COMPARES_RUNS = (
+    "This compares runs, not configurations: another seed can change a loss as much. "
+    "charrnn sweep compares configurations over seeds."
+)
 MAX_RUNS = 20  # 190 pairs: with more, the smallest p that the resamples can give is not small
 
 
@@ -166,6 +170,13 @@ class Comparison:
     def noun(self) -> str:
         """What the tokens are, "characters" or "bytes"."""
         return _NOUNS[self.unit]
+
+    def ranked_pairs(self) -> list[Pair]:
+        """Returns the pairs: the best run with the second, the best with the third, ..."""
+        ranked = sorted(range(len(self.runs)), key=lambda number: self.runs[number].loss)
+        return sorted(
+            self.pairs, key=lambda pair: sorted(map(ranked.index, (pair.first, pair.second)))
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as plain data for JSON."""

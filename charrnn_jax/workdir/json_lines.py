@@ -14,6 +14,7 @@ from charrnn_jax.files import replacing, sync
 from charrnn_jax.processes import from_first, is_first_process
 from charrnn_jax.reading import Count, parse_json, read_bytes, typed
 
+ROW_FILES = ("metrics.jsonl", "samples.jsonl", "sessions.jsonl")  # of a run
 _MAX_BYTES = 1 << 30
 
 

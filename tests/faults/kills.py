@@ -153,14 +153,22 @@ def fingerprint(workdir: Path) -> str:
     for folder in folders:
         for name in ("metrics.jsonl", "samples.jsonl"):
             for row in read_json_lines(folder / name):
-                kept = {key: value for key, value in row.items() if "second" not in key}
+                kept = {
+                    key: value
+                    for key, value in row.items()
+                    if "second" not in key and "memory" not in key
+                }
                 digest.update(json.dumps(kept).encode())
         digest.update((folder / "config.json").read_bytes())
         last = steps(folder)[-1]
         assert not find_damage(folder, last)
         metadata = read_metadata(folder, last).to_dict()
         recorder = metadata.pop("recorder")
-        metadata["rows"] = {name: held["num_rows"] for name, held in metadata["rows"].items()}
+        metadata["rows"] = {
+            name: held["num_rows"]
+            for name, held in metadata["rows"].items()
+            if name != "sessions.jsonl"  # every process that trained the run has a row there
+        }
         nats = [recorder[name]["nats"] for name in ("window", "epoch")]
         digest.update(json.dumps([metadata, nats], default=str).encode())
         for item in ("params", "training"):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
-from helpers import SMOKE, rows_without_time
+from helpers import SMOKE, rows_without_time, some_judgement
 from ml_collections import ConfigDict
 
 from charrnn_jax.errors import UserError
@@ -21,6 +21,7 @@ from charrnn_jax.main import main
 from charrnn_jax.training.loop import train
 from charrnn_jax.workdir.check import check_run
 from charrnn_jax.workdir.json_lines import read_json_lines
+from charrnn_jax.workdir.judgement import read_judgement, save_judgement
 from charrnn_jax.workdir.run import load_run
 from charrnn_jax.workdir.tuned import save_tuned, tuned_dynamic
 
@@ -41,6 +42,9 @@ DAMAGES = {
 }
 
 
+FOUND = ("evaluation.json", "dynamic.json", "judgement.json")  # by commands after training
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     return tmp_path_factory.mktemp("damage") / "run"
@@ -54,7 +58,8 @@ def shown(workdir: Path) -> list[object]:
         values += [run.step, run.loss, run.vocabulary, run.config.to_dict(), run.corpus]
         values += [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params)]
     rows = [read_json_lines(workdir / name) for name in ("metrics.jsonl", "samples.jsonl")]
-    return [*values, run.losses(), tuned_dynamic(load_run(workdir, checkpoint="latest")), *rows]
+    latest = load_run(workdir, checkpoint="latest")
+    return [*values, run.losses(), tuned_dynamic(latest), read_judgement(latest), *rows]
 
 
 @pytest.mark.slow
@@ -68,7 +73,9 @@ def test_no_damage_of_any_file_is_silently_wrong(
         tiny_config.train.checkpoint_every_steps = 10
         train(tiny_config, trained)
         assert main(["evaluate", f"--workdir={trained}"]) == 0
-        save_tuned(load_run(trained, checkpoint="latest"), Dynamic(rate=0.125))
+        run = load_run(trained, checkpoint="latest")
+        save_tuned(run, Dynamic(rate=0.125))
+        save_judgement(run, some_judgement(), prompt="The ")
     before, rng = shown(trained), random.Random(damage)
     files = [file for file in sorted(trained.rglob("*")) if file.is_file()]
     assert len(files) > 30
@@ -85,8 +92,8 @@ def test_no_damage_of_any_file_is_silently_wrong(
             continue
         else:
             damaged.write_bytes(change(content, rng))
-        if damage == "missing" and file.name in ("evaluation.json", "dynamic.json"):
-            continue  # the run was not evaluated, or not tuned
+        if damage == "missing" and file.name in FOUND:
+            continue  # the run was not evaluated, tuned or judged
         named = [finding for finding in check_run(workdir) if finding.problem]
         try:
             with warnings.catch_warnings():

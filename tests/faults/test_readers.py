@@ -24,6 +24,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+from helpers import some_judgement
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -47,6 +48,7 @@ from charrnn_jax.sweeps.units import WorkUnit, check_workdirs, load_sweep
 from charrnn_jax.workdir.checkpoints import read_metadata
 from charrnn_jax.workdir.import_run import _convert
 from charrnn_jax.workdir.json_lines import JsonLines, read_json_lines
+from charrnn_jax.workdir.judgement import read_judgement
 from charrnn_jax.workdir.metadata import CheckpointMetadata, Origin, digest_of
 from charrnn_jax.workdir.run import Run, load_run
 from charrnn_jax.workdir.tuned import tuned_dynamic
@@ -75,6 +77,7 @@ ROWS = [
     {"step": 2, "epoch": 1.0, "seconds": 2.5, "validation/loss": 3.25},
 ]
 TUNED = {"step": STEP, "rate": 3e-4, "decay": 1e-3, "epsilon": 1e-4, "segment": 20}
+JUDGED = {"step": STEP, "prompt": "a", "judgement": asdict(some_judgement())}
 EVALUATED = {
     "validation": {
         "step": STEP,
@@ -169,6 +172,12 @@ def _read_tuned(folder: Path, content: bytes) -> None:
     config, vocabulary, model = default_config(), Vocabulary("abc"), CharRNN(4, 2, 2)
     _write(folder / "dynamic.json", content)
     tuned_dynamic(Run(folder, STEP, config, vocabulary, CORPUS, model, {}, 2.5))
+
+
+def _read_judgement(folder: Path, content: bytes) -> None:
+    config, vocabulary, model = default_config(), Vocabulary("abc"), CharRNN(4, 2, 2)
+    _write(folder / "judgement.json", content)
+    read_judgement(Run(folder, STEP, config, vocabulary, CORPUS, model, {}, 2.5))
 
 
 def _read_status(folder: Path, content: bytes) -> None:
@@ -284,6 +293,7 @@ READERS = {
     ),
     "evaluation.json": Reader(_as_json(EVALUATED), _read_evaluation),
     "dynamic.json": Reader(_as_json({**TUNED, "sha256": digest_of(TUNED)}), _read_tuned),
+    "judgement.json": Reader(_as_json({**JUDGED, "sha256": digest_of(JUDGED)}), _read_judgement),
     "unit.json": Reader(_as_json(STATUS), _read_status),
     "sweep.json": Reader(_as_json(SWEEP), _read_sweep),
     "rows": Reader((b"\n".join(_as_json(*ROWS)) + b"\n", *_as_json(*ROWS)), _read_rows),

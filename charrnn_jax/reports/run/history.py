@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from charrnn_jax.workdir.json_lines import read_json_lines, read_number
+from charrnn_jax.workdir.sessions import Session, read_sessions
 
 MAX_POINTS = 600  # of a curve
 CURVES = (
@@ -16,6 +17,7 @@ CURVES = (
     "train/gradient_norm",
     "train/update_ratio",
     "train/chars_per_second",
+    "train/peak_memory",
 )
 
 
@@ -51,6 +53,7 @@ class History:
       validation: validation loss in nats/char.
       protocol: protocol of the validation loss; "": not measured.
       samples: first text of each step that has any, in order.
+      sessions: processes that trained the run; none if an earlier version did.
       last_step: step of the last row; 0 if there is none.
       epoch: epochs until then.
       seconds: seconds from the start of the run until then, without interruptions.
@@ -60,6 +63,7 @@ class History:
     validation: Curve
     protocol: str
     samples: Sequence[Sampled]
+    sessions: Sequence[Session]
     last_step: int
     epoch: float
     seconds: float
@@ -86,6 +90,7 @@ def read_history(workdir: Path) -> History:
         validation=_curve(rows, "validation/loss"),
         protocol=str(protocols[-1]) if protocols else "",
         samples=list(samples.values()),
+        sessions=list(read_sessions(workdir)),
         last_step=last.get("step", 0),
         epoch=read_number(last, "epoch") or 0.0,
         seconds=read_number(last, "seconds") or 0.0,

@@ -1,11 +1,14 @@
 """The report of a run: one web page, the same as Markdown, and its figures as files."""
 
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from charrnn_jax.config import default_config, diff
 from charrnn_jax.evaluation.metrics import CrossEntropy
 from charrnn_jax.evaluation.protocols import make_protocol
+from charrnn_jax.evaluation.samples import FIGURES
 from charrnn_jax.files import replacing
 from charrnn_jax.messages import format_seconds
 from charrnn_jax.models.char_rnn import layers_of
@@ -22,9 +25,12 @@ from charrnn_jax.reports.drawing import drawing
 from charrnn_jax.reports.run.copies import SHORTEST_COPY, Copies
 from charrnn_jax.reports.run.figures import draw_figures, make_charts
 from charrnn_jax.reports.run.history import History, Sampled, read_history
+from charrnn_jax.workdir.judgement import read_judgement
 from charrnn_jax.workdir.run import Run
+from charrnn_jax.workdir.sessions import Session
 
 MAX_SAMPLES = 6  # texts that are shown
+_AND = "; "
 
 
 def write_run_report(
@@ -51,8 +57,10 @@ def write_run_report(
         sections=[
             _evaluation_section(run),
             _samples_section(history, copies),
+            _quality_section(run),
             _layers_section(run),
             _config_section(run),
+            _sessions_section(history.sessions),
         ],
         charts=make_charts(history, lines, unit=run.vocabulary.unit),
     )
@@ -177,6 +185,59 @@ def _samples_section(history: History, copies: Copies) -> Section:
         for sample, text, found in zip(samples, texts, marks, strict=True)
     ]
     return Section("Samples", paragraphs, quotes=quotes)
+
+
+def _quality_section(run: Run) -> Section:
+    title = "Samples beside real text"
+    if (judged := read_judgement(run)) is None:
+        return Section(title, ["Not judged at this step: run charrnn judge, and then this again."])
+    found, prompt = judged
+    columns = {"real text": found.real, **found.groups}
+    rows = [
+        [
+            Cell(display.label),
+            *(
+                Cell(texts.figures[name].describe(display, real=found.real.figures[name]).strip())
+                for texts in columns.values()
+            ),
+        ]
+        for name, display in FIGURES.items()
+    ]
+    verdicts = [
+        f"{name}: {texts.verdict}{f' ({_AND.join(texts.reasons)})' if texts.reasons else ''}."
+        for name, texts in found.groups.items()
+    ]
+    text = (
+        f"{found.num_texts} texts of {found.num_chars:,} characters in each column"
+        f"{f', which continue {prompt!r}' if prompt else ''}; +-: half the 95% interval. < and >: "
+        "below or above that of real text. Copied: stands in the training text. Distinct: of the "
+        f"first {found.num_words} words."
+    )
+    return Section(title, [text, *verdicts], [Table(["Figure", *columns], rows)])
+
+
+def _sessions_section(sessions: Sequence[Session]) -> Section:
+    if not sessions:
+        return Section("Training", ["Not recorded, by an earlier version or by an import."])
+    rows = [
+        [
+            Cell(f"{session.step:,}", session.step),
+            Cell(session.started),
+            Cell(_without_folders(session.command)),
+            Cell(session.devices),
+            Cell(session.machine),
+            Cell(", ".join(f"{name} {number}" for name, number in session.versions.items())),
+        ]
+        for session in sessions
+    ]
+    text = "Each process that trained the run; absolute paths in commands are reduced to names."
+    columns = ["From step", "Started", "Command", "Devices", "Machine", "Versions"]
+    return Section("Training", [text], [Table(columns, rows)])
+
+
+def _without_folders(command: Sequence[str]) -> str:
+    """Returns a command for publication: absolute paths are reduced to their last parts."""
+    return shlex.join(re.sub(r"^(--?[\w.]+=)?[~/].*/(?=.)", r"\1", word) for word in command)
 
 
 def _spread(samples: Sequence[Sampled]) -> list[Sampled]:
