@@ -116,9 +116,8 @@ def _figures(found: "Profile") -> Iterator[str]:
         f"{found.product_rate / 1e9:,.1f} G in products of {size} x {size}",
     )
     if found.peak_bytes is not None:
-        is_host = found.device == "cpu"
-        whose = "of the process, libraries included" if is_host else "of a device"
-        yield line("peak memory", f"{found.peak_bytes / 1e6:,.0f} MB, {whose}")
+        whose = "the process, libraries included" if found.device == "cpu" else "the device"
+        yield line("peak memory", f"{found.peak_bytes / 1e6:,.0f} MB, of {whose}")
     if found.run_steps:
         seconds = sum(found.run_seconds.values())
         yield line("whole run", f"{found.run_steps:,} steps, about {format_seconds(seconds)}")

@@ -3,7 +3,7 @@
 The session is `train` itself, in a folder of its own. It has the config's model, text and devices,
 and four parts: set-up and the first step, which compile; steps as usual, for the speed; the same
 number of steps with the host waiting for the device, to tell phases apart; and one evaluation, one
-sample and one checkpoint. Sequences have their full length from the first step.
+sample and one checkpoint. Sequences have their full length from the first step on.
 """
 
 import time
@@ -78,9 +78,10 @@ class Profile:
       product_size: rows of the square matrices of that product.
       num_devices: number of devices that shared a batch.
       device: kind of the devices.
-      peak_bytes: the most memory that was used, see `memory.peak_memory`; None: not known.
+      peak_bytes: the most memory that was used at any time, of an accelerator, or of the
+        process if there is none; None: not known.
       run_steps: number of steps of a whole run of the config; 0: its time is limited instead.
-      run_seconds: what of a whole run would take how long, in seconds, by this session.
+      run_seconds: phase -> its seconds in a whole run, estimated from this session; may be empty.
     """
 
     phases: dict[str, Phase]
@@ -200,19 +201,9 @@ def profile(config: ConfigDict, *, num_steps: int = 20, trace: Path | None = Non
     start = time.perf_counter()
     with timed() as clock, TemporaryDirectory(prefix="charrnn-profile-") as folder:
         session, workdir = _Session(num_steps, clock, trace), Path(folder) / "run"
-        try:
-            train(_config_of_session(config, session.num_steps), workdir, hooks=[session])
-        except _Finished:
-            pass
-        finally:
-            session.stop_tracing()
-        if session.state is None:
-            raise UserError(
-                f"training ends after {session.step:,} steps, and a profile takes "
-                f"{session.num_steps:,}: give a smaller --steps, or train for longer"
-            )
+        _train(config, session, workdir)
         epoch = read_json_lines(workdir / "metrics.jsonl")[-1]["epoch"]
-        peak = peak_memory()
+        most_memory = peak_memory()
     wall_seconds = time.perf_counter() - start
 
     sizes = {
@@ -235,9 +226,23 @@ def profile(config: ConfigDict, *, num_steps: int = 20, trace: Path | None = Non
         product_size=size,
         num_devices=session.num_devices,
         device=jax.devices()[0].device_kind,
-        peak_bytes=peak,
+        peak_bytes=most_memory,
         run_steps=run[0],
         run_seconds=run[1],
+    )
+
+
+def _train(config: ConfigDict, session: _Session, workdir: Path) -> None:
+    """Trains a config until the session is over."""
+    try:
+        train(_config_of_session(config, session.num_steps), workdir, hooks=[session])
+    except _Finished:
+        return
+    finally:
+        session.stop_tracing()
+    raise UserError(
+        f"training ends after {session.step:,} steps, and a profile takes "
+        f"{session.num_steps:,}: give a smaller --steps, or train for longer"
     )
 
 
