@@ -85,7 +85,6 @@ def test_tensorboard_has_every_row_once_after_a_signal_and_a_lost_checkpoint(
     checkpoint, the run goes back to step 21, and the tracker with it."""
     pytest.importorskip("tensorboardX")
     tiny_config.train.hooks = "tensorboard"
-    tiny_config.sample.num_samples = 2
     with pytest.raises(Interrupted):
         charrnn_jax.train(tiny_config, tmp_path, hooks=[signal_at(30)])
     assert_tensorboard_has_the_run(tmp_path)
@@ -187,6 +186,19 @@ def test_wandb_gets_every_step_once_in_order_and_the_report_at_the_end(
     expected = written_numbers(workdir)
     assert sent.keys() == expected.keys()
     assert all(sent[key] == expected[key] for key in sent if "second" not in key[0])
+
+
+def test_a_run_that_starts_anew_is_another_one_for_wandb(
+    tiny_config: ConfigDict, tmp_path: Path, stand_in: Any
+) -> None:
+    stand_in()
+    tiny_config.train.hooks, tiny_config.train.num_steps = "wandb", 7
+    for _ in range(2):
+        charrnn_jax.train(tiny_config, tmp_path / "run")
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+    notes = stand_in.notes()
+    assert len({note["init"]["id"] for note in notes if "init" in note}) == 2
+    assert [note["step"] for note in notes if "log" in note] == [0, 7, 0, 7]
 
 
 @pytest.mark.parametrize(

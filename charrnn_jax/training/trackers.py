@@ -1,10 +1,10 @@
 """Copies the rows of a run to a tracker while it trains: the process that `tracking` starts.
 
-    python -m charrnn_jax.training.trackers NAME WORKDIR KEPT
+    python -m charrnn_jax.training.trackers NAME WORKDIR BYTES BYTES
 
-KEPT is the last step that the run had when it was started or resumed. On standard input come the
-steps of which all rows are written, a line each, and at last "done" or "failed". Rows are also
-looked for in between.
+The numbers are the sizes of metrics.jsonl and samples.jsonl when the run was started or resumed. On
+standard input come the steps of which all rows are written, a line each, and at last "done" or
+"failed". Rows are also looked for in between.
 
 <workdir>/NAME/progress.json says how far the tracker is. A resumed run drops the rows after its
 checkpoint and writes them again. The tracker drops them as well; one that cannot does not get them
@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +31,7 @@ from charrnn_jax.errors import UserError, shortened
 from charrnn_jax.files import replacing
 from charrnn_jax.reading import parse_json, read_json
 
+FILES = ("metrics.jsonl", "samples.jsonl")
 _EVERY_SECONDS = 5.0  # between looks for new rows
 _LAST_SECONDS = 600  # that this process may live on after the run has ended
 
@@ -174,26 +176,26 @@ class _Steps:
     """The steps of a run whose rows have not been passed on."""
 
     def __init__(self, workdir: Path):
-        self._files = workdir / "metrics.jsonl", workdir / "samples.jsonl"
+        self._files = [workdir / name for name in FILES]
         self._num_read = [0, 0]  # bytes
         self._waiting: dict[int, TrackedStep] = {}
 
-    def look(self) -> int:
-        """Reads new rows, and returns the newest step; -1: none.
+    def look(self, *, most: Sequence[int] = (-1, -1)) -> int:
+        """Reads new rows, of each file at most so many bytes; returns the newest step; -1: none.
 
         Metrics are read first: once they have a step, all samples of earlier ones are written.
         """
-        for row in self._new_rows(0):
+        for row in self._new_rows(0, most[0]):
             numbers = {k: v for k, v in row.items() if k != "step" and type(v) in (int, float)}
             self._at(row).numbers.update(numbers)
-        for row in self._new_rows(1):
+        for row in self._new_rows(1, most[1]):
             self._at(row).samples.append(row)
         return max(self._waiting, default=-1)
 
-    def _new_rows(self, index: int) -> list[dict[str, Any]]:
+    def _new_rows(self, index: int, most: int) -> list[dict[str, Any]]:
         with open(self._files[index], "rb") as opened:
             opened.seek(self._num_read[index])
-            content = opened.read()
+            content = opened.read(most)
         *lines, unfinished = content.split(b"\n")
         self._num_read[index] += len(content) - len(unfinished)
         rows: list[dict[str, Any]] = []
@@ -210,16 +212,17 @@ class _Steps:
         return [self._waiting.pop(step) for step in sorted(self._waiting) if step <= up_to]
 
 
-def follow(tracker: Tracker, folder: Path, *, kept: int, source: int) -> None:
+def follow(tracker: Tracker, folder: Path, *, sizes: Sequence[int], source: int) -> None:
     """Passes on the rows of a run until it ends.
 
     Args:
       tracker: the tracker.
       folder: folder of the tracker in the workdir.
-      kept: last step that the run had when it was started; -1: none.
+      sizes: sizes of `FILES` when the run was started or resumed, in bytes.
       source: file descriptor of the lines about the run.
     """
     workdir, steps = folder.parent, _Steps(folder.parent)
+    kept = steps.look(most=sizes)
     position = _position(folder, tracker, kept=kept)
     config = read_json(workdir / "config.json", dict[str, Any], remedy="train again")
     tracker.open(workdir, config=config, position=position)
@@ -244,7 +247,7 @@ def follow(tracker: Tracker, folder: Path, *, kept: int, source: int) -> None:
 
 
 def _position(folder: Path, tracker: Tracker, *, kept: int) -> Position:
-    """Returns how far a tracker is at the start."""
+    """Returns how far a tracker is, if the run has kept its rows up to a step; -1: none."""
     try:
         saved = read_json(folder / "progress.json", Position, remedy="delete it")
     except UserError:  # it is missing or damaged
@@ -260,13 +263,13 @@ def _save(position: Position, folder: Path) -> None:
         partial.write_text(json.dumps(asdict(position)), encoding="utf-8")
 
 
-def main(name: str, workdir: str, kept: str) -> int:
+def main(name: str, workdir: str, *sizes: str) -> int:
     """Runs the process; what fails is the last line that it prints."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end of the run is its end
     sys.modules["torch"] = None  # type: ignore[assignment]  # tensorboardX loads it, for seconds
     try:
         tracker, folder = TRACKERS[name](), Path(workdir) / name
-        follow(tracker, folder, kept=int(kept), source=sys.stdin.fileno())
+        follow(tracker, folder, sizes=[*map(int, sizes)], source=sys.stdin.fileno())
     except BaseException as error:  # a package may even try to end the process
         traceback.print_exc()
         print(shortened(f"{type(error).__name__}: {error}"), file=sys.stderr)  # noqa: T201

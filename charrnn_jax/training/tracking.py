@@ -18,11 +18,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from charrnn_jax.errors import UserError, file_error, shortened
+from charrnn_jax.errors import file_error, shortened
 from charrnn_jax.processes import is_first_process
 from charrnn_jax.registry import HOOKS
+from charrnn_jax.training.trackers import FILES
 from charrnn_jax.training.train_step import TrainState
-from charrnn_jax.workdir.json_lines import read_json_lines
 
 _LAST_SECONDS = 30.0  # that the end of a run waits for a tracker
 _LEFT: list[subprocess.Popen[bytes]] = []  # Python would warn of a running process that it forgets
@@ -53,16 +53,12 @@ class Track:
                 self._process = self._start()
             except OSError as error:
                 self._warn(str(file_error(error)))
-            except UserError as error:
-                self._warn(str(error))
         return self
 
     def _start(self) -> subprocess.Popen[bytes]:
-        files = ("metrics.jsonl", "samples.jsonl")
-        rows = [row for name in files for row in read_json_lines(self._workdir / name)]
-        kept = max((row["step"] for row in rows), default=-1)
+        kept = [str((self._workdir / name).stat().st_size) for name in FILES]
         self._log.parent.mkdir(exist_ok=True)
-        program = ("-m", "charrnn_jax.training.trackers", self._name, self._workdir, str(kept))
+        program = ("-m", "charrnn_jax.training.trackers", self._name, str(self._workdir), *kept)
         with open(self._log, "wb") as log:
             process = subprocess.Popen(
                 [sys.executable, *program],
