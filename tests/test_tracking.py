@@ -230,6 +230,9 @@ def test_a_tracker_that_fails_is_one_warning_and_leaves_the_run_as_it_is(
     assert len(caught) == 1
     assert reason in str(caught[0].message)
     assert_same_run(tmp_path / "run", tmp_path / "alone")
+    for process in tracking._LEFT:
+        process.kill()
+        process.wait()
 
 
 def test_a_tracker_without_a_place_to_write_is_one_warning(
