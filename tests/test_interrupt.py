@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -49,6 +50,25 @@ def test_an_interrupt_that_a_callback_swallows_is_raised_again(heeded_signals: N
         Callback()
         time.sleep(5)
     assert time.monotonic() - start < 4
+
+
+def test_an_interrupt_that_is_lost_again_at_once_is_raised_all_the_same(
+    heeded_signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a busy machine, where the thread that raises it may run before its start returns."""
+    start, num_starts = threading.Timer.start, 0
+
+    def slow_start(timer: threading.Timer) -> None:
+        nonlocal num_starts
+        num_starts += 1
+        start(timer)
+        if num_starts == 1:
+            timer.join()
+            time.sleep(0.01)  # the handler runs
+
+    monkeypatch.setattr(threading.Timer, "start", slow_start)
+    test_an_interrupt_that_a_callback_swallows_is_raised_again(None)
+    assert num_starts == 2
 
 
 def test_signals_of_one_moment_raise_once(

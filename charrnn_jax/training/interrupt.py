@@ -82,6 +82,8 @@ class StopsCommand(_Handler):
     import the process ends without an exception, which would crash the libraries that it comes to.
     """
 
+    _starts_retry = False
+
     def __enter__(self) -> Self:
         self._hook_before = sys.unraisablehook
         sys.unraisablehook = self._unraisable
@@ -93,6 +95,8 @@ class StopsCommand(_Handler):
             sys.unraisablehook = self._hook_before
 
     def _first(self, number: int, frame: FrameType | None) -> None:
+        if self._starts_retry:
+            return
         while frame:
             if frame.f_code.co_filename == _IMPORTS:
                 os._exit(128 + number)
@@ -104,7 +108,11 @@ class StopsCommand(_Handler):
         if number is None or not isinstance(lost.exc_value, KeyboardInterrupt | SystemExit):
             self._hook_before(lost)
             return
-        self.signal_number = None
-        retry = threading.Timer(_RETRY_SECONDS, os.kill, (os.getpid(), number))
-        retry.daemon = True
-        retry.start()
+        self._starts_retry = True
+        while self._starts_retry:
+            self.signal_number = None
+            retry = threading.Timer(_RETRY_SECONDS, os.kill, (os.getpid(), number))
+            retry.daemon = True
+            retry.start()
+            # On a busy machine the signal may have come already: here it would be lost again.
+            self._starts_retry = self.signal_number is not None
