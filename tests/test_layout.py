@@ -15,6 +15,7 @@ LAYERS = [
     "reading",
     "memory",
     "messages",
+    "tables",
     "processes",
     "pytree",
     "registry",

@@ -1,6 +1,7 @@
 """`compare`: whether runs differ on the same characters, and where their differences come from."""
 
 import itertools
+import string
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from charrnn_jax.evaluation.comparison import (
 )
 from charrnn_jax.evaluation.protocol import Protocol
 from charrnn_jax.evaluation.protocols import Cold, char_losses
+from charrnn_jax.tables import table
 from charrnn_jax.workdir.run import Run
 from charrnn_jax.workdir.tuned import tuned_protocol
 
@@ -166,6 +168,21 @@ class Comparison:
     def noun(self) -> str:
         """What the tokens are, "characters" or "bytes"."""
         return _NOUNS[self.unit]
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows of the comparison."""
+        letters = string.ascii_uppercase
+        runs = [
+            (letter, run.name, f"{run.loss:.4f} ± {run.standard_error:.4f}")
+            for letter, run in zip(letters, self.runs, strict=False)
+        ]
+        pairs = [
+            (letters[pair.first] + letters[pair.second], pair.describe(letters, unit=self.unit))
+            for pair in self.pairs
+        ]
+        where = f"{self.split} {self.protocol}, {self.num_chars:,} {self.noun}"
+        header = ("", where, f"nats/{self.unit} ± standard error")
+        return table(runs, header=header) + table(pairs)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as plain data for JSON."""
