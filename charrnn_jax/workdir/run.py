@@ -1,6 +1,6 @@
 """`load_run`: opens a run, finished or still in training, to use its model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -67,11 +67,11 @@ class Run:
 
     workdir: Path
     step: int
-    config: ConfigDict
+    config: ConfigDict = field(repr=False)
     vocabulary: Vocabulary
     corpus: CorpusIdentity
     model: CharRNN
-    params: Params
+    params: Params = field(repr=False)
     loss: float | None
     origin: Origin | None = None
     imported: bool = False
