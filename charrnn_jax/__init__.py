@@ -58,9 +58,12 @@ Generation
   prime                reads prompts -> state for `sample_step`
   sample_step          draws one token for each text
   prepare              weights, laid out for one step at a time
+  clamp_units          the same, with hidden units held at a value
 
 Runs on disk
   load_run             opens a run: params, model, vocabulary, config
+  neurons              which hidden units follow what, and what they do
+  write_neurons_page   writes them as one web page
   compare              whether runs differ on the same text, and where
   read_json_lines      reads metrics.jsonl or samples.jsonl
   load_sweep           the runs of a sweep
@@ -119,6 +122,7 @@ if TYPE_CHECKING:
     from charrnn_jax.models.char_rnn import initialize_params as initialize_params
     from charrnn_jax.models.char_rnn import make_model as make_model
     from charrnn_jax.models.char_rnn import summary as summary
+    from charrnn_jax.models.clamping import clamp_units as clamp_units
     from charrnn_jax.models.linear import linear_recurrence as linear_recurrence
     from charrnn_jax.models.regularisers.regulariser import Activations as Activations
     from charrnn_jax.models.regularisers.regulariser import Regulariser as Regulariser
@@ -131,6 +135,7 @@ if TYPE_CHECKING:
     from charrnn_jax.registry import register_regulariser as register_regulariser
     from charrnn_jax.registry import register_rule as register_rule
     from charrnn_jax.registry import register_train_step as register_train_step
+    from charrnn_jax.reports.neurons.page import write_neurons_page as write_neurons_page
     from charrnn_jax.sweeps.units import load_sweep as load_sweep
     from charrnn_jax.training.loop import train as train
     from charrnn_jax.training.optimizer import make_optimizer as make_optimizer
@@ -141,6 +146,7 @@ if TYPE_CHECKING:
     from charrnn_jax.workdir.compare import compare as compare
     from charrnn_jax.workdir.import_run import import_run as import_run
     from charrnn_jax.workdir.json_lines import read_json_lines as read_json_lines
+    from charrnn_jax.workdir.neurons import neurons as neurons
     from charrnn_jax.workdir.run import load_run as load_run
 
 _NAMES = {
@@ -172,6 +178,7 @@ _NAMES = {
         "make_model",
         "summary",
     ],
+    "models.clamping": ["clamp_units"],
     "models.linear": ["linear_recurrence"],
     "models.regularisers.regulariser": ["Activations", "Regulariser"],
     "models.stepping": ["prepare"],
@@ -185,6 +192,7 @@ _NAMES = {
         "register_rule",
         "register_train_step",
     ],
+    "reports.neurons.page": ["write_neurons_page"],
     "sweeps.units": ["load_sweep"],
     "training.loop": ["train"],
     "training.optimizer": ["make_optimizer"],
@@ -193,6 +201,7 @@ _NAMES = {
     "workdir.compare": ["compare"],
     "workdir.import_run": ["import_run"],
     "workdir.json_lines": ["read_json_lines"],
+    "workdir.neurons": ["neurons"],
     "workdir.run": ["load_run"],
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

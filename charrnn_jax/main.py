@@ -33,6 +33,7 @@ COMMANDS = {
     "sample": "generate text",
     "score": "compute the loss of a given text",
     "report": "write a run as one web page: curves, samples, losses, config",
+    "neurons": "say which hidden units follow what, and show them, as a web page",
     "compare": "say whether runs differ on the same text, and where",
     "judge": "say how good generated text is, beside real text",
     "sweep": "train all work units of an experiment's get_hyper, and write a report",

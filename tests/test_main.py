@@ -276,7 +276,7 @@ def test_messages_are_few_or_many(
         (
             ["trian"],
             "no command 'trian'; the commands are train, evaluate, sample, score, report, "
-            "compare, judge, sweep, search, export, import, check, config, corpora",
+            "neurons, compare, judge, sweep, search, export, import, check, config, corpora",
         ),
         (["train"], "--config is missing"),
         (["--config=absent.py"], "no experiment file 'absent.py'"),

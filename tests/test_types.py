@@ -44,10 +44,14 @@ text: str = sampler.generate(["a"], num_chars=5, temperature=0.5, stop=["b"])[0]
 story: str = c.Continuation.start(sampler, "a").write(9, top_k=3).text
 one = c.generate(params, ["a"], model=model, vocabulary=dataset.vocabulary, num_chars=5)
 rules: tuple[c.Rule, ...] = c.make_rules(dataset.vocabulary, top_p=0.9)
+clamped = sampler.with_clamp({(0, 217): 0.9})
 weights = c.prepare(params, model=model, transposed=False)
+held = c.clamp_units(weights, clamped.clamp, model=model)
 primed, drawn = c.prime, c.sample_step
 run = c.load_run("runs/a")
 p: float = c.compare(run, run, protocol="cold").pairs[0].corrected_p
+auc: float = c.neurons(run, probes={"a": lambda text: per_char}).best[0].auc
+c.write_neurons_page(c.neurons(run), "neurons.html")
 c.export(run, "exported")
 c.export_page(run, "model.html")
 units = c.load_sweep("runs/s")

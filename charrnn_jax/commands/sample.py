@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 import sys
 import time
 import warnings
@@ -33,6 +34,7 @@ _NOT_OF_BASELINE: dict[str, Any] = {
     "stop": [],
     "best_of": 1,
     "dtype": None,
+    "clamp": [],
     "stream": False,
     "interactive": False,
     "adapt": False,
@@ -82,6 +84,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     unk_flag(parser)
     parser.add_argument(
+        "--clamp",
+        action="extend",
+        type=_clamped_units,
+        default=[],
+        metavar="LAYER:UNIT=VALUE,...",
+        help="hold hidden units at a value; layers and units are counted from 0; may be repeated",
+    )
+    parser.add_argument(
         "--novel",
         type=positive,
         metavar="N",
@@ -128,6 +138,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         )
     except ValueError as error:
         raise UserError(f"--dtype={args.dtype}: {error}") from error
+    sampler = sampler.with_clamp(dict(args.clamp))
     settings = {name: getattr(args, name) for name in CHOICES}
     settings |= {"num_chars": args.num_chars, "stop": args.stop, "own": args.rule}
     if args.interactive:
@@ -248,7 +259,26 @@ def _show_time(start: float, num_chars: int, *, including: str) -> None:
     )
 
 
+def _clamped_units(text: str) -> list[tuple[tuple[int, int], float]]:
+    """1:217=0.9,0:3=-1 -> [((1, 217), 0.9), ((0, 3), -1.0)]"""
+    clamp = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+):(\d+)=(.+)", part.strip(), re.ASCII)
+        try:
+            layer, unit, value = match.groups() if match else ("", "", "")
+            clamp.append(((int(layer), int(unit)), float(value)))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is not LAYER:UNIT=VALUE, such as 0:217=0.9"
+            ) from error
+    return clamp
+
+
 def _check_flags(args: argparse.Namespace) -> None:
+    units = [unit for unit, _ in args.clamp]
+    for layer, unit in units:
+        if units.count((layer, unit)) > 1:
+            raise UserError(f"--clamp has {layer}:{unit} twice: give each unit once")
     if args.baseline:
         without = {name: default for name, (_, default, _) in CHOICES.items()}
         without |= _NOT_OF_BASELINE

@@ -27,7 +27,14 @@ class Likeliest(NamedTuple):
     probabilities: np.ndarray
 
 
-def find_likeliest(params: Params, tokens: np.ndarray, *, model: CharRNN, num: int) -> Likeliest:
+def find_likeliest(
+    params: Params,
+    tokens: np.ndarray,
+    *,
+    model: CharRNN,
+    num: int,
+    carry: Carry | None = None,
+) -> Likeliest:
     """Predicts every character of a text after the first, each from all characters before it.
 
     Args:
@@ -35,8 +42,9 @@ def find_likeliest(params: Params, tokens: np.ndarray, *, model: CharRNN, num: i
       tokens: [N + 1] ids, N at least 1.
       model: the model.
       num: K, at most V.
+      carry: carry before the first token; None: that at the start of a text.
     """
-    carry, parts = model.initialize_carry(1), []
+    carry, parts = model.initialize_carry(1) if carry is None else carry, []
     for batch, num_targets in segments(tokens, rows=1, length=min(_SEGMENT, len(tokens) - 1)):
         carry, part = _predict(params, carry, batch, model=model, num=num)
         parts.append([x[0, :num_targets] for x in jax.device_get(part)])

@@ -10,6 +10,7 @@ computes the next one.
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cache, partial
 from itertools import chain
@@ -33,6 +34,7 @@ from charrnn_jax.generation.rules import (
 )
 from charrnn_jax.generation.writer import Sample, Writer
 from charrnn_jax.models.char_rnn import Carry, CharRNN, Params
+from charrnn_jax.models.clamping import Clamp, check_clamp, clamp_units
 from charrnn_jax.models.stepping import check_dtype, prefers_transposed, prepare, step
 
 
@@ -240,19 +242,43 @@ class Sampler:
       model: the model.
       vocabulary: vocabulary of the model.
       dtype: type of the operands of products, "float32" or "bfloat16"; None: the model's.
+      clamp: {(layer, unit): value}, counted from 0: hidden units that are held at a value while
+        prompts are read and texts are written, see `models.clamping`; None: none.
 
     Raises:
-      UserError: the dtype is unknown, or the model does not support it.
+      UserError: the dtype is unknown, or the model does not support it; see also `check_clamp`.
     """
 
     def __init__(
-        self, params: Params, *, model: CharRNN, vocabulary: Vocabulary, dtype: str | None = None
+        self,
+        params: Params,
+        *,
+        model: CharRNN,
+        vocabulary: Vocabulary,
+        dtype: str | None = None,
+        clamp: Clamp | None = None,
     ):
         self.dtype = dtype or model.dtype
         check_dtype(self.dtype, model=model)
         self.model = model
         self.vocabulary = vocabulary
         self._prepare = cache(partial(prepare, params, model=model, dtype=self.dtype))
+        self.clamp = dict(clamp or {})
+        check_clamp(self.clamp, model=model)
+
+    def with_clamp(self, clamp: Clamp) -> "Sampler":
+        """Returns a sampler of the same weights that holds these units, and no others.
+
+        Args:
+          clamp: {(layer, unit): value}, see the class. All clamps share the compiled programs.
+
+        Raises:
+          UserError: see `check_clamp`.
+        """
+        check_clamp(clamp, model=self.model)
+        other = copy(self)
+        other.clamp = dict(clamp)
+        return other
 
     def generate(
         self, prompts: Sequence[str], *, best_of: int = 1, **settings: Unpack[Settings]
@@ -383,7 +409,8 @@ class Sampler:
 
     def _weights(self, num_rows: int) -> Any:
         """Returns the weights in the layout that is fastest for this number of rows."""
-        return self._prepare(transposed=prefers_transposed(num_rows, dtype=self.dtype))
+        weights = self._prepare(transposed=prefers_transposed(num_rows, dtype=self.dtype))
+        return clamp_units(weights, self.clamp, model=self.model)
 
 
 def generate(
@@ -393,10 +420,11 @@ def generate(
     model: CharRNN,
     vocabulary: Vocabulary,
     best_of: int = 1,
+    clamp: Clamp | None = None,
     **settings: Unpack[Settings],
 ) -> list[Sample]:
-    """Continues every prompt; for settings and errors, see `Sampler.generate`."""
-    return Sampler(params, model=model, vocabulary=vocabulary).generate(
+    """Continues every prompt; for arguments and errors, see `Sampler` and `Sampler.generate`."""
+    return Sampler(params, model=model, vocabulary=vocabulary, clamp=clamp).generate(
         prompts, best_of=best_of, **settings
     )
 

@@ -46,7 +46,7 @@ def choose_form(cell: Cell, *, implementation: str, dtype: str, zoneout: ArrayLi
         raise UserError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
     forms = [form for form in ("parallel", "fused") if getattr(cell, form)] + ["scan"]
     if drops(zoneout):
-        if cell.output is None:
+        if not (cell.zoneout and cell.output):
             raise UserError(f"the cell {cell.name!r} has no zoneout: set config.model.zoneout to 0")
         if implementation == "parallel":
             raise UserError(

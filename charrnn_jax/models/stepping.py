@@ -18,6 +18,7 @@ from flax import struct
 
 from charrnn_jax.models.cells import CELLS, CellWeights, Operations, Weights
 from charrnn_jax.models.char_rnn import Carry, CharRNN, Params, forward
+from charrnn_jax.models.clamping import ClampedWeights
 from charrnn_jax.models.dropout import drops
 from charrnn_jax.models.ends import dense_kernel
 from charrnn_jax.models.fused import fused_read, input_of_step, repeat, times_kernel
@@ -117,7 +118,7 @@ def step(
     """Reads one character of every sequence; equals `forward` on a text of length 1.
 
     Args:
-      weights: weights of the model, as returned by `prepare`.
+      weights: weights of the model, as returned by `prepare` or `clamp_units`.
       carry: carry of the model, for B sequences.
       tokens: [B] ids.
       model: the model.
@@ -125,9 +126,11 @@ def step(
     Returns:
       (carry, logits [B, V] for the character after each).
     """
+    clamped = weights if isinstance(weights, ClampedWeights) else None
+    if clamped:
+        weights = clamped.weights
     if not isinstance(weights, StepWeights):
-        carry, logits = forward(weights, carry, tokens[:, None], model=model)
-        return carry, logits[:, 0]
+        return _step_module(weights, carry, tokens, model=model, clamped=clamped)
 
     times = partial(times_kernel, transposed=weights.transposed)
 
@@ -140,13 +143,16 @@ def step(
     a = input_of_step(fused, weights.table, tokens)
     new_carry: list[Any] = []
     outputs: list[jax.Array] = []
-    for layer, layer_carry in zip(weights.layers, carry, strict=True):
+    for index, (layer, layer_carry) in enumerate(zip(weights.layers, carry, strict=True)):
         if outputs:
             a = fused.read(operations(layer.inputs), outputs[-1])
             a = input_of_step(fused, None, a)
         if drops(model.zoneout):
             a = a, expected_held(layer_carry, rate=model.zoneout)
         layer_carry, y = fused.step(operations(layer.recurrent), layer_carry, a)
+        if clamped:
+            layer_carry = clamped.hold_carry(layer_carry, index, cell=cell)
+            y = clamped.hold(y, index)
         if outputs and model.residual == "add":
             y += outputs[-1]
         new_carry.append(layer_carry)
@@ -154,3 +160,24 @@ def step(
     read = outputs[-1] if model.readout == "last" else jnp.concatenate(outputs, axis=-1)
     logits = times(read, weights.dense_kernel) + weights.dense_bias[None]
     return tuple(new_carry), logits
+
+
+def _step_module(
+    params: Params,
+    carry: Carry,
+    tokens: jax.Array,
+    *,
+    model: CharRNN,
+    clamped: ClampedWeights | None,
+) -> tuple[Carry, jax.Array]:
+    """Does what `step` does, with the model's own parameters."""
+    if clamped is None:
+        carry, logits = forward(params, carry, tokens[:, None], model=model)
+        return carry, logits[:, 0]
+    computed: Any
+    new_carry, computed = model.apply(
+        {"params": params}, carry, tokens[:, None], transform=clamped.hold, method="run"
+    )
+    cell = CELLS[model.cell]
+    held = (clamped.hold_carry(of_layer, i, cell=cell) for i, of_layer in enumerate(new_carry))
+    return tuple(held), computed.logits[:, 0]

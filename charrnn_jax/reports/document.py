@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from charrnn_jax.reports.page import escape_text, make_page
 
-_STYLE, _SCRIPT = Path(__file__).with_name("document.css"), Path(__file__).with_name("document.js")
+_FILE = Path(__file__)
+STYLE = _FILE.with_name("document.css").read_text(encoding="utf-8")
+SCRIPT = _FILE.with_name("document.js").read_text(encoding="utf-8")  # sorts tables by their columns
 _LONG = 40  # cells with more characters may break into lines
 
 
@@ -89,8 +91,8 @@ def to_html(document: Document) -> str:
     return make_page(
         body,
         title=document.title,
-        style=_STYLE.read_text(encoding="utf-8"),
-        script=_SCRIPT.read_text(encoding="utf-8"),
+        style=STYLE,
+        script=SCRIPT,
     )
 
 
@@ -103,13 +105,18 @@ def _html_figure(chart: Chart) -> str:
 
 
 def _html_section(section: Section) -> str:
-    inside = _html_paragraphs(section.paragraphs) + "\n".join(map(_html_table, section.tables))
+    inside = _html_paragraphs(section.paragraphs) + "\n".join(map(html_table, section.tables))
     if section.quotes:
-        inside += f'<div class="quotes">{"".join(map(_html_quote, section.quotes))}</div>'
+        inside += html_quotes(section.quotes)
     title = escape(section.title)
     if section.fold:
         return f"<details><summary>{title}</summary>{inside}</details>"
     return f"<section><h2>{title}</h2>{inside}</section>"
+
+
+def html_quotes(quotes: Sequence[Quote]) -> str:
+    """Returns the markup of texts side by side."""
+    return f'<div class="quotes">{"".join(map(_html_quote, quotes))}</div>'
 
 
 def _html_quote(quote: Quote) -> str:
@@ -134,7 +141,8 @@ def _html_paragraphs(paragraphs: Sequence[str]) -> str:
     return "".join(f"<p>{escape(text)}</p>\n" for text in paragraphs)
 
 
-def _html_table(table: Table) -> str:
+def html_table(table: Table) -> str:
+    """Returns the markup of a table, which scrolls inside its frame if it is too wide."""
     numeric = [
         any(row[column].value is not None for row in table.rows)
         for column in range(len(table.columns))

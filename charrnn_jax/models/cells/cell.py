@@ -203,13 +203,17 @@ class Cell:
         of the module's tree.
       carry: what the carry contains, in the letters of the equations.
       output: function from a carry to the output y that it contains, by default its last array.
-        Zoneout needs it. None: the carry does not contain y, or its arrays have a meaning only
-        together; then the cell has no zoneout.
+        Zoneout needs it. None: the carry does not contain y.
+      zoneout: whether each number of the carry may keep its value on its own; False if the arrays
+        have a meaning only together.
       fused: fused form of the cell; None: there is none.
       parallel: parallel form of the cell, in place of the fused form's step: it needs `fused` for
         its input side, and for the steps of sampling and zoneout. None: there is none.
       gates: layout of the parameters, if it is that of Flax's own cells; models of other libraries
         and web pages know only this one.
+      gate_names: names of the values that a step of the fused form computes with `ops.sigmoid`,
+        `ops.tanh`, `ops.exp` and `ops.apply`, in their order, [B, H] each; "" leaves one out. See
+        `models.inside`.
     """
 
     name: str
@@ -218,9 +222,11 @@ class Cell:
     recurrent: tuple[str, ...]
     carry: str = "h"
     output: Callable[[Any], jax.Array] | None = lambda carry: jax.tree.leaves(carry)[-1]
+    zoneout: bool = True
     fused: Fused | None = None
     parallel: Parallel | None = None
     gates: Gates | None = None
+    gate_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.parallel and not self.fused:

@@ -42,4 +42,5 @@ h = (1 - z) * n + z * h""",
     recurrent=("hr", "hz", "hn"),
     fused=Fused(GATES.gather, GATES.read, step, input_parts=3),
     gates=GATES,
+    gate_names=("reset gate", "update gate", "candidate"),
 )

@@ -97,4 +97,5 @@ h = (1 - z) * n + z * h
 # norm(v) = (v - mean(v)) / sqrt(var(v) + 1e-5), for each sequence over the entries of v""",
     recurrent=("hr", "hz", "hn"),
     fused=Fused(gather, read, step),
+    gate_names=("reset gate", "update gate", "candidate"),
 )

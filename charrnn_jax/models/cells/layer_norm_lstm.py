@@ -92,4 +92,5 @@ h = sigmoid(o) * tanh(norm(c) * norm_c/scale + norm_c/bias)
     recurrent=("hi", "hf", "hg", "ho"),
     carry="(c, h)",
     fused=Fused(gather, read, step),
+    gate_names=("forget gate", "input gate", "candidate", "output gate", ""),
 )

@@ -42,4 +42,5 @@ h = o * tanh(c)""",
     carry="(c, h)",
     fused=Fused(GATES.gather, GATES.read, step),
     gates=GATES,
+    gate_names=("forget gate", "input gate", "candidate", "output gate", ""),
 )

@@ -92,4 +92,5 @@ h = o * tanh(c)""",
     recurrent=("q1", "q3", "q5", "hi", "hf", "hg", "ho"),
     carry="(c, h)",
     fused=Fused(gather, read, step),
+    gate_names=(*("" for _ in ROUNDS), *lstm.LSTM.gate_names),
 )

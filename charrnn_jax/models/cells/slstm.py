@@ -135,6 +135,7 @@ h = o * c / n
 # heads(h, k): h in as many equal parts as k has matrices, part j times k[j], side by side""",
     recurrent=("hi", "hf", "hz", "ho"),
     carry="(c, n, m, h)",
-    output=None,  # c and n are scaled by this m and by no other
+    zoneout=False,  # c and n are scaled by this m and by no other
     fused=Fused(GATES.gather, GATES.read, step),
+    gate_names=("", "input gate", "forget gate", "candidate", "output gate"),
 )

@@ -1,0 +1,1 @@
+"""The units of a run on a page: a text coloured by each, and what each follows and does."""
