@@ -322,44 +322,19 @@ plt.show()
 # %% [markdown]
 # ## Does the unit *cause* anything?
 #
-# A unit may know something that the network never uses. To see, take over the unit: hold it at a
-# value while the network writes, and compare. `forward` takes the carry and returns the new one, so
-# a loop of our own can change it in between.
-
+# A unit may know something that the network never uses. To see, take over the unit: *clamp* it,
+# which means hold it at a value, while the network writes. `with_clamp` gives a sampler in which
+# the unit of a layer has that value after every step.
 
 # %%
-def write(num_chars, *, unit=None, value=0.0, prompt="\n", seed=0):
-    """Generates text with one unit held at a value; None: left alone."""
-
-    def hold(carry):
-        return carry if unit is None else (carry[0].at[:, unit].set(value),)
-
-    def next_character(state, key):
-        carry, token = state
-        carry, logits = charrnn_jax.forward(
-            run.params, hold(carry), token[None, None], model=run.model
-        )
-        logits = logits[0, 0].at[charrnn_jax.UNK_ID].set(-jnp.inf)
-        token = jax.random.categorical(key, logits / 0.7)
-        return (carry, token), token
-
-    ids = jnp.asarray(run.vocabulary.encode(prompt).astype(np.int32))
-    carry, _ = charrnn_jax.forward(
-        run.params, run.model.initialize_carry(1), ids[None, :-1], model=run.model
-    )
-    keys = jax.random.split(jax.random.key(seed), num_chars)
-    _, drawn = jax.lax.scan(next_character, (carry, ids[-1]), keys)
-    return run.vocabulary.decode(drawn)
-
-
 unit = found["late in a line (column above 30)"]
+sampler = charrnn_jax.Sampler(run.params, model=run.model, vocabulary=run.vocabulary)
 low, high = np.quantile(h[:, unit], [0.02, 0.98])
-for label, settings in {
-    "left alone": {},
-    f"held at {low:+.2f}": {"unit": unit, "value": low},
-    f"held at {high:+.2f}": {"unit": unit, "value": high},
-}.items():
-    print(f"--- unit {unit} {label}\n{write(250, **settings)}\n")
+for value in (None, low, high):
+    clamped = sampler if value is None else sampler.with_clamp({(0, unit): float(value)})
+    label = "left alone" if value is None else f"held at {value:+.2f}"
+    text_of_unit = clamped.generate(["\n"], num_chars=250, temperature=0.7)[0].text
+    print(f"--- unit {unit} {label}\n{text_of_unit}\n")
 
 # %% [markdown]
 # Does the network break its lines by this unit? One sample proves little. Let us write more,
@@ -367,23 +342,43 @@ for label, settings in {
 # the same way:
 
 # %%
-num_chars = 400 if IS_SMALL else 4000
+num_chars = 400 if IS_SMALL else 2000
 
 
-def line_length(**settings):
+def line_length(sampler):
     """Returns the mean number of characters between line breaks, without empty lines."""
-    lines = [line for line in write(num_chars, seed=1, **settings).split("\n") if line]
+    samples = sampler.generate(["\n"] * 4, num_chars=num_chars, temperature=0.7, seed=1)
+    lines = [line for sample in samples for line in sample.text.split("\n") if line]
     return sum(map(len, lines)) / len(lines)
 
 
-print(f"left alone: {line_length():.1f} characters a line")
-others = rng.choice(
-    np.delete(np.arange(h.shape[1]), unit), size=2 if IS_SMALL else 6, replace=False
-)
-for each in [unit, *others]:
-    low, high = np.quantile(h[:, each], [0.02, 0.98])
-    held = [line_length(unit=int(each), value=value) for value in (low, high)]
+print(f"left alone: {line_length(sampler):.1f} characters a line")
+others = np.delete(np.arange(h.shape[1]), unit)
+for each in [unit, *rng.choice(others, size=2 if IS_SMALL else 6, replace=False)]:
+    ends = np.quantile(h[:, each], [0.02, 0.98])
+    held = [line_length(sampler.with_clamp({(0, int(each)): float(value)})) for value in ends]
     print(f"unit {each:4} held low {held[0]:.1f}, held high {held[1]:.1f}")
+
+# %% [markdown]
+# ## The same by one command
+#
+# `charrnn neurons` asks such questions with more probes, for every layer, with a p value for each
+# answer, and clamps the best units. It prints tables, and writes `neurons.html`, a page on which
+# you can colour a text by any unit. `charrnn_jax.neurons` returns the same to Python.
+
+# %%
+atlas = charrnn_jax.neurons(run, num_chars=10_000 if IS_SMALL else 40_000, clamp=False)
+print(f"{'probe':32} verdict         best unit    AUC  all units  character")
+for probe in atlas.probes:
+    if probe.units:
+        best = probe.units[0]
+        scores = f"{best.auc:.3f}      {probe.linear_auc:.3f}      {probe.character_auc:.3f}"
+        print(f"{probe.name:32} {probe.verdict:14} {best.unit:10}  {scores}")
+charrnn_jax.write_neurons_page(atlas, f"{workdir}/neurons.html")
+
+# %% [markdown]
+# The last column is the score of the character alone, which has the part of our untrained network:
+# a unit has to know more than that.
 
 # %% [markdown]
 # ## What to make of it
