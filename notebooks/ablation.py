@@ -142,8 +142,9 @@ for seed in range(5):
     print(f"seed {seed}:", "  <  ".join(f"{name} {losses[name][seed]:.4f}" for name in ranked))
 
 # %% [markdown]
-# Every line is an experiment that somebody might have published. In our run one change leads on each
-# of them. For the others the seed decides: whether clipping beats the base, and who comes last.
+# Every line is an experiment that somebody might have published. In our run one change leads on
+# each of them. For the others the seed decides: whether clipping beats the base, and who comes
+# last.
 
 # %% [markdown]
 # ## All seeds

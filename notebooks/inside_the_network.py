@@ -231,8 +231,7 @@ HTML(colour(text[part], h[part, found["in a speaker's line"]]))
 HTML(colour(text[part], h[part, found["late in a line (column above 30)"]]))
 
 # %% [markdown]
-# Averages say more than one passage. Here is that unit by column, beside the share of lines that
-# end there:
+# Averages say more than one passage. Here is that unit by column:
 
 # %%
 unit = found["late in a line (column above 30)"]
@@ -308,8 +307,8 @@ n = jnp.tanh(side("in", x) + r * side("hn", before))
 print("largest difference to the network:", f"{np.abs((1 - z) * n + z * before - h).max():.1e}")
 
 # %% [markdown]
-# When is the memory written? The mean of $z$ over all units, by the character that was just read:
-# dark characters are those at which the network rewrites most.
+# When is the memory written? Here is the mean of $1 - z$ over all units, by the character that was
+# just read:
 
 # %%
 z = np.array(z)
