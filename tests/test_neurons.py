@@ -24,7 +24,7 @@ from charrnn_jax.evaluation.association import aucs, entropy, information, shift
 from charrnn_jax.evaluation.probes import PROBES, apply_probes, make_probe
 from charrnn_jax.evaluation.recording import record
 from charrnn_jax.evaluation.surprise import find_likeliest
-from charrnn_jax.evaluation.units import best_units, score_units
+from charrnn_jax.evaluation.units import ProbeScore, UnitScore, best_units, score_units
 from charrnn_jax.main import main
 from charrnn_jax.models.char_rnn import activations, initialize_params, make_model
 from charrnn_jax.reports.neurons import page as page_module
@@ -185,6 +185,26 @@ def test_units_are_found_on_one_half_and_scored_on_the_other() -> None:
     assert [(u.probe, u.layer, u.unit) for u in best_units(found, num=3)] == [
         ("early", 0, 5), ("clear", 1, 3), ("number", 1, 7)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("auc", "p", "linear", "character", "expected"),
+    [
+        (0.95, 0.01, 0.99, 0.9, "one unit"),
+        (0.95, 0.01, 0.99, 0.96, "many units"),
+        (0.95, 0.01, 0.95, 0.96, "the character"),
+        (0.85, 0.01, 0.95, 0.6, "many units"),
+        (0.85, 0.01, 0.86, 0.6, "in part"),
+        (0.55, 0.06, 0.89, 0.5, "nothing"),
+        (0.55, 0.06, 0.91, 0.5, "many units"),
+    ],
+)
+def test_a_verdict_needs_more_than_chance_and_than_the_character(
+    auc: float, p: float, linear: float, character: float, expected: str
+) -> None:
+    unit = UnitScore("x", 0, 0, 1, 0.9, auc, 0.5, p, p, 0.1, linear)
+    probe = ProbeScore("x", None, 0.5, 1.0, (unit,), linear, character)
+    assert probe.verdict == expected
 
 
 # --- the command and the page -------------------------------------------------------------------

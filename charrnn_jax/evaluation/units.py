@@ -81,19 +81,25 @@ class ProbeScore:
 
     @property
     def verdict(self) -> str:
-        """ "one unit", "many units", "in part", "nothing" or "too rare".
+        """What follows the probe.
 
-        The best unit, or only the linear probe, follows the probe with an AUC of at least 0.9; or
-        less, but the best unit has a corrected p below 0.05; or not even that.
+        "one unit"       the best unit has an AUC of at least 0.9, and more than the character
+        "many units"     only the linear probe has
+        "in part"        one of both has more than the character
+        "the character"  neither has
+        "nothing"        the AUC of the best unit may be chance, and the linear probe's is below 0.9
+        "too rare"       the probe is true in too few places
         """
         if not self.units:
             return "too rare"
         best = self.units[0]
-        if best.corrected_p < SIGNIFICANT and best.auc >= FOLLOWED:
+        if best.corrected_p >= SIGNIFICANT and self.linear_auc < FOLLOWED:
+            return "nothing"
+        if best.auc >= FOLLOWED and best.auc > self.character_auc:
             return "one unit"
-        if self.linear_auc >= FOLLOWED:
-            return "many units"
-        return "in part" if best.corrected_p < SIGNIFICANT else "nothing"
+        if max(best.auc, self.linear_auc) <= self.character_auc:
+            return "the character"
+        return "many units" if self.linear_auc >= FOLLOWED else "in part"
 
 
 def score_units(

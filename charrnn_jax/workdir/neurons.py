@@ -18,7 +18,7 @@ from charrnn_jax.workdir.run import Run
 
 FEWEST_CHARS = 1000  # of a text
 NUM_BEST = 10  # units that are clamped
-_NUM_PER_PROBE = 3  # units that are scored
+_NUM_PER_PROBE = 4  # units that are scored
 _NUM_TEXTS, _TEXT_CHARS = 16, 500  # written with a clamped unit
 _EXTREME = 0.01  # a unit is held where it is lower, or higher, at this share of the characters
 

@@ -100,9 +100,10 @@ def verdicts(probes: Sequence[ProbeScore]) -> str:
     for probe in probes:
         found.setdefault(probe.verdict, []).append(f"'{probe.name}'")
     sentences = {
-        "one unit": f"A single unit follows {{}}, each with an AUC of at least {FOLLOWED:g}.",
+        "one unit": f"A single unit follows {{}} with an AUC of at least {FOLLOWED:g}.",
         "many units": "No single unit follows {}, but many together do.",
         "in part": "Units follow {} in part.",
+        "the character": "Units say no more about {} than the character itself.",
         "nothing": "Nothing follows {} more than chance.",
         "too rare": "Too rare in this text to say: {}.",
     }
