@@ -27,6 +27,6 @@ def table(rows: Iterable[Sequence[str]], *, header: Sequence[str] = ()) -> str:
 
 def quote(text: str, *, prompt: str = "") -> str:
     """Returns the HTML of a text with its line breaks, after a prompt in bold."""
-    style = f'class="{_STARTS_NO_FORMULA}" style="white-space: pre-wrap"'
+    style = f'class="{_STARTS_NO_FORMULA}" style="font-family: monospace; white-space: pre-wrap"'
     start = f"<b>{escape(prompt)}</b>" if prompt else ""
     return f"<pre {style}>{start}{escape(text)}</pre>"

@@ -166,7 +166,7 @@ def make_config(cell, hidden_size):
     config.model.embedding_size = 64
     config.model.hidden_size = hidden_size
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 8e-3
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.clip_norm = 1.0
     config.evaluation.protocol = "carried"

@@ -56,7 +56,7 @@ def test_a_notebook_shows_a_vocabulary_with_the_id_of_each_character() -> None:
     vocabulary = Vocabulary.build(["b a\n\u202e"])
     rows = dict(_cells(vocabulary._repr_html_()))
     assert rows["vocabulary"] == "characters, 6 ids"
-    shown = dict(re.findall(r"('.+?') (\d+)", rows["characters"]))
+    shown = dict(re.findall(r"('.+?'): (\d+)", rows["characters"]))
     assert shown == {repr(char): str(vocabulary.encode(char)[0]) for char in vocabulary.characters}
     assert dict(_cells(Vocabulary(kind="bytes")._repr_html_()))["byte b"] == "b + 1"
     many = Vocabulary("".join(map(chr, range(0x4E00, 0x4E00 + 5000))))

@@ -166,9 +166,9 @@ class Vocabulary:
         if self.kind == "bytes":
             return table([*facts, ("byte b", "b + 1")])
         shown = self.characters[:_MOST_SHOWN]
-        ids = "  ".join(f"{char!r} {number}" for number, char in enumerate(shown, start=1))
+        ids = ", ".join(f"{char!r}: {number}" for number, char in enumerate(shown, start=1))
         if rest := len(self.characters) - len(shown):
-            ids += f"  and {rest:,} more"
+            ids += f", and {rest:,} more"
         return table([*facts, ("characters", ids)])
 
     def to_dict(self) -> dict[str, str]:
