@@ -98,14 +98,15 @@ def merge(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 
 def keep_outputs(notebook: NotebookNode, built: Path) -> None:
-    """Takes the outputs of cells whose code has not changed since the notebook was built."""
-    if not built.exists():
-        return
+    """Takes the outputs of a notebook as it was built; only texts and the first cell may differ."""
     old = {cell.source: cell for cell in nbformat.read(built, as_version=4).cells}
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and cell.source in old:
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(cells, start=1):
+        if cell.source in old:
             cell.outputs = old[cell.source].outputs
-            cell.execution_count = old[cell.source].execution_count
+        elif number > 1:
+            raise SystemExit(f"the code of {built.stem} has changed: run it, without --no-run")
+        cell.execution_count = number
 
 
 def main() -> None:

@@ -124,6 +124,20 @@ def test_badge_leads_to_the_notebook_once_there_is_an_address(build: Any) -> Non
     assert "badge" not in build.read_source("ablation", address="").cells[0].source
 
 
+def test_a_new_address_needs_no_new_outputs(build: Any) -> None:
+    built = NOTEBOOKS / "ablation.ipynb"
+    notebook = build.read_source("ablation", address="me/it")
+    build.keep_outputs(notebook, built)
+    code = [cell for cell in json.loads(built.read_bytes())["cells"] if "outputs" in cell]
+    assert [len(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"] == [
+        len(cell["outputs"]) for cell in code
+    ]
+    notebook.cells[-2].source = "print('another')"
+    notebook.cells[-2].cell_type = "code"
+    with pytest.raises(SystemExit, match="the code of ablation has changed"):
+        build.keep_outputs(notebook, built)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
