@@ -16,9 +16,9 @@
 # %% [markdown]
 # # Train on a TPU
 #
-# A TPU is not one device but several *cores*, and a free one may be taken away at any moment. This
-# notebook trains a character model on all cores, keeps the run in a folder that outlives the
-# machine, and shows that a run which was cut off resumes as if nothing had happened.
+# A TPU usually has several *cores*, each a device of its own, and a free one may be taken away at
+# any moment. This notebook trains a character model on all cores, keeps the run in a folder that
+# outlives the machine, and shows that a run which was cut off resumes as if nothing had happened.
 #
 # On Colab: *Runtime > Change runtime type*, and choose a TPU. Without one, the notebook does the
 # same with a small model on the cores of a CPU. That is how the outputs below were made.
