@@ -20,7 +20,7 @@ html_theme_options = {"navbar_persistent": []}  # the search is in the sidebar
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # a test runs the notebook; here it is shown
+nb_execution_mode = "off"  # tests run the notebooks; here they are shown
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_preserve_defaults = True
@@ -29,4 +29,5 @@ napoleon_use_ivar = True
 
 # Sphinx reads sources from this folder alone. The copy is ignored by git.
 (HERE / "notebooks").mkdir(exist_ok=True)
-shutil.copy(HERE.parent / "notebooks" / "text_generation.ipynb", HERE / "notebooks")
+for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
+    shutil.copy(notebook, HERE / "notebooks")

@@ -63,7 +63,7 @@ def make(cell: str, num_layers: int, *, seed: int = 0, **attributes):
     [
         ("gru", 2),
         ("lstm", 1),
-        ("rnn", 1),
+        slow("rnn", 1),
         *(slow(cell, 2) for cell in ("layer_norm_gru", "layer_norm_lstm")),
         *(slow(cell, 2) for cell in ("mogrifier_lstm", "slstm")),
     ],

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import slow
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
@@ -93,8 +94,10 @@ def torch_greedy(model, num_chars: int) -> list[str]:
     return ["".join(CHARACTERS[i] for i in row) for row in torch.cat(tokens[1:]).T]
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
-@pytest.mark.parametrize("cell", ["GRU", "LSTM", "RNN"])
+@pytest.mark.parametrize(
+    ("cell", "num_layers"),
+    [("GRU", 2), ("LSTM", 1), ("RNN", 1), slow("GRU", 1), slow("LSTM", 2), slow("RNN", 2)],
+)
 def test_pytorch_model_gives_the_same_logits_loss_and_text(
     cell: str, num_layers: int, tmp_path: Path
 ) -> None:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import EVERY_CELL
 
 from charrnn_jax.data.batches import Batch
-from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN
 from charrnn_jax.training.train_step import create_train_state, train_step
 
@@ -32,7 +32,7 @@ WHEN_TO_CHANGE = (
 )
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", EVERY_CELL)
 def test_one_step_is_what_it_was(cell: str) -> None:
     """The parameters are waves, not draws, so that no version of JAX has others."""
     model = CharRNN(11, 6, 8, num_layers=2, cell=cell)

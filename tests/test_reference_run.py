@@ -17,6 +17,7 @@ import optax
 import pytest
 from conftest import SENTENCE
 from flax import linen as nn
+from helpers import slow
 from ml_collections import ConfigDict
 
 from charrnn_jax import default_config, generate, load_run, train
@@ -192,7 +193,7 @@ class Both:
     rows: list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=["chunks", slow("lanes")])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
     """The run, and what it should be."""
     folder = tmp_path_factory.mktemp("reference")

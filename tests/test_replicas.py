@@ -97,7 +97,7 @@ def params_of(workdir: Path) -> Any:
 @pytest.mark.parametrize(
     ("batching", "cell"),
     [
-        ("chunks", "gru"),
+        slow("chunks", "gru"),
         *(slow("lanes", cell) for cell in ("rnn", "slstm", "rg_lru")),
     ],
 )
@@ -246,7 +246,7 @@ def test_runs_that_differ_in_more_are_no_replicas(tiny_config: ConfigDict, tmp_p
 
 @pytest.mark.parametrize(
     ("num_bytes", "mapping", "sizes"),
-    [(5.9e5, "map", [2, 1]), slow(5.9e5, "vmap", [1, 1, 1]), (0.0, "map", [1, 1, 1])],
+    [(5.9e5, "map", [2, 1]), slow(5.9e5, "vmap", [1, 1, 1]), slow(0.0, "map", [1, 1, 1])],
 )
 def test_groups_are_cut_to_fit_the_memory(
     tiny_config: ConfigDict,

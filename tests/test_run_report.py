@@ -110,7 +110,7 @@ def test_report_says_what_the_run_has_recorded(
 
 def test_a_notebook_shows_a_run_as_a_table(trained: Path) -> None:
     run = load_run(trained)
-    shown = dict(re.findall(r"<th>(.*?)</th><td>(.*?)</td>", run._repr_html_()))
+    shown = dict(re.findall(r"<th>(.*?)</th><td .*?>(.*?)</td>", run._repr_html_()))
     assert shown["run"] == f"{escape(str(trained))}, step {run.step}"
     assert shown["model"] == "gru, 1 x 16 hidden units"
     assert shown["parameters"] == "2,066"

@@ -202,6 +202,18 @@ def test_a_unit_whose_process_died_has_failed_and_one_that_ended_is_as_it_said(
     assert all(job.log.read_text() == "gone\n" for job in jobs)
 
 
+def test_table_is_plain_text_where_a_notebook_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter sets it for all commands
+    (unit,) = units_of([{"seed": 3}], tmp_path)
+    with SweepTable([unit]) as table:
+        unit.write_status("done")
+        table.update()
+    assert "seed=3" in (shown := capsys.readouterr().out)
+    assert "\x1b" not in shown
+
+
 def test_a_unit_of_another_config_is_not_done(tmp_path: Path) -> None:
     (unit,) = units_of([{"seed": 3}], tmp_path)
     unit.write_status("done")

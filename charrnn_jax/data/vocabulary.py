@@ -15,9 +15,11 @@ import numpy as np
 
 from charrnn_jax.errors import UserError
 from charrnn_jax.reading import parse_json, typed
+from charrnn_jax.tables import table
 
 UNK_ID = 0
 UNK = "[UNK]"
+_MOST_SHOWN = 200  # characters, in a notebook
 _REMEDY = "restore it from where it comes from"
 
 
@@ -157,6 +159,17 @@ class Vocabulary:
             return "".join(texts)
 
         return decode
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows of the vocabulary."""
+        facts = [("vocabulary", f"{self.kind}, {self.size:,} ids"), (UNK, str(UNK_ID))]
+        if self.kind == "bytes":
+            return table([*facts, ("byte b", "b + 1")])
+        shown = self.characters[:_MOST_SHOWN]
+        ids = ", ".join(f"{char!r}: {number}" for number, char in enumerate(shown, start=1))
+        if rest := len(self.characters) - len(shown):
+            ids += f", and {rest:,} more"
+        return table([*facts, ("characters", ids)])
 
     def to_dict(self) -> dict[str, str]:
         """Returns the vocabulary as plain data for JSON."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
+from charrnn_jax.tables import table
+
 NUM_RESAMPLES = 10_000
 MIN_BLOCKS, MAX_BLOCKS = 16, 1024
 MIN_LENGTH = 256  # characters, about six lines of verse
@@ -57,6 +59,16 @@ class Difference:
         it.
         """
         return (self.high - self.low) / 2 + float(ndtri(0.8)) * self.standard_error
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows of the difference."""
+        facts = [
+            ("difference in nats/char", f"{self.mean:+.4f}"),
+            ("95% interval", f"{self.low:+.4f} to {self.high:+.4f}"),
+            ("p", f"{self.p:.2g}"),
+            ("characters", f"{self.num_chars:,}"),
+        ]
+        return table(facts)
 
 
 def block_length(series: np.ndarray) -> int:

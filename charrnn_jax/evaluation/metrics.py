@@ -10,6 +10,7 @@ from flax import struct
 from jax.typing import ArrayLike
 
 from charrnn_jax.registry import LOSSES
+from charrnn_jax.tables import table
 
 
 def cross_entropy(logits: jax.Array, targets: ArrayLike) -> jax.Array:
@@ -78,6 +79,16 @@ class CrossEntropy:
           unit: what one token is, "char" or "byte".
         """
         return f"{self.nats_per_char:.4f} nats/{unit}, {self.bits_per_char:.4f} bits/{unit}"
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows of the loss."""
+        facts = [
+            ("nats/char", f"{self.nats_per_char:.4f}"),
+            ("bits/char", f"{self.bits_per_char:.4f}"),
+            ("perplexity", self.describe_perplexity()),
+            ("characters", f"{int(self.count):,}"),
+        ]
+        return table(facts)
 
     def to_dict(self) -> dict[str, float]:
         """Returns the mean loss and the number of characters, as plain data for JSON."""

@@ -19,6 +19,7 @@ from charrnn_jax.errors import UserError
 from charrnn_jax.evaluation.baselines import MOST_COUNTED
 from charrnn_jax.evaluation.copies import Matches, Span, longest_matches, overlap
 from charrnn_jax.evaluation.ngram import KneserNey
+from charrnn_jax.tables import table
 
 LENGTHS = (8, 12, 16, 20, 30)  # of n-grams of characters
 _DISTINCT = (1, 2, 3)  # lengths of n-grams of words
@@ -171,6 +172,19 @@ class Judgement:
     num_blocks: int
     num_texts: int
     num_words: int
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows of the judgement."""
+        texts = {f"real, {self.num_blocks} blocks": self.real, **self.groups}
+        rows = [
+            (name, *(_shown(each.figures[name]) for each in texts.values())) for name in FIGURES
+        ]
+        verdicts = ("verdict", *(each.verdict for each in texts.values()))
+        return table([*rows, verdicts], header=(f"{self.num_chars:,} characters", *texts))
+
+
+def _shown(figure: Figure) -> str:
+    return f"{figure.mean:.3f} ({figure.low:.3f} to {figure.high:.3f})"
 
 
 def judge(

@@ -7,6 +7,7 @@ import numpy as np
 
 from charrnn_jax.data.vocabulary import UNK_ID, Vocabulary
 from charrnn_jax.errors import UserError
+from charrnn_jax.tables import quote, table
 
 
 class Sample(NamedTuple):
@@ -29,6 +30,12 @@ class Sample(NamedTuple):
     num_chars: int
     nats_per_char: float
     stop: str = ""
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows of the sample."""
+        loss = f"{self.nats_per_char:.4f} under the model itself" if self.num_chars else "none"
+        facts = [("length", f"{self.num_chars:,}"), ("loss in nats", loss), ("end", self.finish)]
+        return quote(self.text, prompt=self.prompt) + table(facts)
 
 
 class Writer:

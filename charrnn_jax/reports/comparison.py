@@ -1,6 +1,5 @@
 """The page of `charrnn compare`: losses, differences and curves of several runs."""
 
-import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +18,9 @@ from charrnn_jax.reports.document import (
 )
 from charrnn_jax.reports.run.figures import make_charts_together
 from charrnn_jax.reports.run.history import read_history
-from charrnn_jax.workdir.compare import COMPARES_RUNS, Comparison, Pair
+from charrnn_jax.workdir.compare import COMPARES_RUNS, LETTERS, Comparison, Pair
 from charrnn_jax.workdir.run import Run
 
-LETTERS = string.ascii_uppercase  # what runs are called, in the order given
 MAX_EXCERPTS = 9
 
 

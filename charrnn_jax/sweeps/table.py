@@ -4,6 +4,7 @@ Everything is read from the work units' folders, wherever the workers run. On a 
 is live; otherwise a line is printed for every unit that ends.
 """
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -39,7 +40,8 @@ class SweepTable:
     ):
         self._units = units
         self._num_units = num_units or 0
-        self._console = console or Console()
+        # Rich would take FORCE_COLOR, which notebooks set, for a terminal.
+        self._console = console or Console(force_terminal=sys.stdout.isatty())
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._told = {unit.name for unit in units if unit.read_status()["status"] in ENDED}
         self._started = time.monotonic()

@@ -1,6 +1,7 @@
 """`compare`: whether runs differ on the same characters, and where their differences come from."""
 
 import itertools
+import string
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -20,11 +21,13 @@ from charrnn_jax.evaluation.comparison import (
 )
 from charrnn_jax.evaluation.protocol import Protocol
 from charrnn_jax.evaluation.protocols import Cold, char_losses
+from charrnn_jax.tables import table
 from charrnn_jax.workdir.run import Run
 from charrnn_jax.workdir.tuned import tuned_protocol
 
 _NOUNS = {"char": "characters", "byte": "bytes"}
 _NOTABLE = 0.25  # correlation of neighbouring blocks that is worth a sentence
+LETTERS = string.ascii_uppercase  # what runs are called, in the order given
 COMPARES_RUNS = (
     "This compares runs, not configurations: another seed can change a loss as much. "
     "charrnn sweep compares configurations over seeds."
@@ -177,6 +180,20 @@ class Comparison:
         return sorted(
             self.pairs, key=lambda pair: sorted(map(ranked.index, (pair.first, pair.second)))
         )
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows of the comparison."""
+        runs = [
+            (letter, run.name, f"{run.loss:.4f} ± {run.standard_error:.4f}")
+            for letter, run in zip(LETTERS, self.runs, strict=False)
+        ]
+        pairs = [
+            (LETTERS[pair.first] + LETTERS[pair.second], pair.describe(LETTERS, unit=self.unit))
+            for pair in self.pairs
+        ]
+        where = f"{self.split} {self.protocol}, {self.num_chars:,} {self.noun}"
+        header = ("", where, f"nats/{self.unit} ± standard error")
+        return table(runs, header=header) + table(pairs)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as plain data for JSON."""

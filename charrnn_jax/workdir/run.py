@@ -1,7 +1,6 @@
 """`load_run`: opens a run, finished or still in training, to use its model."""
 
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -16,6 +15,7 @@ from charrnn_jax.evaluation.protocols import make_protocol
 from charrnn_jax.models.char_rnn import CharRNN, Params, initialize_params, make_model
 from charrnn_jax.reading import read_json, typed
 from charrnn_jax.registry import CELLS, compare_registered
+from charrnn_jax.tables import table
 from charrnn_jax.workdir.checkpoints import choose_step, exists, read_metadata, read_params
 from charrnn_jax.workdir.metadata import Origin, digest_of
 
@@ -67,11 +67,11 @@ class Run:
 
     workdir: Path
     step: int
-    config: ConfigDict
+    config: ConfigDict = field(repr=False)
     vocabulary: Vocabulary
     corpus: CorpusIdentity
     model: CharRNN
-    params: Params
+    params: Params = field(repr=False)
     loss: float | None
     origin: Origin | None = None
     imported: bool = False
@@ -130,8 +130,7 @@ class Run:
             ("parameters", f"{num_params:,}"),
             *losses,
         ]
-        rows = (f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in facts)
-        return f"<table>{''.join(rows)}</table>"
+        return table(facts)
 
     def config_without_folders(self) -> ConfigDict:
         """Returns a copy of the config for publication: paths are reduced to their last parts."""
