@@ -5,6 +5,7 @@ whole numbers from -15 to 15, compressed. Texts are untrusted: they are data, or
 """
 
 import base64
+import math
 import zlib
 from collections.abc import Sequence
 from html import escape
@@ -185,7 +186,7 @@ def _rate_cell(written: Written) -> Cell:
 def _clamped_section(clamped: Sequence[Clamped]) -> str:
     if not clamped:
         return ""
-    parts = []
+    parts, clearest = [], max(clamped, key=_effect)
     for each in clamped:
         unit = each.unit
         quotes = [
@@ -199,7 +200,7 @@ def _clamped_section(clamped: Sequence[Clamped]) -> str:
             )
         ]
         summary = escape(f"{unit.layer}:{unit.unit}, {unit.probe}")
-        is_open = " open" * (each is clamped[0])
+        is_open = " open" * (each is clearest)
         parts.append(
             f"<details{is_open}><summary>{summary}</summary>{html_quotes(quotes)}</details>"
         )
@@ -211,6 +212,12 @@ texts that were written; one of them is shown. A probe that such text cannot cha
 position in the line, says little here.</p>
 {"".join(parts)}</section>
 """
+
+
+def _effect(each: Clamped) -> float:
+    """Returns the difference of the rates with the unit held high and low, in standard errors."""
+    error = math.hypot(each.low.standard_error, each.high.standard_error)
+    return abs(each.high.rate - each.low.rate) / error if error else 0.0
 
 
 # --- data for the script ------------------------------------------------------------------------
