@@ -6,14 +6,12 @@ from itertools import pairwise
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import EVERY_CELL, B, H, T, forward, make
 
 from charrnn_jax.errors import UserError
 from charrnn_jax.models.cells import CELLS
-from charrnn_jax.models.char_rnn import activations
 from charrnn_jax.models.inside import inside
 from charrnn_jax.registry import register_cell
 
@@ -25,7 +23,7 @@ def gru(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
 def lstm(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     c = now["forget gate"] * before["c"] + now["input gate"] * now["candidate"]
-    return {"c": c, "output": now["output gate"] * jnp.tanh(c)}
+    return {"c": c, "output": now["output gate"] * np.tanh(c)}
 
 
 def slstm(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -54,10 +52,9 @@ def test_outputs_carry_and_gates_are_those_of_the_model(cell: str) -> None:
     jax.tree.map(close, new_carry, expected_carry)
     assert set(values) >= {name for name in CELLS[cell].gate_names if name}
     assert {array.shape for array in values.values()} == {(B, T, 2, H)}
-    expected = activations(params, carry, tokens, model=model)
-    close(values["output"], expected)
     if equation := EQUATIONS.get(cell):
-        steps = [{name: x[:, t] for name, x in values.items()} for t in range(T)]
+        arrays = jax.device_get(values)
+        steps = [{name: x[:, t] for name, x in arrays.items()} for t in range(T)]
         for before, now in pairwise(steps):
             for name, array in equation(before, now).items():
                 np.testing.assert_allclose(now[name], array, rtol=2e-4, atol=1e-5)

@@ -28,9 +28,9 @@ from charrnn_jax.evaluation.units import ProbeScore, UnitScore, best_units, scor
 from charrnn_jax.main import main
 from charrnn_jax.models.char_rnn import activations, initialize_params, make_model
 from charrnn_jax.reports.neurons import page as page_module
-from charrnn_jax.reports.neurons.page import make_neurons_page, write_neurons_page
+from charrnn_jax.reports.neurons.page import write_neurons_page
 from charrnn_jax.reports.page import escape_text
-from charrnn_jax.workdir.neurons import _characters, neurons
+from charrnn_jax.workdir.neurons import Atlas, _characters, neurons
 from charrnn_jax.workdir.run import Run, load_run
 
 # --- probes -------------------------------------------------------------------------------------
@@ -78,9 +78,9 @@ def test_own_probes_are_checked() -> None:
 def test_a_text_is_recorded_as_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SEGMENT", 7)
     model, params, _, _ = make("lstm")
-    tokens = np.random.default_rng(0).integers(1, V, 24)
-    carry, first = record(params, tokens[:10], model=model)
-    _, second = record(params, tokens[10:], model=model, carry=carry, with_values=True)
+    tokens = np.random.default_rng(0).integers(1, V, 21)
+    carry, first = record(params, tokens[:7], model=model)
+    _, second = record(params, tokens[7:], model=model, carry=carry, with_values=True)
     found = np.concatenate([first["output"], second["output"]])
     expected = activations(params, model.initialize_carry(1), tokens[None], model=model)
     np.testing.assert_allclose(found, expected[0], rtol=1e-5, atol=1e-6)
@@ -232,6 +232,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(folder / "<b>run", 0, config, dataset.vocabulary, identity, model, params, None)
 
 
+@pytest.fixture(scope="module")
+def atlas(run: Run) -> Atlas:
+    return neurons(run, num_chars=3000, clamp=False)
+
+
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     """The workdir of a small run."""
@@ -302,9 +307,15 @@ def colours(driver: webdriver.Chrome) -> list[float]:
 
 @pytest.mark.parametrize("width", [1280, pytest.param(375, marks=pytest.mark.slow)])
 def test_page_colours_a_hostile_text_by_any_unit_and_gate(
-    width: int, run: Run, driver: webdriver.Chrome, tmp_path: Path
+    width: int,
+    run: Run,
+    atlas: Atlas,
+    driver: webdriver.Chrome,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    atlas, num = neurons(run, num_chars=3000, clamp=False), 400
+    num = 400
+    monkeypatch.setattr(page_module, "_MOST_SHOWN", num)
     start = atlas.text.index("\n", 1499) + 1
     carry, _ = record(run.params, atlas.tokens[:start], model=run.model)
     tokens = atlas.tokens[start : start + num + 1]
@@ -315,7 +326,7 @@ def test_page_colours_a_hostile_text_by_any_unit_and_gate(
         of_unit = values[name][:, layer, unit]
         return np.rint(of_unit / abs(of_unit).max() * 15) / 15
 
-    (tmp_path / "page.html").write_text(make_neurons_page(atlas, num_shown=num), encoding="utf-8")
+    write_neurons_page(atlas, tmp_path / "page.html")
     screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 1000}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     try:
@@ -370,9 +381,9 @@ def test_page_colours_a_hostile_text_by_any_unit_and_gate(
 
 
 def test_a_page_that_would_be_too_large_shows_less_of_the_text(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    atlas = neurons(run, num_chars=3000, clamp=False)
-    monkeypatch.setattr(page_module, "_MOST_BYTES", 60_000)
+    monkeypatch.setattr(page_module, "_MOST_SHOWN", 400)
+    monkeypatch.setattr(page_module, "_MOST_BYTES", 40_000)
     write_neurons_page(atlas, tmp_path / "page.html")
-    assert 30_000 < (tmp_path / "page.html").stat().st_size <= 60_000
+    assert 30_000 < (tmp_path / "page.html").stat().st_size <= 40_000

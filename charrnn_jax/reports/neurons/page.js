@@ -110,7 +110,7 @@ for (const row of document.querySelectorAll("tbody tr")) {
   const cells = [...row.cells];
   const cell = cells.find((each) => /^\d+:\d+$/.test(each.textContent));
   const probe = data.ranked.find((each) => cells.some((other) => other.textContent === each.probe));
-  if (!cell) continue;
+  if (!cell || !probe) continue;
   const button = document.createElement("button");
   button.textContent = cell.textContent;
   button.addEventListener("click", () => {

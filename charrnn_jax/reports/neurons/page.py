@@ -5,16 +5,17 @@ whole numbers from -15 to 15, compressed. Texts are untrusted: they are data, or
 """
 
 import base64
+import math
 import zlib
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from charrnn_jax.evaluation.recording import record
-from charrnn_jax.evaluation.surprise import find_likeliest
+from charrnn_jax.evaluation.surprise import Likeliest, find_likeliest
 from charrnn_jax.evaluation.units import FOLLOWED, ProbeScore, UnitScore
 from charrnn_jax.files import replacing
 from charrnn_jax.models.inside import OUTPUT
@@ -38,6 +39,20 @@ _NUM_LIKELIEST = 5
 _LONGEST_LINE = 200  # characters that are left out so that the text starts with a line
 
 
+class _Shown(NamedTuple):
+    """What the page shows of the first N characters of a text.
+
+    Attributes:
+      start: position of the first one in the text of the atlas.
+      values: {name: [N, L, H]}, of the output, the carry and the gates.
+      likeliest: what was likely after each.
+    """
+
+    start: int
+    values: dict[str, np.ndarray]
+    likeliest: Likeliest
+
+
 def write_neurons_page(atlas: Atlas, file: str | Path) -> None:
     """Writes the units of a run as one HTML file, of less than 3 MB.
 
@@ -47,20 +62,15 @@ def write_neurons_page(atlas: Atlas, file: str | Path) -> None:
       atlas: the units, as returned by `neurons`.
       file: path of the HTML file; an existing file is replaced.
     """
-    num_shown = min(_MOST_SHOWN, len(atlas.text) - _start(atlas))
-    while len(page := make_neurons_page(atlas, num_shown=num_shown)) > _MOST_BYTES:
+    shown = _record_shown(atlas)
+    num_shown = len(shown.likeliest.ids)
+    while len(page := _make_page(atlas, shown, num_shown=num_shown)) > _MOST_BYTES:
         num_shown = int(num_shown * 0.95 * _MOST_BYTES / len(page))
     with replacing(Path(file)) as partial:
         partial.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
-def make_neurons_page(atlas: Atlas, *, num_shown: int) -> str:
-    """Returns the page as HTML.
-
-    Args:
-      atlas: the units, as returned by `neurons`.
-      num_shown: number of characters to show.
-    """
+def _make_page(atlas: Atlas, shown: _Shown, *, num_shown: int) -> str:
     run = atlas.run
     title = f"Hidden units of {run.workdir.resolve().name}"
     half = len(atlas.text) // 2
@@ -90,7 +100,7 @@ the model: of how often the probe is true there.</p>
         title=title,
         style=STYLE + (_FOLDER / "page.css").read_text(encoding="utf-8"),
         script=SCRIPT + (_FOLDER / "page.js").read_text(encoding="utf-8"),
-        data=_data(atlas, num_shown=num_shown),
+        data=_data(atlas, shown, num_shown=num_shown),
     )
 
 
@@ -176,7 +186,7 @@ def _rate_cell(written: Written) -> Cell:
 def _clamped_section(clamped: Sequence[Clamped]) -> str:
     if not clamped:
         return ""
-    parts = []
+    parts, clearest = [], max(clamped, key=_effect)
     for each in clamped:
         unit = each.unit
         quotes = [
@@ -190,7 +200,7 @@ def _clamped_section(clamped: Sequence[Clamped]) -> str:
             )
         ]
         summary = escape(f"{unit.layer}:{unit.unit}, {unit.probe}")
-        is_open = " open" * (each is clamped[0])
+        is_open = " open" * (each is clearest)
         parts.append(
             f"<details{is_open}><summary>{summary}</summary>{html_quotes(quotes)}</details>"
         )
@@ -204,22 +214,24 @@ position in the line, says little here.</p>
 """
 
 
+def _effect(each: Clamped) -> float:
+    """Returns the difference of the rates with the unit held high and low, in standard errors."""
+    error = math.hypot(each.low.standard_error, each.high.standard_error)
+    return abs(each.high.rate - each.low.rate) / error if error else 0.0
+
+
 # --- data for the script ------------------------------------------------------------------------
 
 
-def _start(atlas: Atlas) -> int:
-    half = len(atlas.text) // 2
+def _record_shown(atlas: Atlas) -> _Shown:
+    run, half = atlas.run, len(atlas.text) // 2
     line_break = atlas.text.find("\n", half - 1, half - 1 + _LONGEST_LINE)
-    return half if line_break < 0 else line_break + 1
-
-
-def _data(atlas: Atlas, *, num_shown: int) -> dict[str, Any]:
-    run, start = atlas.run, _start(atlas)
-    shown = slice(start, start + num_shown)
-    first, last = int(atlas.ends[start - 1]) + 1, int(atlas.ends[start + num_shown - 1])
-    ends = atlas.ends[shown] - first
+    start = half if line_break < 0 else line_break + 1
+    stop = min(start + _MOST_SHOWN, len(atlas.text))
+    first = int(atlas.ends[start - 1]) + 1
+    ends = atlas.ends[start:stop] - first
     carry, _ = record(run.params, atlas.tokens[:first], model=run.model)
-    piece = atlas.tokens[first : last + 1]
+    piece = atlas.tokens[first : first + int(ends[-1]) + 1]
     _, values = record(run.params, piece, model=run.model, carry=carry, with_values=True)
     likeliest = find_likeliest(
         run.params,
@@ -228,22 +240,33 @@ def _data(atlas: Atlas, *, num_shown: int) -> dict[str, Any]:
         num=min(_NUM_LIKELIEST, run.vocabulary.size),
         carry=carry,
     )
+    return _Shown(
+        start,
+        {name: array[ends] for name, array in values.items()},
+        Likeliest(likeliest.ids[ends], likeliest.probabilities[ends]),
+    )
+
+
+def _data(atlas: Atlas, shown: _Shown, *, num_shown: int) -> dict[str, Any]:
+    run, part = atlas.run, slice(shown.start, shown.start + num_shown)
+    values = {name: array[:num_shown] for name, array in shown.values.items()}
+    ids, probabilities = (array[:num_shown] for array in shown.likeliest)
     by_name = {probe.name: probe for probe in atlas.probes}
     listed = sorted({(unit.layer, unit.unit) for p in atlas.probes for unit in p.units})
     layers, units = ([place[i] for place in listed] for i in (0, 1))
     names = [name for name in values if name != OUTPUT]
     return {
-        "text": atlas.text[shown],
+        "text": atlas.text[part],
         "layers": run.model.num_layers,
         "units": run.model.hidden_size,
-        "outputs": _pack(values[OUTPUT][ends].reshape(num_shown, -1)),
+        "outputs": _pack(values[OUTPUT].reshape(num_shown, -1)),
         "listed": listed,
         "best": [[u.layer, u.unit, criterion(by_name[u.probe])] for u in atlas.best],
-        "values": {name: _pack(values[name][ends][:, layers, units]) for name in names},
+        "values": {name: _pack(values[name][:, layers, units]) for name in names},
         "ranked": [
             {
                 "probe": criterion(probe),
-                "truth": "".join("01"[int(b)] for b in atlas.truths[probe.name][shown]),
+                "truth": "".join("01"[int(b)] for b in atlas.truths[probe.name][part]),
                 "units": [
                     {"layer": u.layer, "unit": u.unit, "sign": u.sign, "auc": round(u.auc, 3)}
                     for u in probe.units
@@ -251,9 +274,9 @@ def _data(atlas: Atlas, *, num_shown: int) -> dict[str, Any]:
             }
             for probe in atlas.probes
         ],
-        "num": likeliest.ids.shape[1],
-        "likeliest": likeliest.ids[ends].ravel().tolist(),
-        "shares": np.round(likeliest.probabilities[ends].ravel() * 1000).astype(int).tolist(),
+        "num": ids.shape[1],
+        "likeliest": ids.ravel().tolist(),
+        "shares": np.round(probabilities.ravel() * 1000).astype(int).tolist(),
         "symbols": _symbols(atlas),
     }
 
