@@ -197,6 +197,7 @@ def test_units_are_found_on_one_half_and_scored_on_the_other() -> None:
         (0.85, 0.01, 0.86, 0.6, "in part"),
         (0.55, 0.06, 0.89, 0.5, "nothing"),
         (0.55, 0.06, 0.91, 0.5, "many units"),
+        (0.95, 0.06, 0.91, 0.5, "many units"),
     ],
 )
 def test_a_verdict_needs_more_than_chance_and_than_the_character(

@@ -93,9 +93,10 @@ class ProbeScore:
         if not self.units:
             return "too rare"
         best = self.units[0]
-        if best.corrected_p >= SIGNIFICANT and self.linear_auc < FOLLOWED:
+        is_real = best.corrected_p < SIGNIFICANT
+        if not is_real and self.linear_auc < FOLLOWED:
             return "nothing"
-        if best.auc >= FOLLOWED and best.auc > self.character_auc:
+        if is_real and best.auc >= FOLLOWED and best.auc > self.character_auc:
             return "one unit"
         if max(best.auc, self.linear_auc) <= self.character_auc:
             return "the character"
