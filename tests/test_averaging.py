@@ -149,7 +149,7 @@ def test_averaged_weights_are_evaluated_saved_and_exported_and_training_is_that_
     np.testing.assert_equal(weights, flatten_dict(best.params, sep="/"))
 
 
-@pytest.mark.parametrize("averaging", ["tail", slow("ema")])
+@pytest.mark.parametrize("averaging", [slow("tail"), slow("ema")])
 def test_an_average_resumes_bit_for_bit(
     averaged_config: ConfigDict, tmp_path: Path, heeded_signals: None, averaging: str
 ) -> None:

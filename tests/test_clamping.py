@@ -61,10 +61,7 @@ FIELDS = {"residual": "add", "readout": "all"}
     ("cell", "fields"),
     [
         ("gru", {}),
-        ("lstm", {}),
-        ("slstm", {}),
-        ("slstm", {"implementation": "scan"}),
-        ("rg_lru", {}),
+        ("lstm", {"implementation": "scan"}),
         ("gru", FIELDS),
         *(
             slow(cell, {**more, "implementation": implementation})

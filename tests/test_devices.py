@@ -32,7 +32,7 @@ LOSSES_AGREE, ARRAYS_AGREE = 1e-6, 1e-5
 @pytest.mark.parametrize(
     ("cell", "implementation", "optimizer"),
     [
-        ("lstm", "fused", "adam"),
+        slow("lstm", "fused", "adam"),
         slow("rnn", "scan", "adam"),
         slow("mogrifier_lstm", "fused", "adam"),
         slow("min_lstm", "parallel", "adam"),

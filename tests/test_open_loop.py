@@ -212,7 +212,13 @@ def lanes_config(tiny_config: ConfigDict) -> ConfigDict:
 
 @pytest.mark.parametrize(
     "name",
-    ["everything", slow("warm-up"), slow("linear"), slow("inverse_sigmoid"), slow("rollouts")],
+    [
+        slow("everything"),
+        slow("warm-up"),
+        slow("linear"),
+        slow("inverse_sigmoid"),
+        slow("rollouts"),
+    ],
 )
 def test_run_resumed_in_the_middle_is_the_undisturbed_one(
     lanes_config: ConfigDict, tmp_path: Path, name: str

@@ -462,6 +462,7 @@ def test_what_is_no_hook_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_hook_that_fails_in_one_replica_does_not_end_the_others(
     tiny_config: ConfigDict, tmp_path: Path
 ) -> None:

@@ -131,6 +131,7 @@ def test_vmapped_replicas_are_mapped_ones_up_to_rounding(
         jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), *params)
 
 
+@pytest.mark.slow
 def test_a_killed_group_resumes_from_its_last_common_step(
     tiny_config: ConfigDict,
     tmp_path: Path,
@@ -216,6 +217,7 @@ def test_runs_go_on_together_from_steps_that_they_have_in_common(
     assert groups == [(20, [0, 2, 5]), (0, [1, 4]), (5, [3])]
 
 
+@pytest.mark.slow
 def test_one_run_that_cannot_be_opened_does_not_stop_the_others(
     tiny_config: ConfigDict, tmp_path: Path, alone: Callable[[ConfigDict], Path]
 ) -> None:

@@ -272,6 +272,7 @@ def test_no_validation_loss_and_no_line_is_cut_off(tmp_path: Path) -> None:
     assert low < 1 < 5 < high < 6
 
 
+@pytest.mark.slow
 def test_report_of_bytes_without_validation_names_its_units(
     tiny_config: ConfigDict, tmp_path: Path
 ) -> None:

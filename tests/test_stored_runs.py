@@ -68,6 +68,7 @@ def test_stored_run_has_the_loss_that_it_had(unpacked: Path, text_file: Path, na
     np.testing.assert_allclose(loss.nats_per_char, EXPECTED[name]["cold"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_stored_import_can_be_started_from_but_not_resumed(
     unpacked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,6 +60,7 @@ def test_losses_of_bytes_are_added_by_character() -> None:
     np.testing.assert_array_equal(shown, [0, *losses])
 
 
+@pytest.mark.slow
 def test_command_writes_the_page_beside_the_loss(
     tiny_config: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

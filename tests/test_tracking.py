@@ -188,6 +188,7 @@ def test_wandb_gets_every_step_once_in_order_and_the_report_at_the_end(
     assert all(sent[key] == expected[key] for key in sent if not is_measured(key[0]))
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_anew_is_another_one_for_wandb(
     tiny_config: ConfigDict, tmp_path: Path, stand_in: Any
 ) -> None:
