@@ -11,8 +11,8 @@ import sys
 
 # Parameters of mallopt, from <malloc.h>.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
+_LARGEST, _OLD_LARGEST = 1 << 30, 32 << 20  # bytes of arrays that come from the heap
 _SETTINGS = {
-    _MMAP_THRESHOLD: 1 << 30,  # bytes; smaller arrays come from the heap
     _TRIM_THRESHOLD: 2**31 - 1,  # free bytes at the end of the heap before any are returned
     _TOP_PAD: 256 << 20,  # bytes by which the heap grows; unused ones take no memory
     _ARENA_MAX: 1,  # the heaps of other threads are small, and large arrays do not fit
@@ -29,6 +29,9 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
+        # Before 2.35, glibc refuses a higher threshold, and would keep the lowest from then on.
+        if not mallopt(_MMAP_THRESHOLD, _LARGEST) and not mallopt(_MMAP_THRESHOLD, _OLD_LARGEST):
+            return
         for parameter, value in _SETTINGS.items():
             mallopt(parameter, value)
 

@@ -29,4 +29,4 @@ def quote(text: str, *, prompt: str = "") -> str:
     """Returns the HTML of a text with its line breaks, after a prompt in bold."""
     style = f'class="{_STARTS_NO_FORMULA}" style="font-family: monospace; white-space: pre-wrap"'
     start = f"<b>{escape(prompt)}</b>" if prompt else ""
-    return f"<pre {style}>{start}{escape(text)}</pre>"
+    return f"<pre {style}>\n{start}{escape(text)}</pre>"  # HTML drops the first line break

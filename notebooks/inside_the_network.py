@@ -136,8 +136,8 @@ HTML(colour(text[part], h[part, 0]))
 # %% [markdown]
 # ## Probes: questions with a yes or a no for each character
 #
-# A *probe* marks the characters where a property holds. All of these look back only, as the network
-# does.
+# A *probe* marks the characters where a property holds. All but the first look back only, as the
+# network does; that a line is a speaker's, the network has to guess from its capitals.
 
 
 # %%
@@ -383,8 +383,8 @@ for probe in atlas.probes:
 charrnn_jax.write_neurons_page(atlas, f"{workdir}/neurons.html")
 
 # %% [markdown]
-# The last column is the score of the character alone, which has the part of our untrained network:
-# a unit has to know more than that.
+# The last column is the score of the character alone, which plays the part of our untrained
+# network: a unit counts as following a probe only if it beats that score.
 
 # %% [markdown]
 # ## What to make of it

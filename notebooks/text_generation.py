@@ -19,7 +19,12 @@
 # This notebook follows the TensorFlow tutorial [Text generation with an
 # RNN](https://www.tensorflow.org/text/tutorials/text_generation), section by section, with
 # `charrnn_jax`. A recurrent network reads Shakespeare one character at a time and learns to predict
-# the next one. Calling it repeatedly on its own predictions generates new text.
+# the next one. Calling it repeatedly on its own predictions generates new text, such as the texts
+# at the end of *Generate text*. What to look for in them:
+#
+# - The model works with characters. It starts without any word, or the idea that there are words.
+# - The text looks like a play: speakers' names in capitals, then what they say.
+# - Training reads pieces of 100 characters, but the text holds together for longer than that.
 #
 # On Colab: *Runtime > Change runtime type* and choose a GPU or TPU.
 
@@ -52,6 +57,7 @@ if "google.colab" in sys.modules:
 # %%
 import logging
 import os
+import shutil
 import subprocess
 import time
 
@@ -85,7 +91,7 @@ if os.environ.get("CHARRNN_NOTEBOOK_SMALL"):  # for tests
     config.sample.num_chars = 200
 
 # %% [markdown]
-# ## The Shakespeare dataset
+# ## Download the Shakespeare dataset
 #
 # ### Read the data
 # `data.corpus` names a known corpus; for your own text, set `data.path` to a file, a folder or a
@@ -190,7 +196,7 @@ params = charrnn_jax.initialize_params(model, jax.random.key(0))
 
 # %% [markdown]
 # ## Try the model
-# First the shape of what comes out:
+# A model runs on inputs of any length. First the shape of what comes out:
 
 # %%
 carry = model.initialize_carry(config.data.batch_size)
@@ -344,6 +350,7 @@ print(f"Run time: {time.time() - start:.2f} s")
 
 # %%
 exported = workdir + "/exported"
+shutil.rmtree(exported, ignore_errors=True)  # of an earlier pass
 charrnn_jax.export(run, exported)
 generate = [sys.executable, exported + "/generate.py", "--prompt=ROMEO:", "--num_chars=100"]
 environment = {**os.environ, "JAX_PLATFORMS": "cpu"}

@@ -156,6 +156,7 @@ class LoseConnection:
         raise Disconnected(f"the machine is gone after {step} steps")
 
 
+# %%
 try:
     charrnn_jax.train(config, workdir, hooks=[LoseConnection()])
 except Disconnected as error:
@@ -164,10 +165,10 @@ except Disconnected as error:
 # %% [markdown]
 # ## Resume
 #
-# Connect again, run the cells above (they take seconds), and call `train` with the same config and
-# the same folder. There is nothing else to remember: it finds the last checkpoint, goes back to
-# that place in the text, and repeats the few steps that were lost. The result equals that of a run
-# which was never disturbed, bit for bit.
+# Connect again, run the cells above except the last one (they take seconds), and call `train` with
+# the same config and the same folder. There is nothing else to remember: it finds the last
+# checkpoint, goes back to that place in the text, and repeats the few steps that were lost. The
+# result equals that of a run which was never disturbed, bit for bit.
 
 # %%
 state = charrnn_jax.train(config, workdir)
@@ -190,7 +191,7 @@ print("dense layer:", kernel.shape, "whole on each:", kernel.sharding.is_fully_r
 # %% [markdown]
 # ### The course of the loss
 #
-# The dashed line marks the disconnection. The curve does not know of it.
+# The dashed line marks the disconnection. It leaves no mark on the curve.
 
 # %%
 import matplotlib.pyplot as plt

@@ -70,19 +70,17 @@ IS_SMALL = bool(os.environ.get("CHARRNN_NOTEBOOK_SMALL"))  # for tests
 path = "my_text.txt"
 
 # %%
-if not Path(path).exists():
+if path == "my_text.txt" and not Path(path).exists():
     from pydoc_data.topics import topics
 
     manual = "\n\n".join(topics[name] for name in sorted(topics))
     Path(path).write_text(manual[:60_000] if IS_SMALL else manual, encoding="utf-8")
-print(f"{os.path.getsize(path):,} bytes")
 
 # %% [markdown]
 # ## Look at it first
 #
-# A model learns what is in the file, and nothing else is in there for it: also the page numbers,
-# the licence at the end, and the three letters from another alphabet. `load_dataset` reads the text
-# as training will.
+# A model learns everything that is in the file: the page numbers, too, the licence at the end, and
+# the three letters from another alphabet. `load_dataset` reads the text as training will.
 
 # %%
 config = charrnn_jax.default_config()
@@ -167,7 +165,7 @@ plt.show()
 # - Training is much lower than validation from the start: the end of the file is another kind of
 #   text than the rest.
 #
-# A number needs a neighbour. An *n-gram model* only counts which character follows which five. If
+# A number needs a neighbour. An *n-gram model* only counts which character follows which six. If
 # the network is not better than that, it has learned little.
 
 # %%
@@ -181,9 +179,9 @@ print(f"n-grams {counted.losses(validation).mean():.4f} nats/char")
 print(f"network {network.describe()}")
 
 # %% [markdown]
-# If the n-grams are ahead, as in our run, the network has not been trained for long enough: a
-# manual repeats its formulas, and counting is good at repetition. More steps and more units change
-# that.
+# If the n-grams are ahead, as in our run, the network has learned little that counting does not
+# know: a manual repeats its formulas, and counting is good at repetition. More steps, a larger
+# model or dropout may change that. Try it.
 #
 # `charrnn report` writes all of this as one page, `report.html`, with curves, samples, and the
 # spans in them that were copied from the text:

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -176,6 +177,7 @@ def test_units_are_found_on_one_half_and_scored_on_the_other() -> None:
     expected = slow_auc(-outputs[num // 2 :, 1, 3], clear[num // 2 :])
     assert unit.auc == pytest.approx(expected)
     assert unit.corrected_p == pytest.approx(10 * unit.p)  # the smallest of 5 x 2
+    assert {probe.least_p for probe in found} == {10 / (num // 2)}
     assert by_name["early"].units[0].unit == 5
     assert by_name["early"].units[0].chosen_auc > 0.99
     assert by_name["early"].units[0].auc < 0.6
@@ -206,6 +208,7 @@ def test_a_verdict_needs_more_than_chance_and_than_the_character(
     unit = UnitScore("x", 0, 0, 1, 0.9, auc, 0.5, p, p, 0.1, linear)
     probe = ProbeScore("x", None, 0.5, 1.0, (unit,), linear, character)
     assert probe.verdict == expected
+    assert replace(probe, least_p=0.05).verdict == "too short"
 
 
 # --- the command and the page -------------------------------------------------------------------
@@ -281,8 +284,8 @@ def test_command_prints_and_writes_what_the_function_finds(
         (["--probe=("], "is not NAME=REGEX"),
         (["--probe=a=("], "is not a regular expression"),
         (["--probe=a=b", "--probe=a=c"], "is given twice"),
-        (["--split=train", "--num_chars=999"], "gives 999 characters, too few to find units in"),
-        (["--split=test"], "gives 0 characters"),
+        (["--split=train", "--num_chars=999"], "999 characters of the train split of"),
+        (["--split=test"], "0 characters of the test split of"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_writes_nothing(

@@ -24,7 +24,7 @@ from charrnn_jax.main import main
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.cells.rg_lru import WIDTH
 from charrnn_jax.models.char_rnn import CharRNN
-from charrnn_jax.training import hooks, phases, profile, setup
+from charrnn_jax.training import hooks, phases, profile, setup, tracking
 from charrnn_jax.training.dispatch import count_step_flops
 from charrnn_jax.training.train_step import create_train_state, train_step
 
@@ -244,6 +244,8 @@ def test_profile_prints_a_table_and_touches_no_run(
     monkeypatch.chdir(tmp_path)
     own = [SMOKE, f"--config.data.path={text_file}", "--config.sample.prompt=The"]
     command = ["profile", *own, "--config.train.length_warmup_steps=9", "--steps=2"]
+    command += ["--config.train.hooks=tensorboard"]
+    monkeypatch.setattr(tracking, "Track", None)  # no tracker records it
     assert main([*command, "--trace=trace"]) == 0
     rows = capsys.readouterr().out.splitlines()
     names = [row[:16].strip() for row in rows]

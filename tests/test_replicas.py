@@ -21,6 +21,7 @@ from charrnn_jax.errors import BusyError, DivergedError, Interrupted, UserError
 from charrnn_jax.files import locked
 from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.dropout import Dropout
+from charrnn_jax.registry import register_hook
 from charrnn_jax.training import measured, replicas
 from charrnn_jax.training.loop import train
 from charrnn_jax.training.replicas import program_key, train_replicas
@@ -193,7 +194,27 @@ def test_a_replica_that_diverges_does_not_stop_the_others(
     tmp_path: Path,
     alone: Callable[[ConfigDict], Path],
     capsys: pytest.CaptureFixture[str],
+    own_registries: None,
 ) -> None:
+    seen: dict[str, list[type | None]] = {}
+
+    class Seeing:
+        """A hook that is left with the error of its own run."""
+
+        every_steps = 0
+
+        def __init__(self, workdir: Path):
+            self.name = workdir.name
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, kind: type | None, *_: object) -> None:
+            seen.setdefault(self.name, []).append(kind)
+
+        def __call__(self, step: int, state: object, metrics: dict) -> None: ...
+
+    register_hook("seeing", lambda config, workdir: Seeing(workdir))
+    tiny_config.train.hooks = "seeing"
     tiny_config.optimizer.name, tiny_config.model.cell = "sgd", "rnn"
     tiny_config.train.steps_per_call = 1  # so that much comes after the step that diverged
     rates = [0.1, 1e30, 0.2]
@@ -202,6 +223,7 @@ def test_a_replica_that_diverges_does_not_stop_the_others(
     first, second, third = train_replicas(configs, workdirs, mapping="map")
     assert (first, third) == (None, None)
     assert isinstance(second, DivergedError)
+    assert seen == {"0": [None], "1": [DivergedError], "2": [None]}
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[1] ")]
     assert said[-1] == f"[1] {second}"
     assert sum("learning_rate" in line for line in said) == 1  # after that it is left alone

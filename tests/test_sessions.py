@@ -1,7 +1,7 @@
 """Each process that trained a run is recorded, if what it did was kept."""
 
 import sys
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from test_sweep_report import parse_tables
 from charrnn_jax.main import main
 from charrnn_jax.training.loop import train
 from charrnn_jax.workdir.check import check_run
-from charrnn_jax.workdir.sessions import read_sessions
+from charrnn_jax.workdir.sessions import describe_session, read_sessions
 
 
 def fail(step: int, metrics: dict[str, object]) -> None:
@@ -37,8 +37,10 @@ def test_a_run_records_the_processes_whose_steps_were_kept(
     sessions = list(read_sessions(workdir))
     assert [session.step for session in sessions] == [1, 11]
     assert sessions[0].command == ["charrnn", *command[1:]]
-    assert sessions[0].versions["jax"] == version("jax")
+    assert sessions[0].versions["jax"] == metadata.version("jax")
     assert sessions[0].devices == "1 x cpu"
+    monkeypatch.setattr(metadata, "version", lambda name: metadata.distribution("absent"))
+    assert describe_session(1, num_devices=1).versions["charrnn_jax"] == "(not installed)"
     assert not [finding for finding in check_run(workdir) if finding.problem]
 
     assert main(["report", f"--workdir={workdir}"]) == 0

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import string
 from collections.abc import Iterator
 from textwrap import wrap
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 # Shown without --verbose, so that the answer fits on a screen.
 _KINDS = ("kind of character", "position in the word", "position in the window")
 _EXCERPTS, _PAIRS, _WIDTH = 5, 6, 100
-_LETTERS = string.ascii_uppercase
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -73,19 +71,19 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if not args.json:
         NOTES.info(f"Text: {runs[0].corpus.describe()}")
     found = compare(*runs, split=args.split, protocol=args.protocol, path=args.path)
+    if args.json:
+        show(json.dumps(found.to_dict(), indent=2))
+    else:
+        for line in _report(found, is_long=args.verbose):
+            show(line)
     if args.html:
         write_comparison(found, runs, args.html)
         NOTES.info(f"Page: {args.html}")
-    if args.json:
-        show(json.dumps(found.to_dict(), indent=2))
-        return
-    for line in _report(found, is_long=args.verbose):
-        show(line)
 
 
 def _report(found: "Comparison", *, is_long: bool) -> Iterator[str]:
     """Yields the lines of the report; a short one has the details of the best two runs only."""
-    from charrnn_jax.workdir.compare import COMPARES_RUNS
+    from charrnn_jax.workdir.compare import COMPARES_RUNS, LETTERS
 
     yield f"{found.split} {found.protocol}, {found.num_chars:,} {found.noun}"
     yield f"   {'loss in nats/' + found.unit} ± its standard error"
@@ -93,11 +91,11 @@ def _report(found: "Comparison", *, is_long: bool) -> Iterator[str]:
     for number in ranked:
         each = found.runs[number]
         error = f"{each.loss:.4f} ± {each.standard_error:.4f}"
-        yield f"{_LETTERS[number]}  {error}   {each.name}, step {each.step:,}"
+        yield f"{LETTERS[number]}  {error}   {each.name}, step {each.step:,}"
     yield ""
     pairs = found.ranked_pairs()
     for pair in pairs if is_long else pairs[:_PAIRS]:
-        yield from wrap(pair.describe(_LETTERS, unit=found.unit), _WIDTH)
+        yield from wrap(pair.describe(LETTERS, unit=found.unit), _WIDTH)
     if len(pairs) > _PAIRS and not is_long:
         yield f"... and {len(pairs) - _PAIRS} more pairs: --verbose shows all"
     for pair in pairs if is_long else pairs[:1]:
@@ -107,10 +105,12 @@ def _report(found: "Comparison", *, is_long: bool) -> Iterator[str]:
 
 
 def _details(pair: "Pair", found: "Comparison", *, is_long: bool) -> Iterator[str]:
+    from charrnn_jax.workdir.compare import LETTERS
+
     if not pair.excerpts:  # no character has another loss
         return
-    names = _LETTERS[pair.first], _LETTERS[pair.second]
-    yield from wrap(pair.describe_power(_LETTERS, unit=found.unit), _WIDTH)
+    names = LETTERS[pair.first], LETTERS[pair.second]
+    yield from wrap(pair.describe_power(LETTERS, unit=found.unit), _WIDTH)
     yield ""
     kinds: dict[str, list[Group]] = {}
     for group in pair.groups:

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             real_blocks(real_text, num_chars=args.num_chars, num_texts=args.num_samples)
         groups = _generate(args, trained)
     judgement = judge(groups, training_text=training_text, real_text=real_text, seed=args.seed)
-    if args.text_file is None:
+    if args.text_file is None and not trained.imported:  # the report knows the text of the run
         file = trained.workdir / JUDGEMENT_FILE
         with only_warning(file, remedy="what was found is only printed"):
             save_judgement(trained, judgement, prompt=args.prompt)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from charrnn_jax.commands.arguments import (
     checkpoint_flags,
     moved_text_flag,
+    only_warning,
     open_run,
     path,
     positive,
@@ -74,14 +75,17 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     atlas = neurons(
         trained, split=args.split, num_chars=args.num_chars, probes=probes, path=args.path
     )
-    file = args.output or trained.workdir / "neurons.html"
-    write_neurons_page(atlas, file)
     if args.json:
         show(json.dumps(atlas.to_dict(), indent=2))
     else:
         for line in _report(atlas):
             show(line)
-    NOTES.info(f"Wrote {file}")
+    if args.output:
+        write_neurons_page(atlas, args.output)
+    else:
+        with only_warning(trained.workdir / "neurons.html", remedy="give another --output"):
+            write_neurons_page(atlas, trained.workdir / "neurons.html")
+    NOTES.info(f"Page: {args.output or trained.workdir / 'neurons.html'}")
 
 
 def _own_probe(text: str) -> tuple[str, str]:

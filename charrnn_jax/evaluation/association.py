@@ -78,8 +78,8 @@ def _bins(values: np.ndarray) -> np.ndarray:
     return (NUM_BINS * (rankdata(values) - 0.5) / len(values)).astype(np.intp)
 
 
-def fit_linear_probes(values: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Returns the weights of the sums of numbers that follow each property best, [K, P].
+def fit_linear_probes(values: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fits the sums of numbers that follow each property best.
 
     They minimise the mean of (x w - y)^2 + penalty |w|^2 for standardised numbers x, and y = 1
     where the property is true and 0 where not, both less their means. The penalty of each property
@@ -90,16 +90,20 @@ def fit_linear_probes(values: np.ndarray, truth: np.ndarray) -> np.ndarray:
       values: [N, K] numbers.
       truth: [N, P] bools; all true and false somewhere in the last fifth, too, or the penalty is
         the smallest one.
+
+    Returns:
+      (weights [K, P]; the AUC [P] that each penalty was chosen for, on the last fifth: 0.5 if there
+      was no choice).
     """
     split = len(values) * 4 // 5
     tried = _ridge(values[:split], truth[:split])  # [penalties, K, P]
     last, is_true = values[split:], truth[split:]
-    best = np.zeros(truth.shape[1], np.intp)
+    best, highest = np.zeros(truth.shape[1], np.intp), np.full(truth.shape[1], 0.5)
     for column in np.flatnonzero(is_true.any(axis=0) & ~is_true.all(axis=0)):
         reached = aucs(last @ tried[:, :, column].T, is_true[:, [column]])[:, 0]
-        best[column] = reached.argmax()
+        best[column], highest[column] = reached.argmax(), reached.max()
     weights: np.ndarray = _ridge(values, truth)[best, :, np.arange(truth.shape[1])].T
-    return weights
+    return weights, highest
 
 
 def _ridge(values: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -67,8 +67,9 @@ class ProbeScore:
       entropy: entropy of the probe on the second half, bits, which no mutual information exceeds.
       units: best units, as the first half has chosen them; empty if the probe is true in too few
         places.
-      linear_auc: AUC of the best layer's linear probe.
+      linear_auc: AUC of the linear probe of the layer that the first half has chosen.
       character_auc: AUC of how often the probe is true at the same character.
+      least_p: lowest corrected p that a text of this length can give.
     """
 
     name: str
@@ -78,6 +79,7 @@ class ProbeScore:
     units: tuple[UnitScore, ...] = ()
     linear_auc: float = 0.5
     character_auc: float = 0.5
+    least_p: float = 0.0
 
     @property
     def verdict(self) -> str:
@@ -89,9 +91,12 @@ class ProbeScore:
         "the character"  neither has
         "nothing"        the AUC of the best unit may be chance, and the linear probe's is below 0.9
         "too rare"       the probe is true in too few places
+        "too short"      no p of so many units can be below 0.05 on so short a text
         """
         if not self.units:
             return "too rare"
+        if self.least_p >= SIGNIFICANT:
+            return "too short"
         best = self.units[0]
         is_real = best.corrected_p < SIGNIFICANT
         if not is_real and self.linear_auc < FOLLOWED:
@@ -133,9 +138,9 @@ def score_units(
         return list(found.values())
     truth = np.stack(list(truths.values()), axis=1)  # [N, P]
     chosen = np.stack([aucs(layer[first], truth[first]) for layer in outputs.swapaxes(0, 1)])
-    linear = np.stack(  # [L, P]
-        [_linear_aucs(layer, truth, first, second) for layer in outputs.swapaxes(0, 1)]
-    )
+    linear = [_linear_aucs(layer, truth, first, second) for layer in outputs.swapaxes(0, 1)]
+    linear_aucs, reached_before = (np.stack(each) for each in zip(*linear, strict=True))  # [L, P]
+    best_layers = reached_before.argmax(axis=0)
     shares = _shares(truth[first], characters[first], num=1 + int(characters.max()))
     character = np.diagonal(aucs(shares[characters[second]], truth[second]))
     for column, name in enumerate(truths):
@@ -159,16 +164,16 @@ def score_units(
                     p=p,
                     corrected_p=p,
                     information=information(values, probes[name][second]),
-                    linear_auc=float(linear[layer, column]),
+                    linear_auc=float(linear_aucs[layer, column]),
                 )
             )
         found[name] = replace(
             found[name],
             units=tuple(units),
-            linear_auc=float(linear[:, column].max()),
+            linear_auc=float(linear_aucs[best_layers[column], column]),
             character_auc=float(character[column]),
         )
-    return _corrected(list(found.values()))
+    return _corrected(list(found.values()), num_shifts=len(outputs) - len(outputs) // 2)
 
 
 def best_units(probes: list[ProbeScore], *, num: int) -> list[UnitScore]:
@@ -194,24 +199,32 @@ def _count_runs(truth: np.ndarray) -> int:
     return 0 if truth.all() else int(truth[0]) + int(np.count_nonzero(truth[1:] & ~truth[:-1]))
 
 
-def _linear_aucs(values: np.ndarray, truth: np.ndarray, first: slice, second: slice) -> np.ndarray:
-    """Returns the AUC [P] on the second half of linear probes that the first half has fitted."""
-    sums = values[second] @ fit_linear_probes(values[first], truth[first])
-    return np.diagonal(aucs(sums, truth[second]))
+def _linear_aucs(
+    values: np.ndarray, truth: np.ndarray, first: slice, second: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the AUCs [P] of linear probes: on the second half, and on the end of the first.
+
+    The first half has fitted them.
+    """
+    weights, reached = fit_linear_probes(values[first], truth[first])
+    return np.diagonal(aucs(values[second] @ weights, truth[second])), reached
 
 
 def _shares(truth: np.ndarray, characters: np.ndarray, *, num: int) -> np.ndarray:
     """Returns how often each probe is true at each character, [num, P]; new ones as all."""
-    one_hot = np.eye(num)[characters]
-    counts = one_hot.sum(axis=0)[:, None]
-    return np.where(counts > 0, one_hot.T @ truth / np.maximum(counts, 1), truth.mean(axis=0))
+    counts = np.bincount(characters, minlength=num)[:, None]
+    sums = np.zeros((num, truth.shape[1]))
+    np.add.at(sums, characters, truth)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), truth.mean(axis=0))
 
 
-def _corrected(probes: list[ProbeScore]) -> list[ProbeScore]:
-    corrected = iter(holm([unit.p for probe in probes for unit in probe.units]))
+def _corrected(probes: list[ProbeScore], *, num_shifts: int) -> list[ProbeScore]:
+    every = [unit.p for probe in probes for unit in probe.units]
+    corrected = iter(holm(every))
     return [
         replace(
             probe,
+            least_p=min(len(every) / num_shifts, 1.0),
             units=tuple(replace(unit, corrected_p=next(corrected)) for unit in probe.units),
         )
         for probe in probes

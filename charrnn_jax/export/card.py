@@ -10,7 +10,6 @@ import shlex
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from charrnn_jax.models.cells import CELLS
 from charrnn_jax.models.char_rnn import CharRNN
 from charrnn_jax.registry import PROTOCOLS
 from charrnn_jax.workdir.run import Run
+from charrnn_jax.workdir.sessions import version_of
 
 SAMPLE_CHARS, SAMPLE_TEMPERATURE = 400, 0.8  # for the sample in the README
 
@@ -298,16 +298,9 @@ def _files(sizes: Mapping[str, int]) -> str:
 |---|---|
 {files}
 
-Written by charrnn_jax {_version()} with jax {jax.__version__}. Newer versions of jax can read the
-programs for at least six months; older versions may not. The weights and equations do not depend on
-the version of jax."""
-
-
-def _version() -> str:
-    try:
-        return metadata.version("charrnn_jax")
-    except metadata.PackageNotFoundError:  # run from the source tree
-        return "(not installed)"
+Written by charrnn_jax {version_of("charrnn_jax")} with jax {jax.__version__}. Newer versions of jax
+can read the programs for at least six months; older versions may not. The weights and equations do
+not depend on the version of jax."""
 
 
 def _noun(card: ModelCard) -> str:

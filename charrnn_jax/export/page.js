@@ -6,7 +6,7 @@ let lastHeld = ""; // which neuron was held then
 const isPressed = (button) => button.getAttribute("aria-pressed") === "true";
 /** Returns the neuron that is held, such as "0:217 held at +0.90"; "": none. */
 const held = () => (colour() === "neuron" && isPressed($.hold)
-  ? `${$.layer.value}:${$.neuron.value} held at ${signed($.held.valueAsNumber)}` : "");
+  ? `${$.layer.valueAsNumber}:${$.neuron.valueAsNumber} held at ${signed($.held.valueAsNumber)}` : "");
 
 const channel = new MessageChannel();
 /** Lets the browser handle events and paint; unlike a timer, it returns at once. */
@@ -106,7 +106,7 @@ async function generate(isNew) {
   if (!prompt) return;
   following = true;
   const holding = held();
-  clamp = holding ? { layer: layers[$.layer.value], unit: $.neuron.valueAsNumber,
+  clamp = holding ? { layer: layers[$.layer.valueAsNumber], unit: $.neuron.valueAsNumber,
     value: $.held.valueAsNumber } : null;
   await run(async () => {
     if (isNew) {
@@ -218,7 +218,7 @@ function save() {
   const content = isBytes ? Uint8Array.from(text, ({ token }) => token - 1) : whole();
   const href = URL.createObjectURL(new Blob([content], { type: "text/plain" }));
   make("a", "", { href, download: "text.txt" }).click();
-  URL.revokeObjectURL(href);
+  setTimeout(() => URL.revokeObjectURL(href)); // some browsers read it only after this
   say("Saved as text.txt.");
 }
 
@@ -297,7 +297,9 @@ $.text.addEventListener("keydown", (event) => {
   move();
 });
 $.text.addEventListener("copy", (event) => { // only the characters, without what the layout adds
-  const chosen = document.getSelection().getRangeAt(0).cloneContents();
+  const selection = document.getSelection();
+  if (selection.isCollapsed) return;
+  const chosen = selection.getRangeAt(0).cloneContents();
   event.clipboardData.setData("text/plain", chosen.textContent);
   event.preventDefault();
 });

@@ -39,8 +39,8 @@ def write_comparison(found: Comparison, runs: Sequence[Run], file: Path) -> None
     document = Document(
         title=f"Comparison of {len(runs)} runs",
         overview=[
-            f"Text: {runs[0].corpus.without_folders().describe()}. {found.split} split, "
-            f"{found.protocol}, the same {found.num_chars:,} {found.noun} for every run.",
+            f"Text: {_text_of(runs)}. {found.split} split, {found.protocol}, the same "
+            f"{found.num_chars:,} {found.noun} for every run.",
             COMPARES_RUNS,
         ],
         sections=[
@@ -60,11 +60,29 @@ def write_comparison(found: Comparison, runs: Sequence[Run], file: Path) -> None
         )
 
 
+def _text_of(runs: Sequence[Run]) -> str:
+    """Returns the text in words; that of an imported model is not its own."""
+    for run in runs:
+        if not run.imported:
+            return run.corpus.without_folders().describe()
+    return "a given one"
+
+
+def _names_of(runs: Sequence[Run]) -> list[str]:
+    """Returns the last parts of the workdirs, as many as tell them apart."""
+    paths = [run.workdir.resolve() for run in runs]
+    for num_parts in range(1, max(len(path.parts) for path in paths) + 1):
+        names = [str(Path(*path.parts[-num_parts:])) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            break
+    return names
+
+
 def _losses_section(found: Comparison, runs: Sequence[Run]) -> Section:
     rows = []
-    for letter, scored, run in zip(LETTERS, found.runs, runs, strict=False):
+    names = _names_of(runs)
+    for letter, name, scored, run in zip(LETTERS, names, found.runs, runs, strict=False):
         whole = CrossEntropy(scored.loss, 1)
-        name = run.workdir.resolve().name
         model = f"{run.model.cell}, {run.model.num_layers} x {run.model.hidden_size:,}"
         rows.append(
             [

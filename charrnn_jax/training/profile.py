@@ -24,6 +24,7 @@ from charrnn_jax.data.batches import Batch
 from charrnn_jax.errors import UserError
 from charrnn_jax.memory import peak_memory
 from charrnn_jax.models.products import dot
+from charrnn_jax.registry import HOOKS
 from charrnn_jax.training.dispatch import count_step_flops
 from charrnn_jax.training.loop import choose_train_step, train
 from charrnn_jax.training.measured import measure
@@ -41,6 +42,7 @@ from charrnn_jax.training.phases import (
     Clock,
     timed,
 )
+from charrnn_jax.training.trackers import TRACKERS
 from charrnn_jax.training.train_step import TrainState
 from charrnn_jax.workdir.json_lines import read_json_lines
 
@@ -247,12 +249,17 @@ def _train(config: ConfigDict, session: _Session, workdir: Path) -> None:
 
 
 def _config_of_session(config: ConfigDict, num_steps: int) -> ConfigDict:
-    """Returns a config that evaluates, samples and saves once, after so many steps."""
+    """Returns a config that evaluates, samples and saves once, after so many steps.
+
+    No tracker records the session.
+    """
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
         for what in ("evaluate", "sample", "checkpoint", "log"):
             changed.train[f"{what}_every_steps"] = num_steps
         changed.train.length_warmup_steps = 0
+        hooks = HOOKS.names_in(config.train.hooks)
+        changed.train.hooks = ",".join(name for name in hooks if name not in TRACKERS)
     return changed
 
 

@@ -195,6 +195,15 @@ def _train_group(
     first = next(iter(setups.values()))
     with InterruptRequest() as interrupt, ExitStack() as stack:
         group: dict[int, Training] = {}
+        opened: dict[int, contextlib.AbstractContextManager[Training]] = {}
+
+        def fail(index: int, error: Exception, message: str) -> None:
+            """Ends one run with its error, which its hooks get to see."""
+            group[index].progress.say(message)
+            ended[index] = error
+            with contextlib.suppress(TrainingError, OSError):  # there is an error already
+                opened[index].__exit__(type(error), error, error.__traceback__)
+
         for index, setup in setups.items():
             # Static fields must be the same; numbers that differ go into `hyper`.
             shared = replace(
@@ -205,10 +214,10 @@ def _train_group(
             )
             with _keeping_errors(ended, index):
                 _, is_standard = choose_train_step(setup.config)
-                opened = start_training(
+                opened[index] = start_training(
                     replace(setup, state=shared), at=start, checks_initial_loss=is_standard
                 )
-                training = stack.enter_context(opened)
+                training = stack.enter_context(opened[index])
                 if training.start < training.stop:
                     group[index] = training
         if not group:
@@ -246,13 +255,11 @@ def _train_group(
                         )
                         training.call_hooks(own_state, call.stop, signal_number=signal_number)
                 except DivergedError as error:
-                    training.progress.say(str(error))
-                    ended[index] = error
+                    fail(index, error, str(error))
                 except Interrupted:
                     pass  # the other runs must be saved, too
                 except Exception as error:  # from a hook, such as a full disk
-                    training.progress.say(f"{type(error).__name__}: {error}")
-                    ended[index] = error
+                    fail(index, error, f"{type(error).__name__}: {error}")
             if signal_number is not None:
                 raise Interrupted(signal_number, call.stop)
             if all(ended[index] or training.stops_early for index, training in group.items()):

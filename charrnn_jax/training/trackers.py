@@ -33,7 +33,7 @@ from charrnn_jax.reading import parse_json, read_json
 
 FILES = ("metrics.jsonl", "samples.jsonl")
 _EVERY_SECONDS = 5.0  # between looks for new rows
-_LAST_SECONDS = 600  # that this process may live on after the run has ended
+_MOST_SECONDS_AFTER_RUN = 600  # that this process may live on after the run has ended
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Tracker(Protocol):
     """Interface of a tracker.
 
     Attributes:
-      can_go_back: whether it drops the steps after `last_step` that it has had before.
+      can_go_back: whether `open` deletes the steps after `last_step` that were logged before.
     """
 
     can_go_back: bool
@@ -188,9 +188,10 @@ class _Steps:
         for row in self._new_rows(0, most[0]):
             numbers = {k: v for k, v in row.items() if k != "step" and type(v) in (int, float)}
             self._at(row).numbers.update(numbers)
+        newest = max(self._waiting, default=-1)  # one that only has samples may lack its metrics
         for row in self._new_rows(1, most[1]):
             self._at(row).samples.append(row)
-        return max(self._waiting, default=-1)
+        return newest
 
     def _new_rows(self, index: int, most: int) -> list[dict[str, Any]]:
         with open(self._files[index], "rb") as opened:
@@ -233,9 +234,9 @@ def follow(tracker: Tracker, folder: Path, *, sizes: Sequence[int], source: int)
             heard, is_over = heard + new, not new
             written = max([written, *(int(line) for line in heard.split() if line.isdigit())])
             if is_over:
-                signal.alarm(_LAST_SECONDS)
+                signal.alarm(_MOST_SECONDS_AFTER_RUN)
         newest = steps.look()
-        tracked = steps.take(newest if is_over else max(written, newest - 1))
+        tracked = steps.take(sys.maxsize if is_over else max(written, newest - 1))
         if later := [step for step in tracked if step.step > position.last_step]:
             for step in later:
                 tracker.log(step)

@@ -18,13 +18,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from charrnn_jax.errors import file_error, shortened
+from charrnn_jax.errors import Interrupted, file_error, shortened
 from charrnn_jax.processes import is_first_process
 from charrnn_jax.registry import HOOKS
 from charrnn_jax.training.trackers import FILES
 from charrnn_jax.training.train_step import TrainState
 
 _LAST_SECONDS = 30.0  # that the end of a run waits for a tracker
+_STOPPED_SECONDS = 3.0  # the same after a signal, whose sender may not wait
 _LEFT: list[subprocess.Popen[bytes]] = []  # Python would warn of a running process that it forgets
 
 
@@ -93,12 +94,14 @@ class Track:
         if (process := self._process) is None or process.stdin is None:
             return
         process.stdin.close()
+        is_stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
+        seconds = _STOPPED_SECONDS if is_stopped else _LAST_SECONDS
         try:
-            process.wait(_LAST_SECONDS)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
             _LEFT.append(process)
             self._process = None
-            self._warn(f"it needs more than {_LAST_SECONDS:g} s to end, and is left to itself")
+            self._warn(f"it needs more than {seconds:g} s to end, and is left to itself")
             return
         self._end(process)
 

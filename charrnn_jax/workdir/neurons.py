@@ -28,7 +28,7 @@ class Written(NamedTuple):
 
     Attributes:
       value: what the unit is held at; None: it is free.
-      rate: share of the characters of all texts where the probe of the unit is true.
+      rate: share of the characters where the probe of the unit is true, as a mean over the texts.
       standard_error: standard error of this rate, over the texts.
       text: the first text.
     """
@@ -138,8 +138,8 @@ def neurons(
     text, ends = _characters(tokens, vocabulary)
     if len(text) < FEWEST_CHARS:
         raise UserError(
-            f"the {split} split of {run.workdir} gives {len(text):,} characters, too few to find "
-            f"units in: {FEWEST_CHARS:,} are needed"
+            f"{len(text):,} characters of the {split} split of {run.workdir} are too few to find "
+            f"units in: give at least {FEWEST_CHARS:,} (--num_chars), or another --split"
         )
     every = {**PROBES, **(probes or {})}
     values = apply_probes(text, every)

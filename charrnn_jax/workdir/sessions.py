@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -59,9 +59,17 @@ def describe_session(first_step: int, *, num_devices: int) -> Session:
         machine=f"{num_cores()} cores of {describe_processor()}, {platform.system()}",
         versions={
             "python": platform.python_version(),
-            **{name: version(name) for name in _LIBRARIES},
+            **{name: version_of(name) for name in _LIBRARIES},
         },
     )
+
+
+def version_of(library: str) -> str:
+    """Returns the version of an installed library."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:  # ours, run from the source tree
+        return "(not installed)"
 
 
 def read_sessions(workdir: Path) -> Iterator[Session]:

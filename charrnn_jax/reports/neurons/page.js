@@ -77,8 +77,8 @@ layerBox.max = data.layers - 1;
 unitBox.max = data.units - 1;
 
 function choose(newLayer, newUnit, entry = "") {
-  layer = Math.max(0, Math.min(data.layers - 1, newLayer || 0));
-  unit = Math.max(0, Math.min(data.units - 1, newUnit || 0));
+  layer = Math.max(0, Math.min(data.layers - 1, Math.trunc(newLayer) || 0));
+  unit = Math.max(0, Math.min(data.units - 1, Math.trunc(newUnit) || 0));
   ranked.value = entry;
   layerBox.value = layer;
   unitBox.value = unit;
@@ -113,6 +113,7 @@ for (const row of document.querySelectorAll("tbody tr")) {
   if (!cell || !probe) continue;
   const button = document.createElement("button");
   button.textContent = cell.textContent;
+  button.setAttribute("aria-label", `Show unit ${cell.textContent}`);
   button.addEventListener("click", () => {
     chooseFor(probe.probe, ...cell.textContent.split(":"));
     text.focus({preventScroll: true});
@@ -166,7 +167,9 @@ text.addEventListener("keydown", (event) => {
     spans[selected].scrollIntoView({block: "nearest"});
   } else {
     const number = layer * data.units + unit + other;
-    if (number >= 0) choose(Math.floor(number / data.units), number % data.units);
+    if (number >= 0 && number < data.layers * data.units) {
+      choose(Math.floor(number / data.units), number % data.units);
+    }
   }
 });
 

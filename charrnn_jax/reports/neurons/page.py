@@ -30,6 +30,7 @@ from charrnn_jax.reports.document import (
 )
 from charrnn_jax.reports.page import make_page
 from charrnn_jax.workdir.neurons import Atlas, Clamped, Written
+from charrnn_jax.workdir.run import Run
 
 _FOLDER = Path(__file__).parent
 _MOST_SHOWN = 4000  # characters
@@ -79,7 +80,7 @@ def _make_page(atlas: Atlas, shown: _Shown, *, num_shown: int) -> str:
 <header>
 <h1>{escape(title)}</h1>
 <p>Step {run.step:,}, {escape(run.model.cell)}, {run.model.num_layers} x
-{run.model.hidden_size:,} units, {escape(run.corpus.without_folders().describe())}</p>
+{run.model.hidden_size:,} units, {escape(_text_of(run))}</p>
 </header>
 {(_FOLDER / "page.html").read_text(encoding="utf-8")}
 <section><h2>What the units follow</h2>
@@ -104,6 +105,12 @@ the model: of how often the probe is true there.</p>
     )
 
 
+def _text_of(run: Run) -> str:
+    if run.imported:  # its own text is not known
+        return "on a given text"
+    return run.corpus.without_folders().describe()
+
+
 def verdicts(probes: Sequence[ProbeScore]) -> str:
     """Returns who follows which probes, in sentences."""
     found: dict[str, list[str]] = {}
@@ -116,6 +123,7 @@ def verdicts(probes: Sequence[ProbeScore]) -> str:
         "the character": "Units say no more about {} than the character itself.",
         "nothing": "Nothing follows {} more than chance.",
         "too rare": "Too rare in this text to say: {}.",
+        "too short": "The text is too short for p to be low, whoever follows {}: read more of it.",
     }
     return " ".join(
         sentence.format(", ".join(found[verdict]))

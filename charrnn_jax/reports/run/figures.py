@@ -125,7 +125,10 @@ def _caption(name: str, history: History, lines: Mapping[str, float]) -> str:
     return {
         "gradient_norm": "Before clipping.",
         "chars_per_second": "Training text, without pauses for evaluation.",
-        "peak_memory": "The most that was in use so far: of the accelerator, or of the process.",
+        "peak_memory": (
+            "The most that the accelerator, or the process, had used since it started; a resumed "
+            "run starts again."
+        ),
     }.get(name, "")
 
 

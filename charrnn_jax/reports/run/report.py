@@ -47,7 +47,7 @@ def write_run_report(
       formats: formats of the figures, such as "png", "svg" or "pdf".
 
     Raises:
-      UserError: `evaluation.json` is damaged, or the rows cannot be read.
+      UserError: `evaluation.json` or `judgement.json` is damaged, or the rows cannot be read.
     """
     history = read_history(run.workdir)
     lines = _other_models(run)
