@@ -18,14 +18,19 @@ from charrnn_jax.messages import NOTES
 _LONGEST_NAME = 200  # bytes of the name of a default workdir; file systems allow 255
 
 
-def run_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --config and --workdir."""
+def config_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --config."""
     parser.add_argument(
         "--config",
         type=path_text,
         metavar="FILE_OR_PRESET[:ARG]",
         help="experiment; --config.SECTION.FIELD=VALUE changes a field of its config",
     )
+
+
+def run_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --config and --workdir."""
+    config_flag(parser)
     parser.add_argument(
         "--workdir",
         type=path,

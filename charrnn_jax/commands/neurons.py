@@ -1,6 +1,7 @@
 """`charrnn neurons`: which hidden units follow what, and what they do, as tables and as a page."""
 
 import argparse
+import contextlib
 import json
 from collections.abc import Iterator
 from textwrap import wrap
@@ -80,12 +81,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     else:
         for line in _report(atlas):
             show(line)
-    if args.output:
-        write_neurons_page(atlas, args.output)
-    else:
-        with only_warning(trained.workdir / "neurons.html", remedy="give another --output"):
-            write_neurons_page(atlas, trained.workdir / "neurons.html")
-    NOTES.info(f"Page: {args.output or trained.workdir / 'neurons.html'}")
+    file = args.output or trained.workdir / "neurons.html"
+    # A workdir that cannot be written is no error: the tables are printed.
+    forgiving = only_warning(file, remedy="give --output")
+    with contextlib.nullcontext() if args.output else forgiving:
+        write_neurons_page(atlas, file)
+        NOTES.info(f"Page: {file}")
 
 
 def _own_probe(text: str) -> tuple[str, str]:

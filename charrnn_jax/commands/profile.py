@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charrnn_jax.commands.arguments import load_config, path, path_text, positive
+from charrnn_jax.commands.arguments import config_flag, load_config, path, positive
 from charrnn_jax.messages import NOTES, PROGRESS, format_seconds, show
 
 if TYPE_CHECKING:
@@ -20,12 +20,7 @@ _LABEL = 16  # width of the first column
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --config, --steps, --trace and --json."""
-    parser.add_argument(
-        "--config",
-        type=path_text,
-        metavar="FILE_OR_PRESET[:ARG]",
-        help="experiment; --config.SECTION.FIELD=VALUE changes a field of its config",
-    )
+    config_flag(parser)
     parser.set_defaults(workdir=None)  # the session has a temporary one
     parser.add_argument(
         "--steps",

@@ -146,27 +146,18 @@ def score_units(
     for column, name in enumerate(truths):
         flat = chosen[..., column].ravel()
         best = np.argsort(-abs(flat - 0.5), kind="stable")[:num_best]
-        units = []
-        for layer, unit in zip(*np.unravel_index(best, chosen.shape[:2]), strict=True):
-            sign = 1 if chosen[layer, unit, column] >= 0.5 else -1
-            values = sign * outputs[second, layer, unit]
-            reached = shifted_aucs(values, truth[second, column])
-            p = float(np.mean(reached >= reached[0]))
-            units.append(
-                UnitScore(
-                    probe=name,
-                    layer=int(layer),
-                    unit=int(unit),
-                    sign=sign,
-                    chosen_auc=0.5 + abs(float(chosen[layer, unit, column]) - 0.5),
-                    auc=float(reached[0]),
-                    null=float(np.quantile(reached, 1 - SIGNIFICANT)),
-                    p=p,
-                    corrected_p=p,
-                    information=information(values, probes[name][second]),
-                    linear_auc=float(linear_aucs[layer, column]),
-                )
+        units = (
+            _score_unit(
+                outputs[second, layer, unit],
+                truth[second, column],
+                place=(int(layer), int(unit)),
+                first_auc=float(chosen[layer, unit, column]),
+                linear_auc=float(linear_aucs[layer, column]),
+                probe=name,
+                probe_values=probes[name][second],
             )
+            for layer, unit in zip(*np.unravel_index(best, chosen.shape[:2]), strict=True)
+        )
         found[name] = replace(
             found[name],
             units=tuple(units),
@@ -174,6 +165,35 @@ def score_units(
             character_auc=float(character[column]),
         )
     return _corrected(list(found.values()), num_shifts=len(outputs) - len(outputs) // 2)
+
+
+def _score_unit(
+    output: np.ndarray,
+    truth: np.ndarray,
+    *,
+    place: tuple[int, int],
+    first_auc: float,
+    linear_auc: float,
+    probe: str,
+    probe_values: np.ndarray,
+) -> UnitScore:
+    """Scores a unit on the second half, with the sign that its AUC on the first half has."""
+    sign = 1 if first_auc >= 0.5 else -1
+    reached = shifted_aucs(sign * output, truth)
+    p = float(np.mean(reached >= reached[0]))
+    return UnitScore(
+        probe=probe,
+        layer=place[0],
+        unit=place[1],
+        sign=sign,
+        chosen_auc=0.5 + abs(first_auc - 0.5),
+        auc=float(reached[0]),
+        null=float(np.quantile(reached, 1 - SIGNIFICANT)),
+        p=p,
+        corrected_p=p,
+        information=information(sign * output, probe_values),
+        linear_auc=linear_auc,
+    )
 
 
 def best_units(probes: list[ProbeScore], *, num: int) -> list[UnitScore]:
